@@ -1,0 +1,1 @@
+"""The command line: parse, compose, write. What is computed is computed in `leanresnet`."""

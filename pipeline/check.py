@@ -1,0 +1,83 @@
+"""Preflight: what would run, how large it is and whether it fits, without training."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.options import device_option
+
+TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
+
+
+@click.command()
+@click.option("--params", type=click.Path(path_type=Path), help="The params file.  [default: params.yaml]")
+@click.option("--preset", help="Check a preset instead.")
+@click.option("--layers", is_flag=True, help="Break every model down by layer.")
+@click.option("--estimate", is_flag=True, help="Measure a few steps and estimate the time on this device.")
+@device_option
+def check(params: Path | None, preset: str | None, layers: bool, estimate: bool, device: str) -> None:
+    """Validate the params, count every model, and say what `dvc repro` would run and why."""
+    from leanresnet.config import load_params
+    from leanresnet.models.budget import breakdown, check_budget, count_macs, count_parameters
+    from pipeline.workspace import preset_path
+
+    path = preset_path(preset) if preset else params or Path("params.yaml")
+    config = load_params(path)
+    for name, recipe in config.recipes().items():
+        count, macs = count_parameters(recipe.model), count_macs(recipe.model)
+        key = "distill.student" if name == "student" else f"train.{name}"
+        check_budget(f"{path}: {key}", recipe.model, recipe.budget)
+        share = f"{count / recipe.budget:.1%} of the budget of {recipe.budget:,}" if recipe.budget else "exempt from the budget"
+        click.echo(f"{name:9} {count:>12,} parameters  {macs / 1e6:>8,.1f} million MACs  {share}")
+        if layers:
+            for layer in breakdown(recipe.model):
+                click.echo(f"    {layer.name:24} {layer.parameters:>10,} {layer.macs / 1e6:>10,.2f}")
+    if not preset and Path("dvc.yaml").exists():
+        _echo_stale()
+    if estimate:
+        _echo_estimate(config, device)
+    click.echo(f"{path}: valid")
+
+
+def _echo_stale() -> None:
+    """The stages that DVC finds changed, each with DVC's reason."""
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        click.echo(f"stages: dvc cannot tell ({reason.removeprefix('ERROR: ')})")
+        return
+    stale = json.loads(done.stdout)
+    click.echo("stages to run: " + (", ".join(stale) if stale else "none, all are up to date"))
+    for stage, reasons in stale.items():
+        for reason in reasons:
+            for kind, entries in reason.items() if isinstance(reason, dict) else [(reason, {})]:
+                click.echo(f"    {stage}: {kind}{': ' + _compact(entries) if entries else ''}")
+
+
+def _compact(entries: object) -> str:
+    """`{"params.yaml": {"distill.alpha": "modified"}}` as `params.yaml distill.alpha modified`."""
+    if isinstance(entries, dict):
+        parts = [f"{key} {_compact(value)}" for key, value in entries.items()]
+        return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
+    return str(entries)
+
+
+def _echo_estimate(config: "Params", device: str) -> None:  # type: ignore[name-defined]  # noqa: F821
+    from leanresnet.device import choose_device, describe
+    from leanresnet.estimate import seconds_per_epoch, seconds_per_inference
+
+    chosen = choose_device(device)
+    images = TRAINING_IMAGES[config.download.dataset] - config.split.validation
+    total = 0.0
+    for name, recipe in config.recipes().items():
+        epoch = seconds_per_epoch(recipe, images, chosen)
+        if name == "student":
+            epoch += seconds_per_inference(getattr(config.train, config.distill.teacher), images, chosen)
+        total += epoch * recipe.epochs
+        click.echo(f"{name:9} {epoch:>8,.1f} s an epoch, {epoch * recipe.epochs / 60:>8,.1f} min for {recipe.epochs} epochs")
+    click.echo(f"training  {total / 60:,.1f} min on {describe(chosen)}, within a factor of about 1.5")

@@ -1,0 +1,38 @@
+"""The `leanresnet` program: the group of commands, and errors as one line with an exit code."""
+
+import sys
+
+import click
+
+from leanresnet.errors import LeanResNetError
+from pipeline.check import check
+from pipeline.compare import compare
+from pipeline.distill import distill
+from pipeline.download import download
+from pipeline.evaluate import evaluate
+from pipeline.init import init
+from pipeline.split import split
+from pipeline.train import train
+from pipeline.ui import ui
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="leanresnet")
+def cli() -> None:
+    """The most accurate ResNet within a parameter budget.
+
+    `dvc repro` runs the stages in order; each is also a command of its own.
+    """
+
+
+for command in (check, init, download, split, train, distill, evaluate, compare, ui):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the program; a user's mistake is one line on stderr and the error's exit code."""
+    try:
+        cli(prog_name="leanresnet")
+    except LeanResNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

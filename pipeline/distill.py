@@ -1,0 +1,43 @@
+"""Stage distill: the student, taught by a trained model."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import device_option, params_option, path_option
+
+
+@click.command()
+@params_option
+@path_option("--teacher", "Folder of the teacher's model.")
+@path_option("--train", "Training split.")
+@path_option("--validation", "Validation split.")
+@path_option("--model", "Folder for the model.")
+@path_option("--results", "Folder for the history and the summary.")
+@device_option
+def distill(
+    params: Path, teacher: Path, train: Path, validation: Path, model: Path, results: Path, device: str
+) -> None:
+    """Train the student on its labels and on its teacher's answers."""
+    from leanresnet.checkpoint import load_model
+    from leanresnet.config import load_params
+    from leanresnet.device import choose_device
+    from leanresnet.evaluation import MEASURES, Agreement
+    from leanresnet.experiment import Lesson, Outputs, run_experiment
+    from leanresnet.losses import DistillationLoss
+
+    settings = load_params(params).distill
+    chosen = choose_device(device)
+    master = load_model(teacher, chosen)
+    lesson = Lesson(
+        stage="distill",
+        criterion=DistillationLoss(master.net, settings.alpha, settings.temperature, settings.student.label_smoothing),
+        measures=MEASURES | {"teacher_agreement": Agreement(master.net)},
+        params={
+            "distill.teacher": settings.teacher,
+            "distill.alpha": settings.alpha,
+            "distill.temperature": settings.temperature,
+        },
+        teacher_sha256=master.sha256,
+    )
+    run_experiment("student", settings.student, lesson, (train, validation), Outputs(model, results), chosen)

@@ -1,0 +1,29 @@
+"""Stage download: the data set, verified."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import params_option, path_option
+
+
+@click.command()
+@params_option
+@path_option("--out", "Folder for the data set.")
+@click.option(
+    "--archive",
+    envvar="LEANRESNET_CIFAR10",
+    type=click.Path(path_type=Path),
+    help="A local CIFAR-10 archive, or a folder of its batches, instead of the network.",
+)
+@click.option(
+    "--sha256",
+    envvar="LEANRESNET_CIFAR10_SHA256",
+    help="The local copy's own SHA-256, where it is not the official archive.",
+)
+def download(params: Path, out: Path, archive: Path | None, sha256: str | None) -> None:
+    """Fetch the data set and verify it."""
+    from leanresnet.config import load_params
+    from leanresnet.data.sources import fetch_source
+
+    fetch_source(load_params(params).download, out, archive, sha256)

@@ -1,0 +1,39 @@
+"""A workspace of its own: params.yaml, dvc.yaml and .dvc in any folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--preset", default="default", show_default=True, help="Params to start with: a file of presets/.")
+def init(folder: Path, preset: str) -> None:
+    """Make FOLDER a workspace in which `dvc repro` runs."""
+    from leanresnet.errors import ConfigError, StorageError
+    from leanresnet.files import save_text
+    from pipeline.workspace import CHECKOUT, preset_path
+
+    params = preset_path(preset).read_text(encoding="utf-8")
+    for name in ("params.yaml", "dvc.yaml", ".dvc"):
+        if (folder / name).exists():
+            raise ConfigError(f"{folder / name}: exists already, accepted: a folder without it")
+    stages = (CHECKOUT / "dvc.yaml").read_text(encoding="utf-8")
+    # The stages depend on the code, which stays where it is.
+    for part in ("src/leanresnet", "pipeline"):
+        stages = stages.replace(f": {part}\n", f": {CHECKOUT / part}\n", 1)
+    save_text(params, folder / "params.yaml")
+    save_text(stages, folder / "dvc.yaml")
+    save_text((CHECKOUT / ".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise StorageError(f"{folder}: dvc init failed ({done.stderr.strip().splitlines()[-1]})")
+    save_text((CHECKOUT / ".dvc" / "config").read_text(encoding="utf-8"), folder / ".dvc" / "config")
+    with (folder / ".dvc" / "config").open("a") as config:
+        config.write("    no_scm = true\n")
+    click.echo(f"{folder}: ready; run `dvc repro` there")

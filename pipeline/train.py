@@ -1,0 +1,27 @@
+"""Stage train: the baseline or the teacher."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import device_option, params_option, path_option
+
+
+@click.command()
+@click.argument("name", type=click.Choice(["baseline", "teacher"]))
+@params_option
+@path_option("--train", "Training split.")
+@path_option("--validation", "Validation split.")
+@path_option("--model", "Folder for the model.")
+@path_option("--results", "Folder for the history and the summary.")
+@device_option
+def train(name: str, params: Path, train: Path, validation: Path, model: Path, results: Path, device: str) -> None:
+    """Train a model on its labels alone."""
+    from leanresnet.config import load_params
+    from leanresnet.device import choose_device
+    from leanresnet.experiment import Lesson, Outputs, run_experiment
+    from leanresnet.losses import CrossEntropy
+
+    recipe = getattr(load_params(params).train, name)
+    lesson = Lesson(stage=f"train@{name}", criterion=CrossEntropy(recipe.label_smoothing))
+    run_experiment(name, recipe, lesson, (train, validation), Outputs(model, results), choose_device(device))

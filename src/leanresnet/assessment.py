@@ -1,0 +1,78 @@
+"""A trained model's report: measured in float32, written to results/, added to the run that trained it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanresnet import pictures, tracking
+from leanresnet.checkpoint import Checkpoint, load_model
+from leanresnet.config import Evaluate
+from leanresnet.data.batches import EvalBatches
+from leanresnet.data.splits import Split, load_split
+from leanresnet.device import describe
+from leanresnet.evaluation import MEASURES, Agreement, Metrics, Predictions, evaluate, measure_speed, predict
+from leanresnet.experiment import Outputs, recorded_run
+from leanresnet.files import load_json, save_csv, save_figure, save_json
+
+
+def assess(
+    settings: Evaluate, outputs: Outputs, teacher: Path, validation: Path, test: Path, device: torch.device
+) -> None:
+    """Write test.json, speed.json, confusion.csv and two pictures to the model's results.
+
+    Timings depend on the machine, so they stand in a file of their own: test.json is the
+    same bytes wherever the same weights are measured by the same build.
+    """
+    model, master = load_model(outputs.model, device), load_model(teacher, device)
+    held_out, split = load_split(validation), load_split(test)
+    batches = EvalBatches(split, settings.batch_size, device)
+    predictions = predict(model.net, batches)
+    report = {
+        "parameters": model.parameters,
+        "macs": model.macs,
+        "size_bytes": model.size_bytes,
+        "val": _compare(model, master, EvalBatches(held_out, settings.batch_size, device)),
+        "test": {
+            **_compare(model, master, batches),
+            "calibration_error": predictions.calibration_error(settings.calibration_bins),
+            "accuracy_by_class": _by_class(predictions, split),
+        },
+    }
+    images = split.images[: settings.batch_size].to(device).contiguous(memory_format=torch.channels_last)
+    speed = measure_speed(model.net, images, settings.timing_repeats)
+    results = outputs.results
+    save_json(report, results / "test.json")
+    save_json(speed, results / "speed.json")
+    rows = [[split.classes[t], split.classes[p]] for t, p in zip(split.labels, predictions.chosen, strict=True)]
+    save_csv(["true", "predicted"], rows, results / "confusion.csv")
+    save_figure(pictures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
+    save_figure(pictures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
+    with tracking.resume_run(recorded_run(outputs)) as run:
+        run.log_metrics(_flat(report) | {f"speed/{name}": value for name, value in speed.items()}, load_json(outputs.summary)["best_epoch"])
+        run.set_tags({"evaluate.device": describe(device)})
+        for name in ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png"):
+            run.log_artifact(results / name, "results")
+
+
+def _compare(model: Checkpoint, teacher: Checkpoint, batches: EvalBatches) -> Metrics:
+    measured = evaluate(model.net, batches, MEASURES | {"teacher_agreement": Agreement(teacher.net)})
+    reference = evaluate(teacher.net, batches)
+    return {**measured, "teacher_gap": reference["accuracy"] - measured["accuracy"]}
+
+
+def _by_class(predictions: Predictions, split: Split) -> Metrics:
+    counts = predictions.confusion()
+    shares = counts.diagonal().double() / counts.sum(1).clamp(min=1)
+    return dict(zip(split.classes, shares.tolist(), strict=True))
+
+
+def _flat(report: dict[str, Any], prefix: str = "") -> Metrics:
+    """MLflow's names: test/accuracy, test/accuracy_by_class/cat, model/size_bytes."""
+    flat: Metrics = {}
+    for key, value in report.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix or 'model/'}{key}"] = value
+    return flat

@@ -1,0 +1,297 @@
+"""The sections of params.yaml as typed, frozen classes: one section is one stage.
+
+No value has a default here, so params.yaml is the whole truth about a run. Nothing is
+coerced: PyYAML reads `1e-3` as text where DVC records 0.001, and text is refused.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, model_validator
+
+from leanresnet.errors import ConfigError, StorageError
+
+IMAGE_SIZE = 32
+CLASSES = 10
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Odd = Annotated[int, Field(gt=0, le=15)]
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Https = Annotated[str, StringConstraints(pattern=r"^https://[^\s/]+/\S+$")]
+Unit = Annotated[float, Field(gt=0, le=1)]
+# YAML has lists where a frozen section has tuples: only the container may convert, never an item.
+Loose = Strict(False)
+PerLayer = Annotated[tuple[Positive, ...], Loose]
+Channels3 = Annotated[tuple[Unit, Unit, Unit], Loose]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Download(Section):
+    dataset: Literal["cifar10", "digits"]
+    size: Positive
+    md5: Hex32
+    sha256: Hex64
+    mirrors: Annotated[tuple[Https, ...], Field(min_length=1), Loose]
+
+
+class Split(Section):
+    validation: Positive
+    seed: Seed
+
+
+class Model(Section):
+    """The paper's family (see models/resnet.py): N, B_i, C_i, F_i, K_i and P, checked without building anything."""
+
+    layers: Annotated[int, Field(ge=1, le=6)]
+    blocks: PerLayer
+    channels: PerLayer
+    kernels: Annotated[tuple[Odd, ...], Loose]
+    skip_kernels: Annotated[tuple[Odd, ...], Loose]
+    pool: Positive
+
+    @property
+    def last_map(self) -> int:
+        """Side, in pixels, of the last feature map: 32 halved by every layer but the first."""
+        return IMAGE_SIZE // 2 ** (self.layers - 1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Model":
+        for key in ("blocks", "channels", "kernels", "skip_kernels"):
+            values = getattr(self, key)
+            if len(values) != self.layers:
+                raise ValueError(f"{key} = {list(values)} has {len(values)} entries, accepted: layers = {self.layers} entries")
+        for key in ("kernels", "skip_kernels"):
+            even = [size for size in getattr(self, key) if size % 2 == 0]
+            if even:
+                raise ValueError(
+                    f"{key} = {list(getattr(self, key))}: {even[0]} is even and cannot keep the feature map's size, accepted: odd sizes"
+                )
+        if self.last_map % self.pool:
+            divisors = [p for p in range(1, self.last_map + 1) if self.last_map % p == 0]
+            raise ValueError(
+                f"pool = {self.pool} does not divide the last feature map of {self.last_map}x{self.last_map}, accepted: {divisors}"
+            )
+        return self
+
+
+class Optimizer(Section):
+    name: Literal["sgd", "adagrad", "adadelta", "adam", "radam", "adamw", "muon"]
+    lr: Rate
+    weight_decay: Decay
+    decay_norm_and_bias: bool
+    momentum: Fraction
+    nesterov: bool
+    betas: Annotated[tuple[Fraction, Fraction], Loose]
+    rho: Fraction
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "Optimizer":
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = True with momentum = 0, accepted: momentum > 0 or nesterov: false")
+        return self
+
+
+class Schedule(Section):
+    name: Literal["constant", "step", "multistep", "plateau", "cosine_restarts", "onecycle"]
+    warmup_epochs: Decay
+    final_ratio: Share
+    factor: Annotated[float, Field(gt=0, lt=1)]
+    step_epochs: Positive
+    milestones: Annotated[tuple[Positive, ...], Loose]
+    patience: Count
+    restart_epochs: Positive
+    restart_mult: Positive
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "Schedule":
+        if self.name == "onecycle" and self.final_ratio == 0:
+            raise ValueError("final_ratio = 0 with name = onecycle, accepted: > 0, e.g. 0.001")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones = {list(self.milestones)}, accepted: epochs in increasing order")
+        return self
+
+
+class Augmentation(Section):
+    flip: Share
+    crop_padding: Annotated[int, Field(ge=0, le=IMAGE_SIZE // 2)]
+    crop_mode: Literal["constant", "reflect"]
+
+
+class Normalization(Section):
+    """Channel means and deviations of images in [0, 1]; both null: measured on the training split."""
+
+    mean: Channels3 | None
+    std: Channels3 | None
+
+    @model_validator(mode="after")
+    def _together(self) -> "Normalization":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together, accepted: three numbers each, or null for both")
+        return self
+
+
+class Recipe(Section):
+    """One model and all that its training depends on."""
+
+    model: Model
+    budget: Positive | None
+    seed: Seed
+    epochs: Positive
+    batch_size: Annotated[int, Field(ge=2)]
+    precision: Literal["auto", "fp32", "bf16"]
+    label_smoothing: Fraction
+    clip_norm: Rate | None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    bn_momentum: Unit
+    optimizer: Optimizer
+    schedule: Schedule
+    augmentation: Augmentation
+    normalization: Normalization
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "Recipe":
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs = {self.schedule.warmup_epochs:g}, accepted: less than epochs = {self.epochs}"
+            )
+        return self
+
+
+class Train(Section):
+    baseline: Recipe
+    teacher: Recipe
+
+
+class Distill(Section):
+    teacher: Literal["baseline", "teacher"]
+    alpha: Share
+    temperature: Rate
+    student: Recipe
+
+
+class Evaluate(Section):
+    batch_size: Positive
+    calibration_bins: Annotated[int, Field(ge=2)]
+    mistakes: Annotated[int, Field(ge=1, le=100)]
+    timing_repeats: Annotated[int, Field(ge=3)]
+
+
+class Params(Section):
+    download: Download
+    split: Split
+    train: Train
+    distill: Distill
+    evaluate: Evaluate
+
+    def recipes(self) -> dict[str, Recipe]:
+        """Recipes by model name, in the order of training."""
+        return {"baseline": self.train.baseline, "teacher": self.train.teacher, "student": self.distill.student}
+
+
+def load_params(path: Path) -> Params:
+    """Read and validate a params file.
+
+    Raises:
+        ConfigError: naming the file, the key, the value and what is accepted, in one line.
+        StorageError: the file cannot be read.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), accepted: YAML") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "syntax"
+        raise ConfigError(f"{path}:{where} not valid YAML ({problem})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: {_short(raw)} at the top level, accepted: a mapping with the sections {_listed(Params.model_fields)}"
+        )
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+
+
+def flatten(section: Section, prefix: str = "") -> dict[str, str | int | float | bool]:
+    """A section as dotted keys to scalars; lists become text such as "3,3,2,3", null becomes "none"."""
+    flat: dict[str, str | int | float | bool] = {}
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, tuple):
+            flat[prefix + key] = ",".join(map(str, value))
+        else:
+            flat[prefix + key] = "none" if value is None else value
+    return flat
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake as `key = value: what is accepted`."""
+    # An unknown key is usually the cause of the missing one beside it, so it is named first.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in first["loc"])
+    value, message = first["input"], first["msg"]
+    fields = _fields_at(first["loc"][:-1])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{key} = {_short(value)}: unknown key{hint}, accepted: {_listed(fields)}"
+    if first["type"] == "missing":
+        return f"{key}: missing, accepted: a value (presets/ has complete files)"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}"
+    message = message.removeprefix("Input should be ")
+    if first["type"] == "literal_error" and isinstance(value, str):
+        options = message.replace("'", "").replace(" or ", ", ").split(", ")
+        near = difflib.get_close_matches(value, options, n=1)
+        message += f" (did you mean {near[0]}?)" if near else ""
+    if isinstance(value, str) and first["type"] in ("float_type", "int_type") and _is_number(value):
+        message += f" (YAML reads {value} as text: write {float(value):g})"
+    return f"{key} = {_short(value)}: accepted: {message}"
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at `loc`."""
+    section: type[BaseModel] = Params
+    for part in loc:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not found:
+            return []
+        section = found[0]
+    return list(section.model_fields)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names)
+
+
+def _short(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

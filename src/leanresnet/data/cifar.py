@@ -1,0 +1,152 @@
+"""CIFAR-10's python archive, read without running anything that is in it.
+
+The batches are Python 2 pickles, and unpickling can call any function. Here three names
+may be looked up, and each stands for an inert record of bytes; numpy itself is not called
+until the record's type and shape have been checked.
+
+Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
+"""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.datasets import CIFAR10
+
+from leanresnet.data.splits import Split
+from leanresnet.errors import DataError
+
+FOLDER = CIFAR10.base_folder
+TRAIN_MEMBERS = tuple(name for name, _ in CIFAR10.train_list)
+TEST_MEMBERS = tuple(name for name, _ in CIFAR10.test_list)
+META_MEMBER = CIFAR10.meta["filename"]
+MEMBER_MD5 = {name: md5 for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, (META_MEMBER, CIFAR10.meta["md5"]))}
+PIXELS = 3 * 32 * 32
+
+
+class _Array:
+    """What numpy's `_reconstruct` is replaced by: it keeps the pickled state and does nothing."""
+
+    state: tuple[Any, ...] = ()
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+
+class _Dtype:
+    def __init__(self, *arguments: Any) -> None:
+        self.code = arguments[0] if arguments else None
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _BatchReader(pickle.Unpickler):
+    _inert = {
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._inert[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}") from None
+
+
+def read_archive(path: Path) -> tuple[Split, Split]:
+    """The training and the test split of a CIFAR-10 archive (tar, compressed or not).
+
+    Raises:
+        DataError: a missing or damaged file, a member outside its folder, a link or a device,
+            a pickle that calls code, or pixels and labels that do not fit together.
+    """
+    members = _read_members(path)
+    meta = _unpickle(members[META_MEMBER], f"{path}: {META_MEMBER}")
+    try:
+        classes = tuple(name.decode("ascii") for name in meta[b"label_names"])
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {META_MEMBER} has no list of class names, accepted: CIFAR-10's python archive") from error
+    train = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TRAIN_MEMBERS]
+    test = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TEST_MEMBERS]
+    return _join(train, classes), _join(test, classes)
+
+
+def pack_folder(folder: Path) -> bytes:
+    """The batches of an unpacked archive as a tar whose bytes depend on their content alone.
+
+    Raises:
+        DataError: a batch is missing.
+    """
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in sorted(MEMBER_MD5):
+            try:
+                content = (folder / name).read_bytes()
+            except OSError as error:
+                raise DataError(f"{folder / name}: cannot be read ({error.strerror}), accepted: CIFAR-10's batches") from error
+            info = tarfile.TarInfo(f"{FOLDER}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def _read_members(path: Path) -> dict[str, bytes]:
+    wanted = set(MEMBER_MD5)
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, mode="r:*") as tar:
+            for member in tar:
+                place = PurePosixPath(member.name)
+                if place.is_absolute() or ".." in place.parts or place.parts[:1] != (FOLDER,):
+                    raise DataError(f"{path}: member {member.name!r} lies outside {FOLDER}/, accepted: CIFAR-10's python archive")
+                if not (member.isfile() or member.isdir()):
+                    raise DataError(f"{path}: member {member.name!r} is a link or a device, accepted: files alone")
+                if place.name in wanted and len(place.parts) == 2 and member.isfile():
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    found[place.name] = content.read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise DataError(f"{path}: not a readable archive ({error}), accepted: CIFAR-10's python archive") from error
+    if missing := sorted(wanted - set(found)):
+        raise DataError(f"{path}: lacks {FOLDER}/{missing[0]}, accepted: CIFAR-10's python archive with its seven batches")
+    return found
+
+
+def _unpickle(content: bytes, where: str) -> dict[Any, Any]:
+    try:
+        value = _BatchReader(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle can raise nearly anything; all of it means the same here
+        raise DataError(f"{where} is refused: {error or type(error).__name__}, accepted: a pickle of numbers and text") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where} holds {type(value).__name__}, accepted: a dictionary")
+    return value
+
+
+def _batch(content: bytes, where: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one pickled batch."""
+    batch = _unpickle(content, where)
+    data, labels = batch.get(b"data"), batch.get(b"labels")
+    match data:
+        case _Array(state=(_, (int(rows), int(columns)), _Dtype(code=b"u1"), False, bytes(raw))):
+            pass
+        case _:
+            raise DataError(f"{where} has no array of pixels, accepted: uint8 rows of {PIXELS}")
+    if columns != PIXELS or rows < 1 or len(raw) != rows * columns:
+        raise DataError(f"{where} has {rows} x {columns} pixels in {len(raw)} bytes, accepted: uint8 rows of {PIXELS}")
+    if not isinstance(labels, list) or len(labels) != rows or not all(type(n) is int and 0 <= n < classes for n in labels):
+        raise DataError(f"{where} has labels that do not fit its {rows} images, accepted: one of 0 to {classes - 1} each")
+    return np.frombuffer(raw, np.uint8).reshape(rows, 3, 32, 32), np.array(labels, np.int64)
+
+
+def _join(batches: list[tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...]) -> Split:
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), classes, "cifar10")

@@ -1,0 +1,115 @@
+"""Fetching and verifying CIFAR-10's archive: mirrors in turn, resumed, renamed only when verified."""
+
+import http.client
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from leanresnet.config import Download
+from leanresnet.errors import DataError, StorageError
+from leanresnet.files import atomic_write, file_hashes
+
+TIMEOUT_SECONDS = 30
+CHUNK = 1 << 16
+
+
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise urllib.error.URLError(f"redirected to {newurl.split(':')[0]}:, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def fetch(urls: Sequence[str], expected: Download, part: Path) -> Path:
+    """Download into `part` from the first of `urls` that serves the expected bytes; resume what is there.
+
+    Raises:
+        DataError: no mirror served them, with each one's reason.
+        StorageError: `part` cannot be written.
+    """
+    failures = []
+    for url in urls:
+        for attempt in ("first", "second"):
+            resumed = part.exists() and part.stat().st_size > 0
+            try:
+                _fetch_one(url, part, expected.size)
+                check(part, expected.size, expected.md5, expected.sha256)
+                return part
+            except DataError as error:
+                part.unlink(missing_ok=True)
+                failures.append(str(error))
+                # A damaged beginning, left by another mirror, must not condemn this one.
+                if not (resumed and attempt == "first"):
+                    break
+            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+                failures.append(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}")
+                break
+            except OSError as error:
+                raise StorageError(f"{part}: cannot be written ({error.strerror})") from error
+    raise DataError(
+        f"no mirror of download.mirrors served the archive ({'; '.join(failures)}), accepted: a network,"
+        " or a local copy through --archive or LEANRESNET_CIFAR10"
+    )
+
+
+def check(path: Path, size: int, md5: str, sha256: str) -> None:
+    """Raises DataError, with what was found, unless the file is the expected one."""
+    found_size = path.stat().st_size
+    found_md5, found_sha256 = file_hashes(path)
+    if (found_size, found_md5, found_sha256) != (size, md5, sha256):
+        raise DataError(
+            f"{path}: {found_size} bytes, SHA-256 {found_sha256}, accepted: {size} bytes, SHA-256 {sha256}"
+            f" ({'md5 agrees' if found_md5 == md5 else f'md5 {found_md5} is not {md5}'})"
+        )
+
+
+def check_stated(path: Path, stated: str) -> None:
+    """Raises DataError unless the file has the SHA-256 that its owner stated."""
+    found = file_hashes(path)[1]
+    if found != stated.lower():
+        raise DataError(f"{path}: SHA-256 {found}, accepted: {stated} as stated by --sha256 or LEANRESNET_CIFAR10_SHA256")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Raises StorageError when the source cannot be read or the target not written."""
+    try:
+        with source.open("rb") as file, atomic_write(target) as out:
+            shutil.copyfileobj(file, out, 1 << 20)
+    except OSError as error:
+        raise StorageError(f"{source}: cannot be read ({error.strerror})") from error
+
+
+def _fetch_one(url: str, part: Path, size: int) -> None:
+    start = part.stat().st_size if part.exists() else 0
+    if start > size:
+        part.unlink()
+        start = 0
+    if start == size:
+        return
+    request = urllib.request.Request(url, headers={"User-Agent": "leanresnet", **({"Range": f"bytes={start}-"} if start else {})})
+    opener = urllib.request.build_opener(_HttpsOnly)
+    with opener.open(request, timeout=TIMEOUT_SECONDS) as response:
+        whole = response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if whole:
+            start = 0
+        length = response.headers.get("Content-Length")
+        if length is not None and length.isdigit() and start + int(length) != size:
+            raise urllib.error.URLError(f"offers {start + int(length)} bytes instead of {size}")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            part.open("wb" if whole else "ab") as file,
+            tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=url.split("/")[2], disable=None) as bar,
+        ):
+            while start < size and (chunk := response.read(min(CHUNK, size - start))):
+                file.write(chunk)
+                start += len(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    if start < size:
+        raise ConnectionError(f"ended after {start} of {size} bytes")

@@ -1,0 +1,88 @@
+"""A data set as the download stage leaves it and the split stage finds it: a folder with source.json."""
+
+from pathlib import Path
+
+from leanresnet.config import Download
+from leanresnet.data import cifar, digits, download
+from leanresnet.data.splits import Split
+from leanresnet.errors import DataError
+from leanresnet.files import atomic_write, file_hashes, load_json, save_json, workspace
+
+DESCRIPTION = "source.json"
+
+
+def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sha256: str | None) -> None:
+    """Bring the data set to `folder`, verified.
+
+    Args:
+        local: an archive or a directory of batches to use instead of the network.
+        stated_sha256: the local copy's own checksum; without it the official one is expected.
+
+    Raises:
+        DataError: nothing could be had, or it is not what was expected.
+    """
+    if settings.dataset == "digits":
+        save_json({"dataset": "digits"}, folder / DESCRIPTION)
+        return
+    archive = folder / "cifar-10-python.tar"
+    if local is None:
+        # A download is kept beside the workspace's database: a second run of the stage needs no network.
+        kept = workspace() / ".work" / "downloads" / settings.sha256
+        if not kept.exists():
+            part = kept.with_suffix(".part")
+            download.fetch(settings.mirrors, settings, part).rename(kept)
+        download.check(kept, settings.size, settings.md5, settings.sha256)
+        download.copy(kept, archive)
+    elif local.is_dir():
+        _take_folder(local, archive, stated_sha256)
+    else:
+        _take_archive(local, archive, settings, stated_sha256)
+    md5, sha256 = file_hashes(archive)
+    save_json(
+        {"dataset": "cifar10", "archive": archive.name, "size": archive.stat().st_size, "md5": md5, "sha256": sha256},
+        folder / DESCRIPTION,
+    )
+
+
+def read_source(folder: Path) -> tuple[Split, Split]:
+    """The training and the test images that `fetch_source` brought.
+
+    Raises:
+        DataError: they are not CIFAR-10's, or damaged.
+    """
+    about = load_json(folder / DESCRIPTION)
+    match about:
+        case {"dataset": "digits"}:
+            return digits.read_digits()
+        case {"dataset": "cifar10", "archive": str(name)}:
+            return cifar.read_archive(folder / name)
+    raise DataError(f"{folder / DESCRIPTION}: not a source, accepted: a file that `leanresnet download` wrote")
+
+
+def _take_archive(local: Path, archive: Path, settings: Download, stated: str | None) -> None:
+    if not local.is_file():
+        raise DataError(f"{local}: no such file or directory, accepted: CIFAR-10's archive or its unpacked batches")
+    if stated is None:
+        download.check(local, settings.size, settings.md5, settings.sha256)
+    else:
+        download.check_stated(local, stated)
+    download.copy(local, archive)
+
+
+def _take_folder(local: Path, archive: Path, stated: str | None) -> None:
+    inner = local / cifar.FOLDER
+    folder = inner if inner.is_dir() else local
+    packed = cifar.pack_folder(folder)
+    if stated is None:
+        for name, md5 in cifar.MEMBER_MD5.items():
+            found = file_hashes(folder / name)[0]
+            if found != md5:
+                raise DataError(f"{folder / name}: md5 {found}, accepted: {md5}, or a checksum stated by --sha256")
+    with atomic_write(archive) as file:
+        file.write(packed)
+    if stated is not None:
+        try:
+            download.check_stated(archive, stated)
+        except DataError:
+            archive.unlink()
+            raise

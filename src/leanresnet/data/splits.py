@@ -1,0 +1,93 @@
+"""Splits: images and labels in one safetensors file each, and how they are drawn."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from leanresnet.errors import ConfigError, DataError
+from leanresnet.files import save_safetensors
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split.
+
+    Shapes: images (N, 3, 32, 32) uint8, RGB; labels (N,) int64, an index into `classes`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    dataset: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        chosen = torch.from_numpy(indices)
+        return Split(self.images[chosen], self.labels[chosen], self.classes, self.dataset)
+
+    def counts(self) -> dict[str, int]:
+        """Images by class name."""
+        found = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        return dict(zip(self.classes, found, strict=True))
+
+    def digest(self) -> str:
+        """SHA-256 of pixels and labels, whatever file they come from."""
+        content = hashlib.sha256(self.images.contiguous().numpy().tobytes())
+        content.update(self.labels.numpy().tobytes())
+        return content.hexdigest()
+
+
+def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """Take `count` images apart, each class in proportion; the rest keeps its order.
+
+    Returns:
+        (rest, held out)
+
+    Raises:
+        ConfigError: the split is too small to leave every class on both sides.
+    """
+    smallest, largest = len(split.classes), len(split) - len(split.classes)
+    if not smallest <= count <= largest:
+        raise ConfigError(f"split.validation = {count}: accepted: {smallest} to {largest} of the {len(split):,} training images")
+    rest, held = train_test_split(np.arange(len(split)), test_size=count, random_state=seed, stratify=split.labels.numpy())
+    return split.take(np.sort(rest)), split.take(np.sort(held))
+
+
+def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, for images in [0, 1].
+
+    Exact: summed as integers, so the order of the images and the number of threads cannot show.
+    """
+    pixels = split.images.transpose(0, 1).flatten(1).long()
+    mean = pixels.sum(1).double() / pixels.shape[1]
+    variance = (pixels**2).sum(1).double() / pixels.shape[1] - mean**2
+    return tuple((mean / 255).tolist()), tuple((variance.sqrt() / 255).tolist())
+
+
+def save_split(split: Split, path: Path) -> None:
+    tensors = {"images": split.images.contiguous(), "labels": split.labels}
+    save_safetensors(tensors, path, {"dataset": split.dataset, "classes": ",".join(split.classes)})
+
+
+def load_split(path: Path) -> Split:
+    """Read what `save_split` wrote.
+
+    Raises:
+        DataError: the file is missing, damaged or not a split.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            return Split(
+                file.get_tensor("images"), file.get_tensor("labels"), tuple(meta["classes"].split(",")), meta["dataset"]
+            )
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(f"{path}: not a split ({error}), accepted: a file that `leanresnet split` wrote") from error

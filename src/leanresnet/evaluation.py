@@ -1,0 +1,114 @@
+"""What a network gets right, wrong, and how fast: inference only, nothing is trained here."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Metrics = dict[str, float]
+# (images, logits, labels) -> one number an image, shape (B,)
+Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def loss_each(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def correct_each(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) == labels).float()
+
+
+class Agreement:
+    """1 where the network and another one choose the same class."""
+
+    def __init__(self, other: nn.Module) -> None:
+        self.other = other.eval()
+
+    def __call__(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.argmax(1) == self.other(images).argmax(1)).float()
+
+
+MEASURES: dict[str, Measure] = {"loss": loss_each, "accuracy": correct_each}
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], measures: dict[str, Measure] = MEASURES) -> Metrics:
+    """The mean of each measure over all images, in evaluation mode; the caller's mode is restored."""
+    training = net.training
+    net.eval()
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for images, labels in batches:
+        logits = net(images)
+        count += len(labels)
+        for name, measure in measures.items():
+            each = measure(images, logits, labels).sum(dtype=torch.float64)
+            sums[name] = sums.get(name, torch.zeros_like(each)) + each
+    net.train(training)
+    return {name: float(total) / count for name, total in sums.items()}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Shapes: probabilities (N, classes) float32; labels (N,) int64. On the CPU."""
+
+    probabilities: Tensor
+    labels: Tensor
+
+    @property
+    def chosen(self) -> Tensor:
+        return self.probabilities.argmax(1)
+
+    def confusion(self) -> Tensor:
+        """(classes, classes) counts, a row a true class, a column a predicted one."""
+        classes = self.probabilities.shape[1]
+        return torch.bincount(self.labels * classes + self.chosen, minlength=classes**2).view(classes, classes)
+
+    def calibration_error(self, bins: int) -> float:
+        """Expected calibration error over equal bins of confidence (Guo et al., arXiv:1706.04599)."""
+        confidence, chosen = self.probabilities.max(1)
+        bin_of = (confidence * bins).long().clamp(max=bins - 1)
+        right = (chosen == self.labels).double()
+        gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_of, confidence.double() - right)
+        return float(gaps.abs().sum()) / len(self.labels)
+
+    def mistakes(self, count: int) -> Tensor:
+        """Indices of the wrong answers given with most confidence, at most `count`."""
+        confidence, chosen = self.probabilities.max(1)
+        wrong = (chosen != self.labels).nonzero().flatten()
+        return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
+
+
+@torch.no_grad()
+def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+    net.eval()
+    parts = [(net(images).float().softmax(1).cpu(), labels.cpu()) for images, labels in batches]
+    probabilities, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Predictions(probabilities, labels)
+
+
+@torch.no_grad()
+def measure_speed(net: nn.Module, images: Tensor, repeats: int) -> Metrics:
+    """Median of `repeats` forward passes, after two that do not count.
+
+    Returns:
+        latency_ms: milliseconds for one image; throughput: images a second for the whole batch.
+    """
+    net.eval()
+    return {
+        "latency_ms": 1000 * _median_seconds(net, images[:1], repeats),
+        "throughput": len(images) / _median_seconds(net, images, repeats),
+    }
+
+
+def _median_seconds(net: nn.Module, images: Tensor, repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        net(images).sum().item()  # .item() waits for the device
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:])

@@ -1,0 +1,106 @@
+"""Files that are either whole or absent: written beside their place, flushed, then renamed."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from leanresnet.errors import StorageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears at `path` only when the block ends well.
+
+    Raises:
+        StorageError: with the path and the system's reason.
+    """
+    partial: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            partial = Path(file.name)
+            yield file  # type: ignore[misc]
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def workspace() -> Path:
+    """Where databases, locks and downloads live: DVC's root, also from a temporary copy that DVC made of it."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def save_text(text: str, path: Path) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def save_json(content: Any, path: Path) -> None:
+    save_text(json.dumps(content, indent=2) + "\n", path)
+
+
+def load_json(path: Path) -> Any:
+    """Raises StorageError when the file cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise StorageError(f"{path}: not valid JSON ({error})") from error
+
+
+def save_csv(header: Sequence[str], rows: Sequence[Sequence[object]], path: Path) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    save_text(text.getvalue(), path)
+
+
+def save_safetensors(tensors: "Mapping[str, Tensor]", path: Path, metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save
+
+    with atomic_write(path) as file:
+        file.write(save(dict(tensors), metadata))
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """A PNG with no date or version in it, so that the same figure is the same bytes."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+
+
+def file_hashes(path: Path) -> tuple[str, str]:
+    """(md5, SHA-256) of a file, in one pass. The md5 is the one that DVC writes to dvc.lock.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                md5.update(chunk)
+                sha256.update(chunk)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    return md5.hexdigest(), sha256.hexdigest()

@@ -1,0 +1,88 @@
+"""Parameters and multiply-accumulates of a configuration, counted symbolically.
+
+Nothing is built, so counting takes microseconds and does not import torch. Batch norm and
+the pool count no MACs: the usual convention, which counts convolutions and the classifier.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from leanresnet.config import CLASSES, IMAGE_SIZE, Model
+from leanresnet.errors import ConfigError
+
+
+class Layer(NamedTuple):
+    """One module of models/resnet.py, by its name there."""
+
+    name: str
+    parameters: int
+    macs: int
+
+
+def breakdown(model: Model) -> list[Layer]:
+    """Every module with parameters, in the order of `ResNet.named_modules()`."""
+    return list(_modules(model))
+
+
+def count_parameters(model: Model) -> int:
+    """Trainable parameters."""
+    return sum(layer.parameters for layer in breakdown(model))
+
+
+def count_macs(model: Model) -> int:
+    """Multiply-accumulates of one 32x32 image's forward pass."""
+    return sum(layer.macs for layer in breakdown(model))
+
+
+def check_budget(key: str, model: Model, budget: int | None) -> None:
+    """Refuse a model over its budget; a budget of None exempts it.
+
+    Raises:
+        ConfigError: with the count, the excess and one change that would fit.
+    """
+    count = count_parameters(model)
+    if budget is None or count <= budget:
+        return
+    fitting = _largest_fit(model, budget)
+    advice = f"{fitting[0]} = {list(fitting[1])} would fit with {fitting[2]:,}" if fitting else "no single change fits"
+    raise ConfigError(f"{key}.model: {count:,} parameters exceed budget = {budget:,} by {count - budget:,}; {advice}")
+
+
+def _modules(model: Model) -> Iterator[Layer]:
+    size, width = IMAGE_SIZE, model.channels[0]
+    yield from _conv_bn("stem", 3, width, 3, size)
+    for n in range(model.layers):
+        channels, kernel = model.channels[n], model.kernels[n]
+        for b in range(model.blocks[n]):
+            stride = 2 if n > 0 and b == 0 else 1
+            size //= stride
+            name = f"layers.{n}.{b}"
+            yield from _conv_bn(f"{name}.conv1", width, channels, kernel, size)
+            yield from _conv_bn(f"{name}.conv2", channels, channels, kernel, size)
+            if stride != 1 or width != channels:
+                yield from _conv_bn(f"{name}.shortcut", width, channels, model.skip_kernels[n], size)
+            width = channels
+    features = width * (size // model.pool) ** 2
+    yield Layer("classifier", features * CLASSES + CLASSES, features * CLASSES)
+
+
+def _conv_bn(name: str, inputs: int, outputs: int, kernel: int, size: int) -> Iterator[Layer]:
+    weights = kernel * kernel * inputs * outputs
+    yield Layer(f"{name}.0", weights, weights * size * size)
+    yield Layer(f"{name}.1", 2 * outputs, 0)
+
+
+def _largest_fit(model: Model, budget: int) -> tuple[str, tuple[int, ...], int] | None:
+    """The largest model within the budget that differs in one entry of `blocks` or `channels`."""
+    best: tuple[str, tuple[int, ...], int] | None = None
+    for key, step in (("blocks", 1), ("channels", 8)):
+        values = getattr(model, key)
+        for index, value in enumerate(values):
+            for smaller in range(value - step, 0, -step):
+                changed = (*values[:index], smaller, *values[index + 1 :])
+                count = count_parameters(model.model_copy(update={key: changed}))
+                if count <= budget:
+                    if best is None or count > best[2]:
+                        best = (key, changed, count)
+                    break
+    return best

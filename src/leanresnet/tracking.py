@@ -1,0 +1,219 @@
+"""MLflow, and nothing else imports it: a run as a context manager.
+
+A run is found again by the SHA-256 of the weights it made, so no run id has to be kept in a
+stage's output. Tracking never costs a training: when the server fails, one line says so,
+the run goes on without it, and evaluation records what is missing from the outputs.
+"""
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+
+from leanresnet.files import workspace
+
+EXPERIMENT = "leanresnet"
+WEIGHTS_TAG = "leanresnet.weights_sha256"
+
+
+class Run:
+    """One MLflow run; every method is a no-op once tracking is unavailable."""
+
+    def __init__(self, run_id: str | None) -> None:
+        self.run_id = run_id
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._call(lambda mlflow: mlflow.log_metrics(dict(metrics), step=step))
+
+    def log_history(self, rows: list[dict[str, float]]) -> None:
+        """Rows of epochs 1, 2, ... of a training that ended before."""
+        for epoch, row in enumerate(rows, start=1):
+            self.log_metrics(row, epoch)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._call(lambda mlflow: mlflow.set_tags(dict(tags)))
+
+    def log_artifact(self, path: Path, folder: str) -> None:
+        self._call(lambda mlflow: mlflow.log_artifact(str(path), folder))
+
+    def log_dataset(self, name: str, digest: str, context: str) -> None:
+        """Name the data the run used; `digest` is the DVC md5 of the split's file."""
+
+        def log(mlflow: Any) -> None:
+            from mlflow.data.code_dataset_source import CodeDatasetSource
+            from mlflow.data.meta_dataset import MetaDataset
+
+            mlflow.log_input(MetaDataset(CodeDatasetSource({}), name, digest), context)
+
+        self._call(log)
+
+    def log_model(self, net: torch.nn.Module) -> None:
+        """The network as a model that `mlflow.pytorch.load_model` loads: raw pixels in, logits out."""
+
+        def log(mlflow: Any) -> None:
+            import mlflow.pytorch
+            from mlflow.models import infer_signature
+
+            example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+            on_cpu = net.to("cpu").eval()
+            with torch.no_grad():
+                signature = infer_signature(example.numpy(), on_cpu(example).numpy())
+            mlflow.pytorch.log_model(
+                on_cpu,
+                name="model",
+                input_example=example.numpy(),
+                signature=signature,
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={mlflow.__version__}"],
+            )
+
+        self._call(log)
+
+    def _call(self, action: Callable[[Any], None]) -> None:
+        if self.run_id is None:
+            return
+        import mlflow
+
+        try:
+            action(mlflow)
+        except mlflow.exceptions.MlflowException as error:
+            _warn(error)
+            self.run_id = None
+
+
+@contextmanager
+def start_run(name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> Iterator[Run]:
+    """A new run; an exception inside the block marks it FAILED."""
+    all_tags = {**_code_version(), **tags}
+
+    def start(mlflow: Any) -> Any:
+        run = mlflow.start_run(run_name=name, tags=all_tags)
+        mlflow.log_params(dict(params))
+        return run
+
+    with _entered(start) as run:
+        yield run
+
+
+@contextmanager
+def resume_run(run_id: str | None) -> Iterator[Run]:
+    """Add to a run that exists; None when it is unavailable."""
+    if run_id is None:
+        yield Run(None)
+        return
+    with _entered(lambda mlflow: mlflow.start_run(run_id=run_id)) as run:
+        yield run
+
+
+def find_run(weights_sha256: str) -> str | None:
+    """The id of the newest finished run that made these weights."""
+    mlflow = _connect()
+    if mlflow is None:
+        return None
+    query = f"tags.`{WEIGHTS_TAG}` = '{weights_sha256}' and attributes.status = 'FINISHED'"
+    found = mlflow.search_runs(filter_string=query, max_results=1, output_format="list")
+    return str(found[0].info.run_id) if found else None
+
+
+def run_link(run_id: str) -> str:
+    """The run's place in the UI, relative to the UI's address."""
+    mlflow = _connect()
+    experiment = mlflow.get_run(run_id).info.experiment_id if mlflow else "0"
+    return f"#/experiments/{experiment}/runs/{run_id}"
+
+
+def runs_table() -> str:
+    """The runs table's place in the UI, relative to the UI's address; a fresh database is made if there is none."""
+    mlflow = _connect()
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT).experiment_id if mlflow else "0"
+    return f"#/experiments/{experiment}/runs?workflowType=machine_learning"
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or a database in the workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace() / 'mlflow.db'}"
+
+
+@contextmanager
+def _entered(start: Callable[[Any], Any]) -> Iterator[Run]:
+    mlflow = _connect()
+    if mlflow is None:
+        yield Run(None)
+        return
+    try:
+        active = start(mlflow)
+    except mlflow.exceptions.MlflowException as error:
+        _warn(error)
+        yield Run(None)
+        return
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        yield Run(active.info.run_id)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        try:
+            mlflow.end_run(status)
+        except mlflow.exceptions.MlflowException as error:
+            _warn(error)
+
+
+def _connect() -> Any:
+    """The mlflow module with its experiment chosen, or None when it is missing or its server does not answer."""
+    if importlib.util.find_spec("mlflow") is None:
+        _warn("mlflow is not installed")
+        return None
+    # Unset, these let one call to a dead server wait four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    import mlflow
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    uri, root = tracking_uri(), workspace()
+    local = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        # Two processes that create a fresh database at once break it.
+        (root / ".work").mkdir(exist_ok=True)
+        with FileLock(root / ".work" / "mlflow.lock"):
+            experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                mlflow.create_experiment(EXPERIMENT, artifact_location=local)
+            mlflow.set_experiment(EXPERIMENT)
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        _warn(error)
+        return None
+    return mlflow
+
+
+def _code_version() -> dict[str, str]:
+    """The workspace's git commit and whether files differ from it; "none" outside git."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(workspace()), *arguments]
+        try:
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    status = git("status", "--porcelain")
+    tags = {"git.commit": git("rev-parse", "HEAD") or "none", "git.dirty": "none" if status is None else str(bool(status)).lower()}
+    if "DVC_EXP_NAME" in os.environ:
+        tags["dvc.experiment"] = os.environ["DVC_EXP_NAME"]
+    return tags
+
+
+def _warn(reason: object) -> None:
+    line = " ".join(str(reason).split())
+    print(f"warning: not tracked in MLflow: {line[:200]}", file=sys.stderr)

@@ -1,0 +1,125 @@
+"""The one training loop. It knows no recipe: the loss, the optimizer, the schedule, the data and
+what is measured on validation are handed in; only `log_metrics(metrics, step)` leads out."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from leanresnet.data.batches import EvalBatches, TrainBatches
+from leanresnet.errors import DivergedError
+from leanresnet.evaluation import Measure, Metrics, evaluate
+from leanresnet.optim import LearningRate
+
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One row of metrics an epoch, and the weights of the epoch with the best validation accuracy."""
+
+    history: list[Metrics]
+    best_epoch: int
+    best_weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a step needs beside the network and the data.
+
+    Args:
+        autocast: entered around each forward pass; it may be entered many times.
+        clip_norm: the gradient's greatest L2 norm, or None.
+    """
+
+    criterion: Criterion
+    optimizer: torch.optim.Optimizer
+    schedule: LearningRate
+    autocast: AbstractContextManager[object]
+    clip_norm: float | None
+
+
+def fit(
+    net: nn.Module,
+    train: TrainBatches,
+    validation: EvalBatches,
+    loop: Loop,
+    *,
+    epochs: int,
+    ema_decay: float | None,
+    measures: dict[str, Measure],
+    log_metrics: Callable[[Metrics, int], None],
+) -> Fitted:
+    """Train for `epochs` epochs, counted from 1; validate the averaged weights where `ema_decay` is given.
+
+    Raises:
+        DivergedError: the loss of an epoch is NaN or infinite.
+    """
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True) if ema_decay else None
+    judged = average.module if average else net
+    history: list[Metrics] = []
+    best_epoch, best_weights = 0, {}
+    with tqdm(range(1, epochs + 1), desc="epochs", unit="epoch", disable=None) as bar:
+        for epoch in bar:
+            start = time.perf_counter()
+            rate = loop.schedule.value
+            trained = train_one_epoch(net, _steps(train, epoch, epochs), loop, average)
+            seconds = time.perf_counter() - start
+            if not math.isfinite(trained["loss"]):
+                raise DivergedError(f"epoch {epoch}: the training loss is {trained['loss']} at learning rate {rate:g}")
+            with loop.autocast:
+                validated = evaluate(judged, validation, measures)
+            loop.schedule.end_epoch(validated["loss"])
+            row = {"lr": rate}
+            row |= {f"train/{name}": value for name, value in trained.items()}
+            row |= {f"val/{name}": value for name, value in validated.items()}
+            if not history or row["val/accuracy"] > history[best_epoch - 1]["val/accuracy"]:
+                best_epoch, best_weights = epoch, copy.deepcopy(judged.state_dict())
+            history.append(row)
+            speed = len(train) * train.batch_size / seconds
+            log_metrics({**row, "val/best_accuracy": history[best_epoch - 1]["val/accuracy"], "images_per_second": speed}, epoch)
+            bar.set_postfix_str(
+                f"loss {trained['loss']:.3f}, train {trained['accuracy']:.2%}, val {validated['accuracy']:.2%}, {speed:.0f} images/s"
+            )
+    return Fitted(history, best_epoch, best_weights)
+
+
+def train_one_epoch(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loop: Loop, average: AveragedModel | None = None
+) -> Metrics:
+    """One pass over `batches`; the device is waited for once, at the end.
+
+    Returns:
+        loss and accuracy, means over the augmented images as they were seen.
+    """
+    net.train()
+    losses, hits, seen = [], [], 0
+    for images, labels in batches:
+        loop.optimizer.zero_grad(set_to_none=True)
+        with loop.autocast:
+            logits = net(images)
+            loss = loop.criterion(images, logits, labels)
+        loss.backward()
+        if loop.clip_norm is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), loop.clip_norm)
+        loop.optimizer.step()
+        loop.schedule.step()
+        if average is not None:
+            average.update_parameters(net)
+        losses.append(loss.detach())
+        hits.append((logits.detach().argmax(1) == labels).sum())
+        seen += len(labels)
+    return {"loss": float(torch.stack(losses).mean()), "accuracy": float(torch.stack(hits).sum()) / seen}
+
+
+def _steps(train: TrainBatches, epoch: int, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The epoch's batches behind a bar, where there is a terminal."""
+    label = f"epoch {epoch}/{epochs}"
+    yield from tqdm(train.epoch(epoch), label, len(train), leave=False, position=1, unit="step", disable=None)
