@@ -22,7 +22,7 @@ def distill(
     from leanresnet.checkpoint import load_model
     from leanresnet.config import load_params
     from leanresnet.device import choose_device
-    from leanresnet.evaluation import MEASURES, Agreement
+    from leanresnet.evaluation import Versus
     from leanresnet.experiment import Lesson, Outputs, run_experiment
     from leanresnet.losses import DistillationLoss
 
@@ -32,7 +32,7 @@ def distill(
     lesson = Lesson(
         stage="distill",
         criterion=DistillationLoss(master.net, settings.alpha, settings.temperature, settings.student.label_smoothing),
-        measures=MEASURES | {"teacher_agreement": Agreement(master.net)},
+        measures=Versus(master.net).measures(),
         params={
             "distill.teacher": settings.teacher,
             "distill.alpha": settings.alpha,

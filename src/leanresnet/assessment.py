@@ -6,14 +6,14 @@ from typing import Any
 import torch
 
 from leanresnet import pictures, tracking
-from leanresnet.checkpoint import Checkpoint, load_model
+from leanresnet.checkpoint import load_model
 from leanresnet.config import Evaluate
 from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_split
 from leanresnet.device import describe
-from leanresnet.evaluation import MEASURES, Agreement, Metrics, Predictions, evaluate, measure_speed, predict
-from leanresnet.experiment import Outputs, recorded_run
-from leanresnet.files import load_json, save_csv, save_figure, save_json
+from leanresnet.evaluation import Metrics, Predictions, Versus, evaluate, measure_speed, predict
+from leanresnet.experiment import Outputs, read_history, recorded_run
+from leanresnet.files import save_csv, save_figure, save_json
 
 
 def assess(
@@ -24,7 +24,8 @@ def assess(
     Timings depend on the machine, so they stand in a file of their own: test.json is the
     same bytes wherever the same weights are measured by the same build.
     """
-    model, master = load_model(outputs.model, device), load_model(teacher, device)
+    model = load_model(outputs.model, device)
+    measures = Versus(load_model(teacher, device).net).measures()
     held_out, split = load_split(validation), load_split(test)
     batches = EvalBatches(split, settings.batch_size, device)
     predictions = predict(model.net, batches)
@@ -32,9 +33,9 @@ def assess(
         "parameters": model.parameters,
         "macs": model.macs,
         "size_bytes": model.size_bytes,
-        "val": _compare(model, master, EvalBatches(held_out, settings.batch_size, device)),
+        "val": evaluate(model.net, EvalBatches(held_out, settings.batch_size, device), measures),
         "test": {
-            **_compare(model, master, batches),
+            **evaluate(model.net, batches, measures),
             "calibration_error": predictions.calibration_error(settings.calibration_bins),
             "accuracy_by_class": _by_class(predictions, split),
         },
@@ -49,16 +50,10 @@ def assess(
     save_figure(pictures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
     save_figure(pictures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
     with tracking.resume_run(recorded_run(outputs)) as run:
-        run.log_metrics(_flat(report) | {f"speed/{name}": value for name, value in speed.items()}, load_json(outputs.summary)["best_epoch"])
+        run.log_metrics(_for_mlflow(report, speed), len(read_history(outputs.history)) + 1)
         run.set_tags({"evaluate.device": describe(device)})
         for name in ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png"):
             run.log_artifact(results / name, "results")
-
-
-def _compare(model: Checkpoint, teacher: Checkpoint, batches: EvalBatches) -> Metrics:
-    measured = evaluate(model.net, batches, MEASURES | {"teacher_agreement": Agreement(teacher.net)})
-    reference = evaluate(teacher.net, batches)
-    return {**measured, "teacher_gap": reference["accuracy"] - measured["accuracy"]}
 
 
 def _by_class(predictions: Predictions, split: Split) -> Metrics:
@@ -67,12 +62,14 @@ def _by_class(predictions: Predictions, split: Split) -> Metrics:
     return dict(zip(split.classes, shares.tolist(), strict=True))
 
 
-def _flat(report: dict[str, Any], prefix: str = "") -> Metrics:
-    """MLflow's names: test/accuracy, test/accuracy_by_class/cat, model/size_bytes."""
-    flat: Metrics = {}
-    for key, value in report.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix or 'model/'}{key}"] = value
-    return flat
+def _for_mlflow(report: dict[str, Any], speed: Metrics) -> Metrics:
+    """What training has not logged, under names that MLflow groups: test/accuracy, test/accuracy_of/cat."""
+    test = dict(report["test"])
+    by_class = test.pop("accuracy_by_class")
+    return {
+        **{f"test/{name}": value for name, value in test.items()},
+        **{f"test/accuracy_of/{name}": value for name, value in by_class.items()},
+        **{f"val/{name}": report["val"][name] for name in ("teacher_agreement", "teacher_gap")},
+        **{f"speed/{name}": value for name, value in speed.items()},
+        "model/size_bytes": report["size_bytes"],
+    }

@@ -22,14 +22,28 @@ def correct_each(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels).float()
 
 
-class Agreement:
-    """1 where the network and another one choose the same class."""
+class Versus:
+    """Measures of a network beside another one, its teacher; the teacher runs once a batch."""
 
-    def __init__(self, other: nn.Module) -> None:
-        self.other = other.eval()
+    def __init__(self, teacher: nn.Module) -> None:
+        self._teacher = teacher.eval()
+        self._last: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.argmax(1) == self.other(images).argmax(1)).float()
+    def measures(self) -> dict[str, Measure]:
+        return {**MEASURES, "teacher_agreement": self._agreement, "teacher_gap": self._gap}
+
+    def _chosen(self, images: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not images:
+            self._last = (images, self._teacher(images).argmax(1))
+        return self._last[1]
+
+    def _agreement(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """1 where both choose the same class."""
+        return (logits.argmax(1) == self._chosen(images)).float()
+
+    def _gap(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean of this is the teacher's accuracy minus the network's."""
+        return (self._chosen(images) == labels).float() - correct_each(images, logits, labels)
 
 
 MEASURES: dict[str, Measure] = {"loss": loss_each, "accuracy": correct_each}

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,13 +67,16 @@ class Run:
             on_cpu = net.to("cpu").eval()
             with torch.no_grad():
                 signature = infer_signature(example.numpy(), on_cpu(example).numpy())
-            mlflow.pytorch.log_model(
-                on_cpu,
-                name="model",
-                input_example=example.numpy(),
-                signature=signature,
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={mlflow.__version__}"],
-            )
+            with warnings.catch_warnings():
+                # torch says this of every exported buffer, and on the CPU it does not matter.
+                warnings.filterwarnings("ignore", "No complete tensor found")
+                mlflow.pytorch.log_model(
+                    on_cpu,
+                    name="model",
+                    input_example=example.numpy(),
+                    signature=signature,
+                    pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={mlflow.__version__}"],
+                )
 
         self._call(log)
 
@@ -198,20 +202,21 @@ def _connect() -> Any:
 
 
 def _code_version() -> dict[str, str]:
-    """The workspace's git commit and whether files differ from it; "none" outside git."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(workspace()), *arguments]
-        try:
-            return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    status = git("status", "--porcelain")
-    tags = {"git.commit": git("rev-parse", "HEAD") or "none", "git.dirty": "none" if status is None else str(bool(status)).lower()}
+    """The git commit of the code and whether files differ from it; "none" outside git."""
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    dirty = "none" if status is None else str(bool(status)).lower()
+    tags = {"git.commit": commit or "none", "git.dirty": dirty}
     if "DVC_EXP_NAME" in os.environ:
         tags["dvc.experiment"] = os.environ["DVC_EXP_NAME"]
     return tags
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _warn(reason: object) -> None:

@@ -66,6 +66,7 @@ def fit(
     judged = average.module if average else net
     history: list[Metrics] = []
     best_epoch, best_weights = 0, {}
+    trained_seconds = 0.0
     with tqdm(range(1, epochs + 1), desc="epochs", unit="epoch", disable=None) as bar:
         for epoch in bar:
             start = time.perf_counter()
@@ -84,7 +85,10 @@ def fit(
                 best_epoch, best_weights = epoch, copy.deepcopy(judged.state_dict())
             history.append(row)
             speed = len(train) * train.batch_size / seconds
-            log_metrics({**row, "val/best_accuracy": history[best_epoch - 1]["val/accuracy"], "images_per_second": speed}, epoch)
+            trained_seconds += seconds
+            best = history[best_epoch - 1]["val/accuracy"]
+            timing = {"images_per_second": speed, "train_seconds": trained_seconds}
+            log_metrics({**row, "val/best_accuracy": best, **timing}, epoch)
             bar.set_postfix_str(
                 f"loss {trained['loss']:.3f}, train {trained['accuracy']:.2%}, val {validated['accuracy']:.2%}, {speed:.0f} images/s"
             )

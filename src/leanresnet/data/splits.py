@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from leanresnet.errors import ConfigError, DataError
@@ -54,6 +53,9 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     Raises:
         ConfigError: the split is too small to leave every class on both sides.
     """
+    # Imported here: it takes a second, and only the split stage needs it.
+    from sklearn.model_selection import train_test_split
+
     smallest, largest = len(split.classes), len(split) - len(split.classes)
     if not smallest <= count <= largest:
         raise ConfigError(f"split.validation = {count}: accepted: {smallest} to {largest} of the {len(split):,} training images")
