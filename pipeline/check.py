@@ -31,7 +31,11 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
         count, macs = count_parameters(recipe.model), count_macs(recipe.model)
         key = "distill.student" if name == "student" else f"train.{name}"
         check_budget(f"{path}: {key}", recipe.model, recipe.budget)
-        share = f"{count / recipe.budget:.1%} of the budget of {recipe.budget:,}" if recipe.budget else "exempt from the budget"
+        share = (
+            f"{count / recipe.budget:.1%} of the budget of {recipe.budget:,}"
+            if recipe.budget
+            else "exempt from the budget"
+        )
         click.echo(f"{name:9} {count:>12,} parameters  {macs / 1e6:>8,.1f} million MACs  {share}")
         if layers:
             for layer in breakdown(recipe.model):
@@ -79,5 +83,7 @@ def _echo_estimate(config: "Params", device: str) -> None:  # type: ignore[name-
         if name == "student":
             epoch += seconds_per_inference(getattr(config.train, config.distill.teacher), images, chosen)
         total += epoch * recipe.epochs
-        click.echo(f"{name:9} {epoch:>8,.1f} s an epoch, {epoch * recipe.epochs / 60:>8,.1f} min for {recipe.epochs} epochs")
+        click.echo(
+            f"{name:9} {epoch:>8,.1f} s an epoch, {epoch * recipe.epochs / 60:>8,.1f} min for {recipe.epochs} epochs"
+        )
     click.echo(f"training  {total / 60:,.1f} min on {describe(chosen)}, within a factor of about 1.5")

@@ -1,8 +1,12 @@
 """Options that several commands share. Heavy imports stay inside commands: --help must answer at once."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+
+Command = Callable[..., Any]
 
 params_option = click.option(
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="The params file."
@@ -12,6 +16,6 @@ device_option = click.option(
 )
 
 
-def path_option(name: str, what: str) -> "click.decorators.FC":  # type: ignore[name-defined]
+def path_option(name: str, what: str) -> Callable[[Command], Command]:
     """A required path."""
     return click.option(name, type=click.Path(path_type=Path), required=True, help=what)

@@ -35,7 +35,9 @@ class Checkpoint:
     size_bytes: int
 
 
-def save_model(weights: dict[str, Tensor], model: Model, classes: tuple[str, ...], made_by: dict[str, Any], folder: Path) -> None:
+def save_model(
+    weights: dict[str, Tensor], model: Model, classes: tuple[str, ...], made_by: dict[str, Any], folder: Path
+) -> None:
     """Write the two files, the description last.
 
     Args:
@@ -66,7 +68,9 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
     try:
         expected, model, classes = about["sha256"], Model.model_validate(about["model"]), tuple(about["classes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder / DESCRIPTION}: not a model's description, accepted: a file that training wrote") from error
+        raise DataError(
+            f"{folder / DESCRIPTION}: not a model's description, accepted: a file that training wrote"
+        ) from error
     if sha256 != expected:
         raise DataError(f"{folder / WEIGHTS}: SHA-256 {sha256}, accepted: {expected} of {folder / DESCRIPTION}")
     net = build_model(model, mean=[0.0] * 3, std=[1.0] * 3, seed=0)

@@ -6,7 +6,7 @@ coerced: PyYAML reads `1e-3` as text where DVC records 0.001, and text is refuse
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, model_validator
@@ -64,25 +64,25 @@ class Model(Section):
     @property
     def last_map(self) -> int:
         """Side, in pixels, of the last feature map: 32 halved by every layer but the first."""
-        return IMAGE_SIZE // 2 ** (self.layers - 1)
+        return IMAGE_SIZE >> (self.layers - 1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Model":
         for key in ("blocks", "channels", "kernels", "skip_kernels"):
             values = getattr(self, key)
             if len(values) != self.layers:
-                raise ValueError(f"{key} = {list(values)} has {len(values)} entries, accepted: layers = {self.layers} entries")
+                raise ValueError(
+                    f"{key} = {list(values)} has {len(values)} entries, accepted: layers = {self.layers} entries"
+                )
         for key in ("kernels", "skip_kernels"):
             even = [size for size in getattr(self, key) if size % 2 == 0]
             if even:
-                raise ValueError(
-                    f"{key} = {list(getattr(self, key))}: {even[0]} is even and cannot keep the feature map's size, accepted: odd sizes"
-                )
+                sizes = list(getattr(self, key))
+                raise ValueError(f"{key} = {sizes}: {even[0]} is even and cannot keep the size of a map, accepted: odd")
         if self.last_map % self.pool:
             divisors = [p for p in range(1, self.last_map + 1) if self.last_map % p == 0]
-            raise ValueError(
-                f"pool = {self.pool} does not divide the last feature map of {self.last_map}x{self.last_map}, accepted: {divisors}"
-            )
+            side = f"{self.last_map}x{self.last_map}"
+            raise ValueError(f"pool = {self.pool} does not divide the last feature map of {side}, accepted: {divisors}")
         return self
 
 
@@ -219,9 +219,8 @@ def load_params(path: Path) -> Params:
         problem = getattr(error, "problem", None) or "syntax"
         raise ConfigError(f"{path}:{where} not valid YAML ({problem})") from error
     if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: {_short(raw)} at the top level, accepted: a mapping with the sections {_listed(Params.model_fields)}"
-        )
+        sections = ", ".join(Params.model_fields)
+        raise ConfigError(f"{path}: {_short(raw)} at the top level, accepted: a mapping with the sections {sections}")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
@@ -252,7 +251,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{key} = {_short(value)}: unknown key{hint}, accepted: {_listed(fields)}"
+        return f"{key} = {_short(value)}: unknown key{hint}, accepted: {', '.join(fields)}"
     if first["type"] == "missing":
         return f"{key}: missing, accepted: a value (presets/ has complete files)"
     if first["type"] == "value_error":
@@ -286,10 +285,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(names)
 
 
 def _short(value: object) -> str:

@@ -50,7 +50,9 @@ MEASURES: dict[str, Measure] = {"loss": loss_each, "accuracy": correct_each}
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], measures: dict[str, Measure] = MEASURES) -> Metrics:
+def evaluate(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], measures: dict[str, Measure] = MEASURES
+) -> Metrics:
     """The mean of each measure over all images, in evaluation mode; the caller's mode is restored."""
     training = net.training
     net.eval()

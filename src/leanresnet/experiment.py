@@ -5,8 +5,10 @@ they hand over and in what they measure on validation.
 """
 
 import csv
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,7 +76,7 @@ def run_experiment(
     """
     check_budget(name, recipe.model, recipe.budget)
     train, validation = (load_split(path) for path in data)
-    made_by = {
+    made_by: dict[str, Any] = {
         "name": name,
         "stage": lesson.stage,
         "params": flatten(recipe) | lesson.params,
@@ -118,7 +120,9 @@ def _fit(
 ) -> Fitted:
     constants = recipe.normalization
     measured = channel_statistics(train)
-    net = build_model(recipe.model, constants.mean or measured[0], constants.std or measured[1], recipe.seed, recipe.bn_momentum)
+    net = build_model(
+        recipe.model, constants.mean or measured[0], constants.std or measured[1], recipe.seed, recipe.bn_momentum
+    )
     net = net.to(device)
     batches = TrainBatches(train, recipe.batch_size, recipe.augmentation, recipe.seed, device)
     optimizer = build_optimizer(net, recipe.optimizer)
@@ -149,9 +153,8 @@ def _write_results(fitted: Fitted, outputs: Outputs) -> None:
     save_figure(pictures.curves(fitted.history, fitted.best_epoch), outputs.curves)
 
 
-def _start_run(made_by: dict[str, object]):  # type: ignore[no-untyped-def]
+def _start_run(made_by: dict[str, Any]) -> AbstractContextManager[tracking.Run]:
     params = made_by["params"]
-    assert isinstance(params, dict)
     name = f"{made_by['name']}-{params['optimizer.name']}-e{params['epochs']}"
     tags = {
         "model": str(made_by["name"]),

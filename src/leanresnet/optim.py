@@ -89,7 +89,9 @@ def build_optimizer(net: nn.Module, settings: Optimizer) -> torch.optim.Optimize
 class LearningRate:
     """A schedule as the loop uses it: one call a step, and one an epoch for what watches validation."""
 
-    def __init__(self, by_step: lr_scheduler.LRScheduler, plateau: lr_scheduler.ReduceLROnPlateau | None = None) -> None:
+    def __init__(
+        self, by_step: lr_scheduler.LRScheduler, plateau: lr_scheduler.ReduceLROnPlateau | None = None
+    ) -> None:
         self._by_step = by_step
         self._plateau = plateau
 
@@ -142,7 +144,9 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: Schedule, epochs:
     if settings.name == "plateau":
         # Multiplicative warm-up alone, so that a reduction found by the plateau stays.
         rise = lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
-        plateau = lr_scheduler.ReduceLROnPlateau(optimizer, factor=settings.factor, patience=settings.patience, min_lr=floor)
+        plateau = lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=settings.factor, patience=settings.patience, min_lr=floor
+        )
         return LearningRate(rise, plateau)
     if warmup == 0:
         return LearningRate(main)

@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from leanresnet.data.splits import Split
@@ -24,7 +25,7 @@ def curves(history: list[Metrics], best_epoch: int) -> Figure:
             axes.plot(epochs, [row[f"{split}/{name}"] for row in history], marker=".", label=split)
         axes.axvline(best_epoch, color="grey", linestyle=":", label=f"best epoch: {best_epoch}")
         axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
         axes.grid(alpha=0.3)
     return figure

@@ -60,8 +60,8 @@ class Run:
         """The network as a model that `mlflow.pytorch.load_model` loads: raw pixels in, logits out."""
 
         def log(mlflow: Any) -> None:
-            import mlflow.pytorch
             from mlflow.models import infer_signature
+            from mlflow.pytorch import log_model
 
             example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
             on_cpu = net.to("cpu").eval()
@@ -70,7 +70,7 @@ class Run:
             with warnings.catch_warnings():
                 # torch says this of every exported buffer, and on the CPU it does not matter.
                 warnings.filterwarnings("ignore", "No complete tensor found")
-                mlflow.pytorch.log_model(
+                log_model(
                     on_cpu,
                     name="model",
                     input_example=example.numpy(),

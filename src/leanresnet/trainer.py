@@ -89,9 +89,8 @@ def fit(
             best = history[best_epoch - 1]["val/accuracy"]
             timing = {"images_per_second": speed, "train_seconds": trained_seconds}
             log_metrics({**row, "val/best_accuracy": best, **timing}, epoch)
-            bar.set_postfix_str(
-                f"loss {trained['loss']:.3f}, train {trained['accuracy']:.2%}, val {validated['accuracy']:.2%}, {speed:.0f} images/s"
-            )
+            accuracy = f"train {trained['accuracy']:.2%}, val {validated['accuracy']:.2%}"
+            bar.set_postfix_str(f"loss {trained['loss']:.3f}, {accuracy}, {speed:.0f} images/s")
     return Fitted(history, best_epoch, best_weights)
 
 

@@ -60,7 +60,9 @@ class TrainBatches:
         self, split: Split, batch_size: int, augmentation: Augmentation, seed: int, device: torch.device | None = None
     ) -> None:
         padding, mode = augmentation.crop_padding, augmentation.crop_mode
-        images = split.images if padding == 0 else F.pad(split.images.float(), (padding,) * 4, mode=mode).to(torch.uint8)
+        images = (
+            split.images if padding == 0 else F.pad(split.images.float(), (padding,) * 4, mode=mode).to(torch.uint8)
+        )
         self._padded = images.permute(0, 2, 3, 1).contiguous().to(device)
         self._labels = split.labels.to(device)
         self._augmentation = augmentation

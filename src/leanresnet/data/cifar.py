@@ -11,7 +11,7 @@ import io
 import pickle
 import tarfile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ FOLDER = CIFAR10.base_folder
 TRAIN_MEMBERS = tuple(name for name, _ in CIFAR10.train_list)
 TEST_MEMBERS = tuple(name for name, _ in CIFAR10.test_list)
 META_MEMBER = CIFAR10.meta["filename"]
-MEMBER_MD5 = {name: md5 for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, (META_MEMBER, CIFAR10.meta["md5"]))}
+MEMBER_MD5 = dict((*CIFAR10.train_list, *CIFAR10.test_list, (META_MEMBER, CIFAR10.meta["md5"])))
 PIXELS = 3 * 32 * 32
 
 
@@ -49,7 +49,7 @@ class _Dtype:
 
 
 class _BatchReader(pickle.Unpickler):
-    _inert = {
+    _inert: ClassVar[dict[tuple[str, str], type]] = {
         ("numpy.core.multiarray", "_reconstruct"): _Array,
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _Dtype,
@@ -74,7 +74,9 @@ def read_archive(path: Path) -> tuple[Split, Split]:
     try:
         classes = tuple(name.decode("ascii") for name in meta[b"label_names"])
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {META_MEMBER} has no list of class names, accepted: CIFAR-10's python archive") from error
+        raise DataError(
+            f"{path}: {META_MEMBER} has no list of class names, accepted: CIFAR-10's python archive"
+        ) from error
     train = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TRAIN_MEMBERS]
     test = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TEST_MEMBERS]
     return _join(train, classes), _join(test, classes)
@@ -92,7 +94,9 @@ def pack_folder(folder: Path) -> bytes:
             try:
                 content = (folder / name).read_bytes()
             except OSError as error:
-                raise DataError(f"{folder / name}: cannot be read ({error.strerror}), accepted: CIFAR-10's batches") from error
+                raise DataError(
+                    f"{folder / name}: cannot be read ({error.strerror}), accepted: CIFAR-10's batches"
+                ) from error
             info = tarfile.TarInfo(f"{FOLDER}/{name}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -107,7 +111,9 @@ def _read_members(path: Path) -> dict[str, bytes]:
             for member in tar:
                 place = PurePosixPath(member.name)
                 if place.is_absolute() or ".." in place.parts or place.parts[:1] != (FOLDER,):
-                    raise DataError(f"{path}: member {member.name!r} lies outside {FOLDER}/, accepted: CIFAR-10's python archive")
+                    raise DataError(
+                        f"{path}: member {member.name!r} lies outside {FOLDER}/, accepted: CIFAR-10's python archive"
+                    )
                 if not (member.isfile() or member.isdir()):
                     raise DataError(f"{path}: member {member.name!r} is a link or a device, accepted: files alone")
                 if place.name in wanted and len(place.parts) == 2 and member.isfile():
@@ -117,7 +123,9 @@ def _read_members(path: Path) -> dict[str, bytes]:
     except (OSError, EOFError, tarfile.TarError) as error:
         raise DataError(f"{path}: not a readable archive ({error}), accepted: CIFAR-10's python archive") from error
     if missing := sorted(wanted - set(found)):
-        raise DataError(f"{path}: lacks {FOLDER}/{missing[0]}, accepted: CIFAR-10's python archive with its seven batches")
+        raise DataError(
+            f"{path}: lacks {FOLDER}/{missing[0]}, accepted: CIFAR-10's python archive with its seven batches"
+        )
     return found
 
 
@@ -125,7 +133,9 @@ def _unpickle(content: bytes, where: str) -> dict[Any, Any]:
     try:
         value = _BatchReader(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise nearly anything; all of it means the same here
-        raise DataError(f"{where} is refused: {error or type(error).__name__}, accepted: a pickle of numbers and text") from error
+        raise DataError(
+            f"{where} is refused: {error or type(error).__name__}, accepted: a pickle of numbers and text"
+        ) from error
     if not isinstance(value, dict):
         raise DataError(f"{where} holds {type(value).__name__}, accepted: a dictionary")
     return value
@@ -142,8 +152,14 @@ def _batch(content: bytes, where: str, classes: int) -> tuple[np.ndarray, np.nda
             raise DataError(f"{where} has no array of pixels, accepted: uint8 rows of {PIXELS}")
     if columns != PIXELS or rows < 1 or len(raw) != rows * columns:
         raise DataError(f"{where} has {rows} x {columns} pixels in {len(raw)} bytes, accepted: uint8 rows of {PIXELS}")
-    if not isinstance(labels, list) or len(labels) != rows or not all(type(n) is int and 0 <= n < classes for n in labels):
-        raise DataError(f"{where} has labels that do not fit its {rows} images, accepted: one of 0 to {classes - 1} each")
+    if (
+        not isinstance(labels, list)
+        or len(labels) != rows
+        or not all(type(n) is int and 0 <= n < classes for n in labels)
+    ):
+        raise DataError(
+            f"{where} has labels that do not fit its {rows} images, accepted: one of 0 to {classes - 1} each"
+        )
     return np.frombuffer(raw, np.uint8).reshape(rows, 3, 32, 32), np.array(labels, np.int64)
 
 

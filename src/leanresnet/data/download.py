@@ -72,7 +72,9 @@ def check_stated(path: Path, stated: str) -> None:
     """Raises DataError unless the file has the SHA-256 that its owner stated."""
     found = file_hashes(path)[1]
     if found != stated.lower():
-        raise DataError(f"{path}: SHA-256 {found}, accepted: {stated} as stated by --sha256 or LEANRESNET_CIFAR10_SHA256")
+        raise DataError(
+            f"{path}: SHA-256 {found}, accepted: {stated} as stated by --sha256 or LEANRESNET_CIFAR10_SHA256"
+        )
 
 
 def copy(source: Path, target: Path) -> None:
@@ -91,7 +93,9 @@ def _fetch_one(url: str, part: Path, size: int) -> None:
         start = 0
     if start == size:
         return
-    request = urllib.request.Request(url, headers={"User-Agent": "leanresnet", **({"Range": f"bytes={start}-"} if start else {})})
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "leanresnet", **({"Range": f"bytes={start}-"} if start else {})}
+    )
     opener = urllib.request.build_opener(_HttpsOnly)
     with opener.open(request, timeout=TIMEOUT_SECONDS) as response:
         whole = response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")

@@ -58,8 +58,12 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
 
     smallest, largest = len(split.classes), len(split) - len(split.classes)
     if not smallest <= count <= largest:
-        raise ConfigError(f"split.validation = {count}: accepted: {smallest} to {largest} of the {len(split):,} training images")
-    rest, held = train_test_split(np.arange(len(split)), test_size=count, random_state=seed, stratify=split.labels.numpy())
+        raise ConfigError(
+            f"split.validation = {count}: accepted: {smallest} to {largest} of the {len(split):,} training images"
+        )
+    rest, held = train_test_split(
+        np.arange(len(split)), test_size=count, random_state=seed, stratify=split.labels.numpy()
+    )
     return split.take(np.sort(rest)), split.take(np.sort(held))
 
 

@@ -74,10 +74,13 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = (images.float() / 255 - self.mean) / self.std
         x = self.layers(F.relu(self.stem(x)))
-        return self.classifier(self.pool(x).flatten(1))
+        logits: Tensor = self.classifier(self.pool(x).flatten(1))
+        return logits
 
 
-def build_model(model: Model, mean: Sequence[float], std: Sequence[float], seed: int, bn_momentum: float = 0.1) -> ResNet:
+def build_model(
+    model: Model, mean: Sequence[float], std: Sequence[float], seed: int, bn_momentum: float = 0.1
+) -> ResNet:
     """A network initialised from `seed` alone; the caller's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

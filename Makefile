@@ -1,0 +1,60 @@
+# The only place where commands are written down: people, .ci/run, the workflow and the Dockerfile call these.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3.11
+VENV := .venv
+DEMO := .demo
+STAMP := $(VENV)/.installed
+PORT ?= 5000
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help setup demo repro test check ui format clean lock
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv from the hash-locked requirements.lock
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(STAMP)  ## all five stages on bundled digits, in .demo/ (under 2 minutes)
+	@test -e $(DEMO)/dvc.yaml || leanresnet init $(DEMO) --preset demo
+	cd $(DEMO) && dvc repro
+	@echo && leanresnet compare --results $(DEMO)/results
+	@echo && echo "compare the runs in MLflow: make ui DIR=$(DEMO)"
+
+repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10
+	@test -e .git || dvc config --local core.no_scm true
+	dvc repro
+	@echo && leanresnet compare --results results
+	@echo && echo "compare the runs in MLflow: make ui"
+
+test: $(STAMP)  ## the whole test suite
+	python -m pytest
+
+check: $(STAMP)  ## lint, format, types and the structure of the code
+	ruff check .
+	ruff format --check .
+	mypy
+	python -m pytest -q tests/test_structure.py
+
+DIR ?= .
+ui: $(STAMP)  ## MLflow on 127.0.0.1 (PORT=5000, DIR=a workspace)
+	@cd $(DIR) && leanresnet ui --port $(PORT)
+
+format: $(STAMP)  ## format the code and mend what ruff can
+	ruff format .
+	ruff check --fix .
+
+lock:  ## renew requirements.lock from pyproject.toml (needs uv)
+	uv lock --upgrade
+	uv export --frozen --no-emit-project --no-annotate --no-header -o requirements.lock
+
+clean:  ## remove the demo and what tools left behind; data, models and runs stay
+	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache

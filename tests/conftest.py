@@ -1,0 +1,88 @@
+"""A checkout of its own for the tests that drive the real dvc, git and mlflow."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from imports import ROOT
+
+CHECKOUT_PARTS = (
+    "src",
+    "pipeline",
+    "presets",
+    "params.yaml",
+    "dvc.yaml",
+    ".gitignore",
+    ".dvc/config",
+    ".dvc/.gitignore",
+)
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def outside_environment(**changes: str) -> dict[str, str]:
+    """The environment without what a developer's shell may have set for this project."""
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("LEANRESNET", "MLFLOW", "DVC", "GIT_", "PYTHONPATH"))
+    }
+    scripts = str(Path(sys.executable).parent)
+    return kept | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}", "DVC_NO_ANALYTICS": "1"} | changes
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(os.environ) - set(outside_environment()):
+        monkeypatch.delenv(name)
+
+
+def shell_in(folder: Path, **environment: str) -> Shell:
+    """Runs a command line in `folder`; a failure shows what it printed."""
+
+    def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=folder, env=outside_environment(**environment), capture_output=True, text=True, check=False
+        )
+        assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+def copy_checkout(folder: Path) -> Path:
+    """This checkout's tracked parts without its history, as an unpacked archive has them."""
+    for part in CHECKOUT_PARTS:
+        source, target = ROOT / part, folder / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, target)
+    return folder
+
+
+class Checkout:
+    """A git checkout with the demo's params, in which `dvc repro` has run to the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = copy_checkout(folder)
+        self.shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}")
+        shutil.copy(ROOT / "presets" / "demo.yaml", folder / "params.yaml")
+        for command in (
+            ("git", "init", "--quiet"),
+            ("git", "config", "user.email", "tests@example.org"),
+            ("git", "config", "user.name", "tests"),
+            ("git", "add", "--all"),
+            ("git", "commit", "--quiet", "--message", "demo"),
+        ):
+            self.shell(*command)
+        self.first_repro = self.shell("dvc", "repro")
+        self.shell("git", "add", "--all")
+        self.shell("git", "commit", "--quiet", "--message", "dvc.lock")
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    return Checkout(tmp_path_factory.mktemp("checkout"))

@@ -1,0 +1,178 @@
+"""The pipeline under the real DVC: what runs, what reruns, what is restored."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Checkout, copy_checkout, shell_in
+from imports import PACKAGES, ROOT, closure
+
+EVALUATIONS = {"evaluate@baseline", "evaluate@teacher", "evaluate@student"}
+STAGES = {"download", "split", "train@baseline", "train@teacher", "distill", *EVALUATIONS}
+MODELS = ("baseline", "teacher", "student")
+
+
+def stale(checkout: Checkout) -> set[str]:
+    """The stages whose own dependencies, params or command changed, from `dvc status`."""
+    return set(json.loads(checkout.shell("dvc", "status", "--json").stdout))
+
+
+def leaves(section: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def other_value(value: Any) -> Any:
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case list():
+            return [*value, value[-1]]
+        case _:
+            return 0.5
+
+
+def stages_of(key: tuple[str, ...]) -> set[str]:
+    """What a key of params.yaml should make stale, by the rule: one section, one stage."""
+    match key:
+        case ("train", model, *_):
+            return {f"train@{model}"}
+        case ("distill", "teacher"):
+            return {"distill", *EVALUATIONS}
+        case ("evaluate", *_):
+            return EVALUATIONS
+        case (section, *_):
+            return {section}
+    raise AssertionError(key)
+
+
+@pytest.fixture
+def status(checkout: Checkout) -> Iterator[Any]:
+    """`dvc status` without a process a call: the same function that the command calls."""
+    from dvc.repo import Repo
+
+    def changed() -> set[str]:
+        with Repo(str(checkout.folder)) as repo:
+            return {name.removeprefix("dvc.yaml:") for name in repo.status()}
+
+    yield changed
+    assert changed() == set(), "a test left the checkout changed"
+
+
+def test_a_fresh_repro_runs_every_stage_once_and_the_next_one_none(checkout: Checkout) -> None:
+    for stage in STAGES:
+        assert checkout.first_repro.stdout.count(f"Running stage '{stage}'") == 1
+    again = checkout.shell("dvc", "repro")
+    assert "Running stage" not in again.stdout
+    assert "Data and pipelines are up to date" in again.stdout
+    assert stale(checkout) == set()
+
+
+def test_the_demo_keeps_its_promise(checkout: Checkout) -> None:
+    accuracy = {
+        m: json.loads((checkout.folder / f"results/{m}/test.json").read_text())["test"]["accuracy"] for m in MODELS
+    }
+    assert accuracy["baseline"] >= 0.97
+    assert accuracy["student"] >= 0.97
+
+
+def test_each_key_makes_its_own_stage_stale_and_no_other(checkout: Checkout, status: Any) -> None:
+    file = checkout.folder / "params.yaml"
+    before = file.read_text()
+    params = yaml.safe_load(before)
+    wrong = {}
+    for key in leaves(params):
+        changed = yaml.safe_load(before)
+        section = changed
+        for part in key[:-1]:
+            section = section[part]
+        section[key[-1]] = "baseline" if key == ("distill", "teacher") else other_value(section[key[-1]])
+        file.write_text(yaml.safe_dump(changed))
+        if (found := status()) != stages_of(key):
+            wrong[".".join(key)] = found
+    file.write_text(before)
+    assert wrong == {}
+
+
+def test_editing_a_module_makes_the_stages_that_import_it_stale(checkout: Checkout, status: Any) -> None:
+    importers: dict[Path, set[str]] = {}
+    for stage in STAGES:
+        for file in closure(f"pipeline.{stage.partition('@')[0]}"):
+            importers.setdefault(checkout.folder / file.relative_to(ROOT), set()).add(stage)
+    assert len(importers) > 20
+    for file, expected in importers.items():
+        before = file.read_text()
+        file.write_text(before + "# edited\n")
+        assert status() == expected, file
+        file.write_text(before)
+
+
+def test_a_module_that_no_stage_imports_makes_nothing_stale(checkout: Checkout, status: Any) -> None:
+    file = checkout.folder / "src/leanresnet" / PACKAGES["leanresnet"].joinpath("estimate.py").name
+    before = file.read_text()
+    file.write_text(before + "# edited\n")
+    assert status() == set()
+    file.write_text(before)
+
+
+def test_going_back_restores_from_the_cache_without_training(checkout: Checkout) -> None:
+    file = checkout.folder / "params.yaml"
+    before = file.read_text()
+    student = checkout.folder / "models/student/model.safetensors"
+    weights = student.read_bytes()
+    params = yaml.safe_load(before)
+    params["distill"]["student"] |= {"epochs": 1}
+    params["distill"]["student"]["schedule"] |= {"warmup_epochs": 0.5}
+    file.write_text(yaml.safe_dump(params))
+    changed = checkout.shell("dvc", "repro").stdout
+    assert {s for s in STAGES if f"Running stage '{s}'" in changed} == {"distill", "evaluate@student"}
+    assert student.read_bytes() != weights
+    file.write_text(before)
+    restored = checkout.shell("dvc", "repro").stdout
+    assert "Running stage" not in restored
+    assert student.read_bytes() == weights
+
+
+def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(checkout: Checkout) -> None:
+    """Also the README's commands: exp run -S, exp show, params and metrics diff, plots show."""
+    shell = checkout.shell
+    runs = count_runs(checkout.folder)
+    overrides = ["-S", "distill.student.epochs=2", "-S", "distill.student.schedule.warmup_epochs=1"]
+    shell("dvc", "exp", "run", "--temp", "--name", "short", *overrides)
+    assert count_runs(checkout.folder) == runs + 1
+    assert shell("git", "status", "--porcelain").stdout == ""
+    shown = shell("dvc", "exp", "show", "--csv").stdout
+    assert "short" in shown
+    assert "distill.student.epochs" in shell("dvc", "params", "diff", "HEAD", "short").stdout
+    assert "results/student/test.json" in shell("dvc", "metrics", "diff", "HEAD", "short").stdout
+    assert "test.accuracy" in shell("dvc", "metrics", "show").stdout
+    page = Path(shell("dvc", "plots", "show").stdout.strip().removeprefix("file://"))
+    assert "val/accuracy" in page.read_text()
+
+
+def count_runs(folder: Path) -> int:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("leanresnet")
+    return len(client.search_runs([experiment.experiment_id]))
+
+
+def test_a_workspace_from_an_archive_without_git(tmp_path: Path) -> None:
+    home = copy_checkout(tmp_path / "unpacked")
+    shell = shell_in(tmp_path, PYTHONPATH=f"{home}:{home / 'src'}")
+    shell("leanresnet", "init", "space", "--preset", "demo")
+    inside = shell_in(tmp_path / "space", PYTHONPATH=f"{home}:{home / 'src'}")
+    assert "Running stage 'split'" in inside("dvc", "repro", "split").stdout
+    assert "stages to run: train@baseline, train@teacher" in inside("leanresnet", "check").stdout
+    assert (tmp_path / "space/results/split/samples.png").stat().st_size > 1000
