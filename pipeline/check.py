@@ -57,6 +57,9 @@ def _echo_stale() -> None:
         return
     stale = json.loads(done.stdout)
     click.echo("stages to run: " + (", ".join(stale) if stale else "none, all are up to date"))
+    if not Path("dvc.lock").exists():
+        click.echo("    none has run yet")
+        return
     for stage, reasons in stale.items():
         for reason in reasons:
             for kind, entries in reason.items() if isinstance(reason, dict) else [(reason, {})]:

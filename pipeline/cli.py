@@ -32,7 +32,13 @@ for command in (check, init, download, split, train, distill, evaluate, compare,
 def main() -> None:
     """Run the program; a user's mistake is one line on stderr and the error's exit code."""
     try:
-        cli(prog_name="leanresnet")
+        cli(prog_name="leanresnet", standalone_mode=False)
+        sys.exit(0)
     except LeanResNetError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)

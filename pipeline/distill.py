@@ -31,6 +31,7 @@ def distill(
     master = load_model(teacher, chosen)
     lesson = Lesson(
         stage="distill",
+        key=f"{params}: distill.student",
         criterion=DistillationLoss(master.net, settings.alpha, settings.temperature, settings.student.label_smoothing),
         measures=Versus(master.net).measures(),
         params={

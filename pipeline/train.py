@@ -23,5 +23,5 @@ def train(name: str, params: Path, train: Path, validation: Path, model: Path, r
     from leanresnet.losses import CrossEntropy
 
     recipe = getattr(load_params(params).train, name)
-    lesson = Lesson(stage=f"train@{name}", criterion=CrossEntropy(recipe.label_smoothing))
+    lesson = Lesson(f"train@{name}", f"{params}: train.{name}", CrossEntropy(recipe.label_smoothing))
     run_experiment(name, recipe, lesson, (train, validation), Outputs(model, results), choose_device(device))

@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def shell_in(folder: Path, **environment: str) -> Shell:
         return done
 
     return run
+
+
+@contextmanager
+def edited(file: Path, text: str) -> Iterator[None]:
+    """`file` with other content, and its own again afterwards, whatever happens."""
+    before = file.read_text()
+    file.write_text(text)
+    try:
+        yield
+    finally:
+        file.write_text(before)
 
 
 def copy_checkout(folder: Path) -> Path:

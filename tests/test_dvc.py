@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Checkout, copy_checkout, shell_in
-from imports import PACKAGES, ROOT, closure
+from conftest import Checkout, copy_checkout, edited, shell_in
+from imports import ROOT, closure
 
 EVALUATIONS = {"evaluate@baseline", "evaluate@teacher", "evaluate@student"}
 STAGES = {"download", "split", "train@baseline", "train@teacher", "distill", *EVALUATIONS}
@@ -63,7 +63,7 @@ def status(checkout: Checkout) -> Iterator[Any]:
 
     def changed() -> set[str]:
         with Repo(str(checkout.folder)) as repo:
-            return {name.removeprefix("dvc.yaml:") for name in repo.status()}
+            return {name.rpartition(":")[2] for name in repo.status()}
 
     yield changed
     assert changed() == set(), "a test left the checkout changed"
@@ -97,10 +97,9 @@ def test_each_key_makes_its_own_stage_stale_and_no_other(checkout: Checkout, sta
         for part in key[:-1]:
             section = section[part]
         section[key[-1]] = "baseline" if key == ("distill", "teacher") else other_value(section[key[-1]])
-        file.write_text(yaml.safe_dump(changed))
-        if (found := status()) != stages_of(key):
-            wrong[".".join(key)] = found
-    file.write_text(before)
+        with edited(file, yaml.safe_dump(changed)):
+            if (found := status()) != stages_of(key):
+                wrong[".".join(key)] = found
     assert wrong == {}
 
 
@@ -111,33 +110,27 @@ def test_editing_a_module_makes_the_stages_that_import_it_stale(checkout: Checko
             importers.setdefault(checkout.folder / file.relative_to(ROOT), set()).add(stage)
     assert len(importers) > 20
     for file, expected in importers.items():
-        before = file.read_text()
-        file.write_text(before + "# edited\n")
-        assert status() == expected, file
-        file.write_text(before)
+        with edited(file, file.read_text() + "# edited\n"):
+            assert status() == expected, file
 
 
 def test_a_module_that_no_stage_imports_makes_nothing_stale(checkout: Checkout, status: Any) -> None:
-    file = checkout.folder / "src/leanresnet" / PACKAGES["leanresnet"].joinpath("estimate.py").name
-    before = file.read_text()
-    file.write_text(before + "# edited\n")
-    assert status() == set()
-    file.write_text(before)
+    file = checkout.folder / "src/leanresnet/estimate.py"
+    with edited(file, file.read_text() + "# edited\n"):
+        assert status() == set()
 
 
 def test_going_back_restores_from_the_cache_without_training(checkout: Checkout) -> None:
     file = checkout.folder / "params.yaml"
-    before = file.read_text()
     student = checkout.folder / "models/student/model.safetensors"
     weights = student.read_bytes()
-    params = yaml.safe_load(before)
+    params = yaml.safe_load(file.read_text())
     params["distill"]["student"] |= {"epochs": 1}
     params["distill"]["student"]["schedule"] |= {"warmup_epochs": 0.5}
-    file.write_text(yaml.safe_dump(params))
-    changed = checkout.shell("dvc", "repro").stdout
-    assert {s for s in STAGES if f"Running stage '{s}'" in changed} == {"distill", "evaluate@student"}
-    assert student.read_bytes() != weights
-    file.write_text(before)
+    with edited(file, yaml.safe_dump(params)):
+        changed = checkout.shell("dvc", "repro").stdout
+        assert {s for s in STAGES if f"Running stage '{s}'" in changed} == {"distill", "evaluate@student"}
+        assert student.read_bytes() != weights
     restored = checkout.shell("dvc", "repro").stdout
     assert "Running stage" not in restored
     assert student.read_bytes() == weights

@@ -218,6 +218,8 @@ def load_params(path: Path) -> Params:
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "syntax"
         raise ConfigError(f"{path}:{where} not valid YAML ({problem})") from error
+    except ValueError as error:  # a date that is none, an integer of thousands of digits
+        raise ConfigError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(raw, dict):
         sections = ", ".join(Params.model_fields)
         raise ConfigError(f"{path}: {_short(raw)} at the top level, accepted: a mapping with the sections {sections}")
@@ -245,7 +247,7 @@ def _explain(error: ValidationError) -> str:
     """The first mistake as `key = value: what is accepted`."""
     # An unknown key is usually the cause of the missing one beside it, so it is named first.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
+    key = " ".join(".".join(str(part) for part in first["loc"]).split())
     value, message = first["input"], first["msg"]
     fields = _fields_at(first["loc"][:-1])
     if first["type"] == "extra_forbidden":
@@ -262,7 +264,7 @@ def _explain(error: ValidationError) -> str:
         near = difflib.get_close_matches(value, options, n=1)
         message += f" (did you mean {near[0]}?)" if near else ""
     if isinstance(value, str) and first["type"] in ("float_type", "int_type") and _is_number(value):
-        message += f" (YAML reads {value} as text: write {float(value):g})"
+        message += f" (YAML reads {value.strip()} as text: write {_as_yaml(float(value))})"
     return f"{key} = {_short(value)}: accepted: {message}"
 
 
@@ -277,6 +279,11 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
             return []
         section = found[0]
     return list(section.model_fields)
+
+
+def _as_yaml(number: float) -> str:
+    """A spelling that YAML reads as a number: 5000000 for 5e6, 1.0e-05 for 1e-5."""
+    return yaml.safe_dump(int(number) if number.is_integer() and abs(number) < 1e15 else number).split()[0]
 
 
 def _is_number(text: str) -> bool:

@@ -17,6 +17,7 @@ from leanresnet.config import Recipe, flatten
 from leanresnet.data.batches import EvalBatches, TrainBatches
 from leanresnet.data.splits import Split, channel_statistics, load_split
 from leanresnet.device import autocast, describe
+from leanresnet.errors import ConfigError, DataError, StorageError
 from leanresnet.evaluation import MEASURES, Measure
 from leanresnet.files import file_hashes, load_json, save_csv, save_figure, save_json
 from leanresnet.models.budget import check_budget
@@ -52,10 +53,12 @@ class Outputs:
 class Lesson:
     """What a stage adds to a recipe: its loss, what it measures on validation, and what it distills from.
 
-    `params` are tracked as they are; `teacher_sha256` is of the teacher's weights.
+    `key` is the recipe's place, "params.yaml: train.baseline". `params` are tracked as they are.
+    `teacher_sha256` is of the teacher's weights.
     """
 
     stage: str
+    key: str
     criterion: Criterion
     measures: dict[str, Measure] = field(default_factory=lambda: dict(MEASURES))
     params: dict[str, str | float] = field(default_factory=lambda: dict(NOT_DISTILLED))
@@ -74,8 +77,11 @@ def run_experiment(
         ConfigError: the model exceeds its budget, or a batch is larger than the split.
         DivergedError: the loss became NaN or infinite.
     """
-    check_budget(name, recipe.model, recipe.budget)
+    check_budget(lesson.key, recipe.model, recipe.budget)
     train, validation = (load_split(path) for path in data)
+    if recipe.batch_size > len(train):
+        most = f"2 to {len(train)}, the training images of {data[0]}"
+        raise ConfigError(f"{lesson.key}.batch_size = {recipe.batch_size}: accepted: {most}")
     made_by: dict[str, Any] = {
         "name": name,
         "stage": lesson.stage,
@@ -111,8 +117,14 @@ def recorded_run(outputs: Outputs) -> str | None:
 
 def read_history(path: Path) -> list[dict[str, float]]:
     """The rows of history.csv without the epoch, which is the row's number."""
-    with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items() if key != "epoch"} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [{key: float(value) for key, value in row.items() if key != "epoch"} for row in rows]
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: not a history ({error}), accepted: a file that training wrote") from error
 
 
 def _fit(

@@ -76,9 +76,14 @@ def save_csv(header: Sequence[str], rows: Sequence[Sequence[object]], path: Path
     save_text(text.getvalue(), path)
 
 
-def save_safetensors(tensors: "Mapping[str, Tensor]", path: Path, metadata: dict[str, str] | None = None) -> None:
+def save_safetensors(tensors: "Mapping[str, Tensor]", path: Path, about: object = None) -> None:
+    """The same bytes for the same content.
+
+    safetensors writes several metadata keys in a random order, so `about` is JSON under one key.
+    """
     from safetensors.torch import save
 
+    metadata = None if about is None else {"about": json.dumps(about)}
     with atomic_write(path) as file:
         file.write(save(dict(tensors), metadata))
 

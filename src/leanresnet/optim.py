@@ -38,6 +38,7 @@ class MuonForFilters(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for weight, matrix in zip(self._filters, self._matrices, strict=True):
+            assert matrix.data_ptr() == weight.data_ptr(), "filters must be in channels_last memory"
             matrix.grad = None if weight.grad is None else _as_matrix(weight.grad)
         self._muon.step()
         self._adamw.step()
@@ -122,7 +123,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: Schedule, epochs:
                 optimizer,
                 max_lr=peak,
                 total_steps=epochs * steps + 1,
-                pct_start=max(warmup, 1) / (epochs * steps + 1),
+                # The peak comes at step warmup - 1, and torch divides by that.
+                pct_start=max(warmup, 2) / (epochs * steps + 1),
                 cycle_momentum=False,
                 div_factor=25,
                 final_div_factor=1 / (25 * settings.final_ratio),

@@ -30,7 +30,8 @@ class Draws:
 
 def draw(count: int, augmentation: Augmentation, seed: int, epoch: int) -> Draws:
     """The choices of an epoch, drawn on the CPU so that every device sees the same ones."""
-    generator = torch.Generator().manual_seed((seed << 32) + epoch)
+    # The generator keeps 32 bits; Knuth's multiplier sets the epochs of one seed far from those of the next.
+    generator = torch.Generator().manual_seed((seed * 2654435761 + epoch) % 2**32)
     offsets = 2 * augmentation.crop_padding + 1
     return Draws(
         order=torch.randperm(count, generator=generator),

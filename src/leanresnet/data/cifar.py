@@ -8,8 +8,10 @@ Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (200
 """
 
 import io
+import lzma
 import pickle
 import tarfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10
 
+from leanresnet.config import CLASSES
 from leanresnet.data.splits import Split
 from leanresnet.errors import DataError
 
@@ -77,6 +80,8 @@ def read_archive(path: Path) -> tuple[Split, Split]:
         raise DataError(
             f"{path}: {META_MEMBER} has no list of class names, accepted: CIFAR-10's python archive"
         ) from error
+    if len(classes) != CLASSES:
+        raise DataError(f"{path}: {META_MEMBER} has {len(classes)} class names, accepted: {CLASSES}")
     train = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TRAIN_MEMBERS]
     test = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TEST_MEMBERS]
     return _join(train, classes), _join(test, classes)
@@ -120,8 +125,10 @@ def _read_members(path: Path) -> dict[str, bytes]:
                     content = tar.extractfile(member)
                     assert content is not None
                     found[place.name] = content.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise DataError(f"{path}: not a readable archive ({error}), accepted: CIFAR-10's python archive") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
+        raise DataError(
+            f"{path}: not a readable archive ({_one_line(error)}), accepted: CIFAR-10's python archive"
+        ) from error
     if missing := sorted(wanted - set(found)):
         raise DataError(
             f"{path}: lacks {FOLDER}/{missing[0]}, accepted: CIFAR-10's python archive with its seven batches"
@@ -133,12 +140,14 @@ def _unpickle(content: bytes, where: str) -> dict[Any, Any]:
     try:
         value = _BatchReader(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise nearly anything; all of it means the same here
-        raise DataError(
-            f"{where} is refused: {error or type(error).__name__}, accepted: a pickle of numbers and text"
-        ) from error
+        raise DataError(f"{where} is refused: {_one_line(error)}, accepted: a pickle of numbers and text") from error
     if not isinstance(value, dict):
         raise DataError(f"{where} holds {type(value).__name__}, accepted: a dictionary")
     return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _batch(content: bytes, where: str, classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -59,8 +59,8 @@ def fetch(urls: Sequence[str], expected: Download, part: Path) -> Path:
 
 def check(path: Path, size: int, md5: str, sha256: str) -> None:
     """Raises DataError, with what was found, unless the file is the expected one."""
-    found_size = path.stat().st_size
     found_md5, found_sha256 = file_hashes(path)
+    found_size = path.stat().st_size
     if (found_size, found_md5, found_sha256) != (size, md5, sha256):
         raise DataError(
             f"{path}: {found_size} bytes, SHA-256 {found_sha256}, accepted: {size} bytes, SHA-256 {sha256}"
@@ -68,9 +68,8 @@ def check(path: Path, size: int, md5: str, sha256: str) -> None:
         )
 
 
-def check_stated(path: Path, stated: str) -> None:
-    """Raises DataError unless the file has the SHA-256 that its owner stated."""
-    found = file_hashes(path)[1]
+def check_stated(path: Path, found: str, stated: str) -> None:
+    """Raises DataError unless the SHA-256 found is the one that the copy's owner stated."""
     if found != stated.lower():
         raise DataError(
             f"{path}: SHA-256 {found}, accepted: {stated} as stated by --sha256 or LEANRESNET_CIFAR10_SHA256"
@@ -109,7 +108,7 @@ def _fetch_one(url: str, part: Path, size: int) -> None:
             part.open("wb" if whole else "ab") as file,
             tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=url.split("/")[2], disable=None) as bar,
         ):
-            while start < size and (chunk := response.read(min(CHUNK, size - start))):
+            while start < size and (chunk := _read(response, min(CHUNK, size - start))):
                 file.write(chunk)
                 start += len(chunk)
                 bar.update(len(chunk))
@@ -117,3 +116,11 @@ def _fetch_one(url: str, part: Path, size: int) -> None:
             os.fsync(file.fileno())
     if start < size:
         raise ConnectionError(f"ended after {start} of {size} bytes")
+
+
+def _read(response: http.client.HTTPResponse, count: int) -> bytes:
+    """A failure of the connection is a ConnectionError, whatever the system calls it: only the disk's stay OSErrors."""
+    try:
+        return response.read(count)
+    except OSError as error:
+        raise ConnectionError(str(error)) from error

@@ -1,11 +1,12 @@
 """A data set as the download stage leaves it and the split stage finds it: a folder with source.json."""
 
+import hashlib
 from pathlib import Path
 
 from leanresnet.config import Download
 from leanresnet.data import cifar, digits, download
 from leanresnet.data.splits import Split
-from leanresnet.errors import DataError
+from leanresnet.errors import DataError, StorageError
 from leanresnet.files import atomic_write, file_hashes, load_json, save_json, workspace
 
 DESCRIPTION = "source.json"
@@ -28,10 +29,11 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
     if local is None:
         # A download is kept beside the workspace's database: a second run of the stage needs no network.
         kept = workspace() / ".work" / "downloads" / settings.sha256
-        if not kept.exists():
+        try:
+            download.check(kept, settings.size, settings.md5, settings.sha256)
+        except (DataError, StorageError):
             part = kept.with_suffix(".part")
-            download.fetch(settings.mirrors, settings, part).rename(kept)
-        download.check(kept, settings.size, settings.md5, settings.sha256)
+            download.fetch(settings.mirrors, settings, part).replace(kept)
         download.copy(kept, archive)
     elif local.is_dir():
         _take_folder(local, archive, stated_sha256)
@@ -65,7 +67,7 @@ def _take_archive(local: Path, archive: Path, settings: Download, stated: str | 
     if stated is None:
         download.check(local, settings.size, settings.md5, settings.sha256)
     else:
-        download.check_stated(local, stated)
+        download.check_stated(local, file_hashes(local)[1], stated)
     download.copy(local, archive)
 
 
@@ -78,11 +80,7 @@ def _take_folder(local: Path, archive: Path, stated: str | None) -> None:
             found = file_hashes(folder / name)[0]
             if found != md5:
                 raise DataError(f"{folder / name}: md5 {found}, accepted: {md5}, or a checksum stated by --sha256")
+    else:
+        download.check_stated(local, hashlib.sha256(packed).hexdigest(), stated)
     with atomic_write(archive) as file:
         file.write(packed)
-    if stated is not None:
-        try:
-            download.check_stated(archive, stated)
-        except DataError:
-            archive.unlink()
-            raise

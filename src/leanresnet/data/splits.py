@@ -1,6 +1,7 @@
 """Splits: images and labels in one safetensors file each, and how they are drawn."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
 
     Raises:
         ConfigError: the split is too small to leave every class on both sides.
+        DataError: a class has fewer than two images.
     """
     # Imported here: it takes a second, and only the split stage needs it.
     from sklearn.model_selection import train_test_split
@@ -61,6 +63,9 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
         raise ConfigError(
             f"split.validation = {count}: accepted: {smallest} to {largest} of the {len(split):,} training images"
         )
+    rarest, images = min(split.counts().items(), key=lambda item: item[1])
+    if images < 2:
+        raise DataError(f"training images: {images} of class {rarest!r}, accepted: at least 2 of each class")
     rest, held = train_test_split(
         np.arange(len(split)), test_size=count, random_state=seed, stratify=split.labels.numpy()
     )
@@ -80,7 +85,7 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
 
 def save_split(split: Split, path: Path) -> None:
     tensors = {"images": split.images.contiguous(), "labels": split.labels}
-    save_safetensors(tensors, path, {"dataset": split.dataset, "classes": ",".join(split.classes)})
+    save_safetensors(tensors, path, {"dataset": split.dataset, "classes": split.classes})
 
 
 def load_split(path: Path) -> Split:
@@ -91,9 +96,8 @@ def load_split(path: Path) -> Split:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            return Split(
-                file.get_tensor("images"), file.get_tensor("labels"), tuple(meta["classes"].split(",")), meta["dataset"]
-            )
-    except (OSError, SafetensorError, KeyError) as error:
+            about = json.loads((file.metadata() or {})["about"])
+            images, labels = file.get_tensor("images"), file.get_tensor("labels")
+            return Split(images, labels, tuple(about["classes"]), about["dataset"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a split ({error}), accepted: a file that `leanresnet split` wrote") from error

@@ -1,0 +1,71 @@
+"""Small configurations, networks and data that train in a moment."""
+
+from typing import Any, TypeVar
+
+import torch
+from imports import ROOT
+from torch import Tensor
+from torch.nn import functional as F
+
+from leanresnet.config import Augmentation, Model, Optimizer, Recipe, Schedule, Section, load_params
+from leanresnet.data.splits import Split
+from leanresnet.models.resnet import ResNet, build_model
+
+S = TypeVar("S", bound=Section)
+CLASSES = tuple("abcdefghij")
+# Tensors this small gain nothing from a second thread, and on a busy machine threads mostly wait for each other.
+torch.set_num_threads(1)
+MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
+
+
+def changed(section: S, **changes: Any) -> S:
+    """A validated copy."""
+    return type(section).model_validate(section.model_dump() | changes)
+
+
+def tiny_model(**changes: Any) -> Model:
+    """N = 2, 5,266 parameters."""
+    model = {
+        "layers": 2,
+        "blocks": (1, 1),
+        "channels": (8, 16),
+        "kernels": (3, 3),
+        "skip_kernels": (1, 1),
+        "pool": 16,
+    }
+    return Model.model_validate(model | changes)
+
+
+def tiny_recipe(**changes: Any) -> Recipe:
+    demo = load_params(ROOT / "presets" / "demo.yaml").train.baseline
+    return changed(demo, **{"model": tiny_model().model_dump(), **changes})
+
+
+def optimizer_settings(**changes: Any) -> Optimizer:
+    return changed(tiny_recipe().optimizer, **changes)
+
+
+def schedule_settings(**changes: Any) -> Schedule:
+    return changed(tiny_recipe().schedule, **changes)
+
+
+def augmentation_settings(**changes: Any) -> Augmentation:
+    return changed(tiny_recipe().augmentation, **changes)
+
+
+def tiny_net(seed: int = 0, **changes: Any) -> ResNet:
+    return build_model(tiny_model(**changes), MEAN, STD, seed)
+
+
+def synthetic_split(count: int = 60, seed: int = 0, noise: float = 0.3) -> Split:
+    """Ten classes in turn, each a pattern of 4x4 coloured fields under noise; the patterns hold for every seed."""
+    patterns = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(1234))
+    labels = torch.arange(count) % 10
+    generator = torch.Generator().manual_seed(seed)
+    images = F.interpolate(patterns[labels], size=(32, 32))
+    images = (1 - noise) * images + noise * torch.rand(images.shape, generator=generator)
+    return Split((images * 255).round().to(torch.uint8), labels, CLASSES, "synthetic")
+
+
+def random_images(count: int, seed: int = 0) -> Tensor:
+    return torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,82 @@
+"""The program as a person runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Checkout, edited, outside_environment
+from imports import ROOT
+
+PRESETS = ["default", *(path.stem for path in (ROOT / "presets").glob("*.yaml"))]
+
+
+def program(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=cwd,
+        env=outside_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, pipeline.cli as c\n"
+        "try: c.cli(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'mlflow', 'numpy', 'pydantic', 'dvc'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=outside_environment()
+    )
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    "command", ["download", "split", "train", "distill", "evaluate", "check", "init", "compare", "ui"]
+)
+def test_each_command_explains_itself(command: str) -> None:
+    done = program(command, "--help")
+    assert done.returncode == 0
+    assert "Usage: leanresnet " + command in done.stdout
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_passes_the_check(preset: str) -> None:
+    done = program("check", "--preset", preset)
+    assert done.returncode == 0, done.stderr
+    assert "valid" in done.stdout
+
+
+def test_check_counts_the_papers_network_exactly_and_by_layer() -> None:
+    done = program("check", "--preset", "paper", "--layers")
+    assert "4,935,242 parameters" in done.stdout
+    assert "layers.3.0.shortcut.0" in done.stdout
+
+
+def test_check_says_which_stages_would_run_and_why(checkout: Checkout) -> None:
+    file = checkout.folder / "params.yaml"
+    assert "none, all are up to date" in checkout.shell("leanresnet", "check").stdout
+    with edited(file, file.read_text().replace("temperature: 4.0", "temperature: 3.0")):
+        shown = checkout.shell("leanresnet", "check").stdout
+    assert "stages to run: distill" in shown
+    assert "params.yaml distill modified" in shown
+    assert "train@" not in shown
+
+
+def test_check_estimates_without_training() -> None:
+    done = program("check", "--preset", "demo", "--estimate")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("s an epoch") == 3
+
+
+def test_compare_shows_the_models_side_by_side(checkout: Checkout) -> None:
+    shown = checkout.shell("leanresnet", "compare", "--results", "results").stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["model", "baseline", "teacher", "student"]
+    test = json.loads((checkout.folder / "results/student/test.json").read_text())
+    assert f"{test['test']['accuracy']:.2%}" in shown[3]
+    assert shown[2].endswith("+0.00")

@@ -1,0 +1,319 @@
+"""params.yaml and the presets: complete, alike, explained; and what the sections refuse."""
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from imports import ROOT
+from pydantic import ValidationError
+
+from leanresnet.config import Params, Recipe, flatten, load_params
+from leanresnet.errors import ConfigError, StorageError
+
+FILES = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def load(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+
+
+DEFAULT = load(ROOT / "params.yaml")
+
+
+def dotted(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def comments(path: Path) -> dict[str, str]:
+    """The comment of each line that has a key, by the key's full name."""
+    found: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.strip()
+        if not text or text.startswith(("#", "-")):
+            continue
+        key, _, rest = text.partition(":")
+        depth = len(line) - len(line.lstrip())
+        above = [parent for parent in above if parent[0] < depth] + [(depth, key)]
+        found[".".join(name for _, name in above)] = rest.partition("#")[2].strip()
+    return found
+
+
+def refusal(tmp_path: Path, changes: dict[str, Any]) -> str:
+    """What is said of the default params with `changes`, dotted keys to values."""
+    params = copy.deepcopy(DEFAULT)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = params
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    with pytest.raises(ConfigError) as caught:
+        load_params(write(tmp_path, params))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'params.yaml'}: ")
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def write(tmp_path: Path, params: dict[str, Any]) -> Path:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    return tmp_path / "params.yaml"
+
+
+@every_file
+def test_every_file_loads_and_says_what_it_says(path: Path) -> None:
+    assert load_params(path).model_dump(mode="json") == load(path)
+
+
+@every_file
+def test_every_file_has_the_same_keys(path: Path) -> None:
+    assert list(dotted(load(path))) == list(dotted(DEFAULT))
+
+
+@every_file
+def test_every_key_is_explained_in_the_same_words(path: Path) -> None:
+    assert comments(path) == comments(ROOT / "params.yaml")
+
+
+def test_every_value_has_a_comment() -> None:
+    explained = comments(ROOT / "params.yaml")
+    assert [key for key in dotted(DEFAULT) if not explained[key]] == []
+
+
+@every_file
+def test_every_file_begins_by_saying_what_it_is_for(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert first.endswith(".")
+
+
+def test_no_key_has_a_default() -> None:
+    assert [key for key in dotted(DEFAULT) if not _is_required(key)] == []
+
+
+def _is_required(key: str) -> bool:
+    params = copy.deepcopy(DEFAULT)
+    *sections, last = key.split(".")
+    section = params
+    for name in sections:
+        section = section[name]
+    del section[last]
+    try:
+        Params.model_validate(params)
+    except ValidationError as error:
+        return [(".".join(map(str, e["loc"])), e["type"]) for e in error.errors()] == [(key, "missing")]
+    return False
+
+
+def test_recipes_come_in_the_order_of_training() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert list(params.recipes()) == ["baseline", "teacher", "student"]
+    assert params.recipes()["student"] is params.distill.student
+
+
+def test_flatten_has_a_scalar_for_every_key() -> None:
+    params = load_params(ROOT / "params.yaml")
+    flat = flatten(params)
+    assert list(flat) == list(dotted(DEFAULT))
+    assert all(isinstance(value, (str, int, float, bool)) for value in flat.values())
+
+
+def test_flatten_writes_lists_as_text_and_null_as_none() -> None:
+    flat = flatten(load_params(ROOT / "params.yaml").train.teacher, "teacher.")
+    assert flat["teacher.model.blocks"] == "2,2,2,2"
+    assert flat["teacher.optimizer.betas"] == "0.9,0.999"
+    assert flat["teacher.budget"] == "none"
+    assert flat["teacher.epochs"] == 30
+    assert flat["teacher.optimizer.nesterov"] is True
+
+
+def test_sections_cannot_be_changed() -> None:
+    recipe: Recipe = load_params(ROOT / "params.yaml").train.baseline
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.epochs = 3
+
+
+BASE, MODEL = "train.baseline", "train.baseline.model"
+OUT_OF_RANGE: dict[str, list[Any]] = {
+    "download.dataset": ["mnist", 10, None],
+    "download.size": [0, -1, 1.5, "1", True],
+    "download.md5": ["c58f", "C58F30108F718F92721AF3B95E74349A", 5],
+    "download.sha256": ["c58f30108f718f92721af3b95e74349a", "g" * 64],
+    "download.mirrors": [
+        [],
+        ["http://127.0.0.1/x"],
+        ["https://"],
+        ["https://127.0.0.1"],
+        ["file:///etc/passwd"],
+        "https://a/b",
+    ],
+    "split.validation": [0, -5, 10.0, True],
+    "split.seed": [-1, 2**31, 0.0, None],
+    f"{MODEL}.layers": [0, 7],
+    f"{MODEL}.blocks": [[3, 3, 2], [3, 3, 0, 3], [3, 3, 2.0, 3], [True, 1, 1, 1], 3, "3,3,2,3"],
+    f"{MODEL}.channels": [[64, 128, 256], [0, 1, 1, 1], []],
+    f"{MODEL}.kernels": [[3, 3, 4, 3], [3, 3, 3], [-3, 3, 3, 3], [17, 3, 3, 3]],
+    f"{MODEL}.skip_kernels": [[2, 1, 1, 1], [1] * 5],
+    f"{MODEL}.pool": [3, 8, 0],
+    f"{BASE}.budget": [0, -1, 5.0e6],
+    f"{BASE}.seed": [-1, 2**31],
+    f"{BASE}.epochs": [0, 7, 1.5],
+    f"{BASE}.batch_size": [1, 0],
+    f"{BASE}.precision": ["fp16", 32],
+    f"{BASE}.label_smoothing": [1.0, -0.1, float("nan")],
+    f"{BASE}.clip_norm": [0.0, float("inf")],
+    f"{BASE}.ema_decay": [0.0, 1.0],
+    f"{BASE}.bn_momentum": [0.0, 1.1],
+    f"{BASE}.optimizer.name": ["lion", None],
+    f"{BASE}.optimizer.lr": [0.0, -0.1, float("inf"), float("nan"), True, "0.1"],
+    f"{BASE}.optimizer.weight_decay": [-1.0e-4, float("inf")],
+    f"{BASE}.optimizer.decay_norm_and_bias": [1, "yes", None],
+    f"{BASE}.optimizer.momentum": [1.0, -0.1, 0],
+    f"{BASE}.optimizer.nesterov": [0, "true"],
+    f"{BASE}.optimizer.betas": [[0.9], [0.9, 0.99, 0.999], [0.9, 1.0]],
+    f"{BASE}.optimizer.rho": [1.0],
+    f"{BASE}.schedule.name": ["cosine"],
+    f"{BASE}.schedule.warmup_epochs": [-1.0, 30, 31.5],
+    f"{BASE}.schedule.final_ratio": [0.0, 1.1],
+    f"{BASE}.schedule.factor": [0.0, 1.0],
+    f"{BASE}.schedule.step_epochs": [0],
+    f"{BASE}.schedule.milestones": [[25, 15], [15, 15], [0, 5]],
+    f"{BASE}.schedule.patience": [-1],
+    f"{BASE}.schedule.restart_epochs": [0],
+    f"{BASE}.schedule.restart_mult": [0],
+    f"{BASE}.augmentation.flip": [-0.1, 1.1],
+    f"{BASE}.augmentation.crop_padding": [-1, 17],
+    f"{BASE}.augmentation.crop_mode": ["wrap"],
+    f"{BASE}.normalization.mean": [[0.5, 0.5], [0.5, 0.5, 1.5], [0.5, 0.5, 0.5]],
+    f"{BASE}.normalization.std": [[0.2, 0.2, 0.0], [0.2, 0.2, 0.2]],
+    "distill.teacher": ["student"],
+    "distill.alpha": [-0.1, 1.1],
+    "distill.temperature": [0.0, -1.0],
+    "evaluate.batch_size": [0],
+    "evaluate.calibration_bins": [1],
+    "evaluate.mistakes": [0, 101],
+    "evaluate.timing_repeats": [2],
+}
+CASES = [(key, value) for key, values in OUT_OF_RANGE.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{key}={value}" for key, value in CASES])
+def test_a_value_out_of_range_is_refused_by_its_key(tmp_path: Path, key: str, value: Any) -> None:
+    message = refusal(tmp_path, {key: value})
+    assert set(key.split(".")) <= set(re.findall(r"\w+", message))
+    assert "accepted: " in message
+
+
+def test_the_table_of_refusals_has_every_key() -> None:
+    kept_by_baseline = {key for key in dotted(DEFAULT) if not key.startswith(("train.teacher", "distill.student"))}
+    assert set(OUT_OF_RANGE) == kept_by_baseline
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("split.seed", 2**31 - 1),
+        (f"{MODEL}.pool", 1),
+        (f"{BASE}.budget", None),
+        (f"{BASE}.clip_norm", 1),
+        (f"{BASE}.bn_momentum", 1.0),
+        (f"{BASE}.schedule.warmup_epochs", 0),
+        (f"{BASE}.schedule.milestones", []),
+        (f"{BASE}.augmentation.crop_padding", 16),
+        ("distill.alpha", 0),
+        ("distill.alpha", 1.0),
+        ("distill.teacher", "baseline"),
+    ],
+)
+def test_a_value_at_the_edge_of_its_range_is_accepted(tmp_path: Path, key: str, value: Any) -> None:
+    params = copy.deepcopy(DEFAULT)
+    *sections, last = key.split(".")
+    section = params
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    assert flatten(load_params(write(tmp_path, params)))[key] is not None
+
+
+def test_mean_and_std_are_accepted_together(tmp_path: Path) -> None:
+    params = copy.deepcopy(DEFAULT)
+    params["train"]["baseline"]["normalization"] = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 1]}
+    assert load_params(write(tmp_path, params)).train.baseline.normalization.mean == (0.5, 0.4, 0.3)
+
+
+def test_nesterov_needs_momentum(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {f"{BASE}.optimizer.momentum": 0.0})
+    assert f"{BASE}.optimizer: nesterov = True with momentum = 0, accepted: momentum > 0 or nesterov: false" in message
+
+
+def test_onecycle_alone_needs_a_final_ratio(tmp_path: Path) -> None:
+    assert "final_ratio = 0" in refusal(tmp_path, {f"{BASE}.schedule.final_ratio": 0})
+    params = copy.deepcopy(DEFAULT)
+    params["train"]["baseline"]["schedule"] |= {"name": "plateau", "final_ratio": 0}
+    assert load_params(write(tmp_path, params)).train.baseline.schedule.final_ratio == 0
+
+
+def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path) -> None:
+    params = copy.deepcopy(DEFAULT)
+    params["distill"]["temprature"] = params["distill"].pop("temperature")
+    with pytest.raises(ConfigError, match=r"distill.temprature = 4.0: unknown key \(did you mean temperature\?\)"):
+        load_params(write(tmp_path, params))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "number"),
+    [
+        (f"{BASE}.optimizer.lr", "1e-3", "0.001"),
+        (f"{BASE}.optimizer.weight_decay", "1e-5", "1.0e-05"),
+        (f"{BASE}.optimizer.weight_decay", "25e-8", "2.5e-07"),
+        (f"{BASE}.budget", "5e6", "5000000"),
+    ],
+)
+def test_what_a_text_should_be_written_as_is_a_number_to_yaml(tmp_path: Path, key: str, text: str, number: str) -> None:
+    assert yaml.safe_load(text) == text
+    assert f"{key} = {text!r}: " in (message := refusal(tmp_path, {key: text}))
+    assert message.endswith(f"(YAML reads {text} as text: write {number})")
+    assert yaml.safe_load(number) == float(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "None at the top level"),
+        (b"- download\n", "['download'] at the top level"),
+        (b"text", "'text' at the top level"),
+        (b"download: [1, 2\n", "line 2, column 1 not valid YAML"),
+        (b"a: 1\n\tb: 2\n", "line 2, column 1 not valid YAML"),
+        (b"a: \x00\n", "not valid YAML"),
+        (b"seed: 2024-13-45\n", "not valid YAML (month must be in 1..12)"),
+        (b"seed: " + b"9" * 5000 + b"\n", "not valid YAML"),
+        (b"seed: !!python/object/apply:os.system [exit]\n", "not valid YAML"),
+        (b"name: \xff\n", "not UTF-8 text (byte 6)"),
+        (b'"two\\nlines": 1\n', "two lines = 1: unknown key"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_params(path)
+    assert str(caught.value).startswith(f"{path}:")
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_read_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"nowhere.yaml: cannot be read \(No such file or directory\)"):
+        load_params(tmp_path / "nowhere.yaml")
+    with pytest.raises(StorageError, match=r"cannot be read \(Is a directory\)"):
+        load_params(tmp_path)

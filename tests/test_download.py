@@ -1,0 +1,337 @@
+"""Downloads over a real socket: mirrors in turn, resumed, verified; and the data set from a local copy."""
+
+import errno
+import hashlib
+import http.client
+import http.server
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import archives
+import pytest
+
+from leanresnet.config import Download
+from leanresnet.data.cifar import pack_folder
+from leanresnet.data.download import _HttpsOnly, fetch
+from leanresnet.data.sources import fetch_source, read_source
+from leanresnet.errors import DataError, StorageError
+from leanresnet.files import load_json, workspace
+
+PAYLOAD = hashlib.shake_256(b"archive").digest(200_000)
+
+
+def expecting(payload: bytes, *mirrors: str) -> Download:
+    official = Download(
+        dataset="cifar10",
+        size=len(payload),
+        md5=hashlib.md5(payload).hexdigest(),  # noqa: S324
+        sha256=hashlib.sha256(payload).hexdigest(),
+        mirrors=("https://127.0.0.1/never-asked",),
+    )
+    return official.model_copy(update={"mirrors": mirrors})  # a loopback address, which params would refuse
+
+
+EXPECTED = expecting(PAYLOAD)
+
+
+@dataclass
+class Mirrors:
+    """A server whose behaviour is the path that is asked for; `asked` lists (path, Range) of every request."""
+
+    payload: bytes = PAYLOAD
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    address: str = ""
+
+    def url(self, behaviour: str) -> str:
+        return f"{self.address}/{behaviour}"
+
+    def answer(self, behaviour: str, start: int) -> tuple[int, dict[str, str], bytes]:
+        """(status, headers, body) to a request for the bytes from `start`."""
+        rest = self.payload[start:]
+        part = {"Content-Range": f"bytes {start}-{len(self.payload) - 1}/{len(self.payload)}"} if start else {}
+        sized = {"Content-Length": str(len(rest)), **part}
+        match behaviour:
+            case "whole":
+                return (206 if start else 200), sized, rest
+            case "unsized":
+                return (206 if start else 200), part, rest
+            case "interrupted":
+                return (206 if start else 200), sized, rest[: len(rest) // 3]
+            case "no-range":
+                return 200, {"Content-Length": str(len(self.payload))}, self.payload
+            case "wrong-range":
+                return 206, {"Content-Length": str(len(self.payload)), "Content-Range": "bytes 0-"}, self.payload
+            case "corrupted":
+                return (206 if start else 200), sized, bytes(len(rest))
+            case "longer":
+                return 200, {"Content-Length": str(len(self.payload) + 1)}, self.payload + b"!"
+            case "endless":
+                return 200, {}, self.payload + b"!" * 100_000
+            case "moved":
+                return 302, {"Location": self.url("whole")}, b""
+        return 404, {"Content-Length": "0"}, b""
+
+
+@pytest.fixture
+def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirrors]:
+    monkeypatch.setenv("no_proxy", "*")
+    served = Mirrors()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            behaviour, requested = self.path.strip("/"), self.headers.get("Range")
+            served.asked.append((behaviour, requested))
+            start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1]) if requested else 0  # type: ignore[index]
+            status, headers, body = served.answer(behaviour, start)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            try:
+                self.wfile.write(body)
+            except ConnectionError:
+                self.close_connection = True  # the client has read as much as it wanted
+
+        def log_message(self, format: str, *values: object) -> None:  # noqa: A002
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        served.address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield served
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    return tmp_path / "downloads" / "archive.part"
+
+
+def begin(part: Path, content: bytes) -> None:
+    """What an earlier run left."""
+    part.parent.mkdir(parents=True)
+    part.write_bytes(content)
+
+
+@pytest.mark.parametrize("behaviour", ["whole", "unsized", "no-range", "endless", "moved"])
+def test_a_whole_download_is_the_mirrors_bytes(mirrors: Mirrors, part: Path, behaviour: str) -> None:
+    assert fetch([mirrors.url(behaviour)], EXPECTED, part) == part
+    assert part.read_bytes() == PAYLOAD
+    assert mirrors.asked[0] == (behaviour, None)
+
+
+@pytest.mark.parametrize("behaviour", ["whole", "unsized"])
+def test_an_interrupted_download_resumes_where_it_ended(mirrors: Mirrors, part: Path, behaviour: str) -> None:
+    with pytest.raises(DataError, match="interrupted"):
+        fetch([mirrors.url("interrupted")], EXPECTED, part)
+    kept = part.stat().st_size
+    assert kept == len(PAYLOAD) // 3
+    fetch([mirrors.url(behaviour)], EXPECTED, part)
+    assert mirrors.asked == [("interrupted", None), (behaviour, f"bytes={kept}-")]
+    assert part.read_bytes() == PAYLOAD
+
+
+def test_the_next_mirror_continues_an_interrupted_download(mirrors: Mirrors, part: Path) -> None:
+    fetch([mirrors.url("interrupted"), mirrors.url("whole")], EXPECTED, part)
+    assert mirrors.asked == [("interrupted", None), ("whole", f"bytes={len(PAYLOAD) // 3}-")]
+    assert part.read_bytes() == PAYLOAD
+
+
+@pytest.mark.parametrize("behaviour", ["no-range", "wrong-range"])
+def test_a_server_that_ignores_the_range_is_read_from_the_start(mirrors: Mirrors, part: Path, behaviour: str) -> None:
+    begin(part, PAYLOAD[:1000])
+    fetch([mirrors.url(behaviour)], EXPECTED, part)
+    assert mirrors.asked == [(behaviour, "bytes=1000-")]
+    assert part.read_bytes() == PAYLOAD
+
+
+def test_a_finished_download_asks_nobody(mirrors: Mirrors, part: Path) -> None:
+    begin(part, PAYLOAD)
+    fetch([mirrors.url("whole")], EXPECTED, part)
+    assert mirrors.asked == []
+
+
+@pytest.mark.parametrize("left", [b"wrong" * 100, bytes(len(PAYLOAD)), bytes(len(PAYLOAD) + 1)])
+def test_a_damaged_beginning_does_not_condemn_a_good_mirror(mirrors: Mirrors, part: Path, left: bytes) -> None:
+    begin(part, left)
+    fetch([mirrors.url("whole")], EXPECTED, part)
+    assert part.read_bytes() == PAYLOAD
+    assert mirrors.asked[-1] == ("whole", None)
+
+
+def test_a_length_that_is_not_the_archives_is_refused_unread(mirrors: Mirrors, part: Path) -> None:
+    with pytest.raises(DataError, match=f"longer: offers {len(PAYLOAD) + 1} bytes instead of {len(PAYLOAD)}"):
+        fetch([mirrors.url("longer")], EXPECTED, part)
+    assert not part.exists()
+
+
+def test_a_length_that_is_not_kept_is_an_interruption(mirrors: Mirrors, part: Path) -> None:
+    with pytest.raises(DataError, match=f"ended after {len(PAYLOAD) // 3} of {len(PAYLOAD)} bytes"):
+        fetch([mirrors.url("interrupted")], EXPECTED, part)
+
+
+def test_mirrors_are_asked_in_their_order_until_one_serves(mirrors: Mirrors, part: Path) -> None:
+    behaviours = ["absent", "longer", "corrupted", "whole", "no-range"]
+    fetch([mirrors.url(behaviour) for behaviour in behaviours], EXPECTED, part)
+    assert mirrors.asked == [(behaviour, None) for behaviour in behaviours[:4]]
+    assert part.read_bytes() == PAYLOAD
+
+
+def test_a_wrong_checksum_leaves_nothing_behind(mirrors: Mirrors, part: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        fetch([mirrors.url("corrupted")], EXPECTED, part)
+    for said in (EXPECTED.sha256, EXPECTED.md5, hashlib.sha256(bytes(len(PAYLOAD))).hexdigest()):
+        assert said in str(caught.value)
+    assert list(part.parent.iterdir()) == []
+
+
+def test_no_mirror_at_all_names_each_with_its_reason(mirrors: Mirrors, part: Path, closed: str) -> None:
+    with pytest.raises(DataError) as caught:
+        fetch([f"{closed}/a", mirrors.url("absent"), f"{closed}/b"], EXPECTED, part)
+    message = str(caught.value)
+    for said in (f"{closed}/a: ", "Connection refused", f"{mirrors.url('absent')}: Not Found", f"{closed}/b: "):
+        assert said in message
+    assert "accepted: a network, or a local copy through --archive" in message
+    assert len(message.splitlines()) == 1
+    assert not part.exists()
+
+
+@pytest.fixture
+def closed() -> str:
+    """The address of a port that nobody listens on."""
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        return f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1/x", "ftp://127.0.0.1/x"])
+def test_a_redirect_away_from_https_is_refused(target: str) -> None:
+    request = urllib.request.Request("https://127.0.0.1/x")
+    with pytest.raises(urllib.error.URLError, match="not https"):
+        _HttpsOnly().redirect_request(request, None, 302, "Found", {}, target)
+
+
+def test_a_redirect_within_https_is_followed() -> None:
+    request = urllib.request.Request("https://127.0.0.1/x", headers={"Range": "bytes=5-"})
+    followed = _HttpsOnly().redirect_request(request, None, 302, "Found", {}, "https://127.0.0.2/y")
+    assert followed.full_url == "https://127.0.0.2/y"
+    assert followed.get_header("Range") == "bytes=5-"
+
+
+def test_a_connection_that_breaks_is_not_taken_for_the_disk(
+    mirrors: Mirrors, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> bytes:
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", unreachable)
+    with pytest.raises(DataError, match=r"whole: .*No route to host"):
+        fetch([mirrors.url("whole")], EXPECTED, part)
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error(mirrors: Mirrors, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file"):
+        fetch([mirrors.url("whole")], EXPECTED, tmp_path / "file" / "sub" / "archive.part")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return archives.write_archive(tmp_path / "copies" / "mine.tar.gz")
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data" / "source"
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_archive_comes_from_the_network_once(mirrors: Mirrors, archive: Path, out: Path) -> None:
+    mirrors.payload = archive.read_bytes()
+    settings = expecting(mirrors.payload, mirrors.url("absent"), mirrors.url("whole"))
+    fetch_source(settings, out, None, None)
+    assert [behaviour for behaviour, _ in mirrors.asked] == ["absent", "whole"]
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    for path in out.iterdir():
+        path.unlink()
+    fetch_source(settings, out, None, None)
+    assert len(mirrors.asked) == 2
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    assert sorted(first) == ["cifar-10-python.tar", "source.json"]
+    (kept,) = (path for path in (workspace() / ".work" / "downloads").iterdir() if path.suffix != ".part")
+    kept.write_bytes(b"damaged")
+    fetch_source(settings, out, None, None)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    assert len(read_source(out)[0]) == 200
+
+
+def test_the_description_says_what_was_fetched(archive: Path, out: Path) -> None:
+    fetch_source(EXPECTED, out, archive, sha256(archive))
+    assert load_json(out / "source.json") == {
+        "dataset": "cifar10",
+        "archive": "cifar-10-python.tar",
+        "size": archive.stat().st_size,
+        "md5": hashlib.md5(archive.read_bytes()).hexdigest(),  # noqa: S324
+        "sha256": sha256(archive),
+    }
+
+
+def test_a_local_archive_is_taken_when_it_is_the_official_one(archive: Path, out: Path) -> None:
+    fetch_source(expecting(archive.read_bytes()), out, archive, None)
+    assert (out / "cifar-10-python.tar").read_bytes() == archive.read_bytes()
+
+
+def test_a_local_archive_is_taken_with_its_stated_checksum_in_any_case(archive: Path, out: Path) -> None:
+    fetch_source(EXPECTED, out, archive, sha256(archive).upper())
+    assert (out / "cifar-10-python.tar").read_bytes() == archive.read_bytes()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_local_folder_is_taken_with_its_stated_checksum(tmp_path: Path, out: Path, nested: bool) -> None:
+    local = tmp_path / "batches"
+    folder = archives.write_folder(local / archives.FOLDER if nested else local)
+    fetch_source(EXPECTED, out, local, hashlib.sha256(pack_folder(folder)).hexdigest())
+    assert (out / "cifar-10-python.tar").read_bytes() == pack_folder(folder)
+    assert read_source(out)[0].classes == archives.CLASSES
+
+
+def test_a_local_folder_without_a_checksum_must_be_the_official_one(tmp_path: Path, out: Path) -> None:
+    local = archives.write_folder(tmp_path / "batches")
+    with pytest.raises(DataError, match=r"batches/data_batch_1: md5 \w+, accepted: c99cafc152244af753f735de768cd75f"):
+        fetch_source(EXPECTED, out, local, None)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("stated", [None, "0" * 64])
+@pytest.mark.parametrize("kind", ["archive", "folder"])
+def test_a_refused_copy_leaves_what_was_there(tmp_path: Path, out: Path, kind: str, stated: str | None) -> None:
+    local = tmp_path / "local"
+    write = archives.write_archive if kind == "archive" else archives.write_folder
+    write(local)
+    archives.write_archive(out / "cifar-10-python.tar")
+    before = (out / "cifar-10-python.tar").read_bytes()
+    with pytest.raises(DataError):
+        fetch_source(EXPECTED, out, local, stated)
+    assert [path.name for path in out.iterdir()] == ["cifar-10-python.tar"]
+    assert (out / "cifar-10-python.tar").read_bytes() == before
+
+
+def test_a_copy_that_is_not_there_is_refused(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such file or directory, accepted: "):
+        fetch_source(EXPECTED, out, tmp_path / "nowhere", None)
+
+
+def test_the_digits_need_no_archive(out: Path) -> None:
+    fetch_source(EXPECTED.model_copy(update={"dataset": "digits"}), out, None, None)
+    assert [path.name for path in out.iterdir()] == ["source.json"]
+    assert read_source(out)[0].dataset == "digits"

@@ -1,0 +1,118 @@
+"""The losses against formulas by hand, in float64."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_images, tiny_net
+from torch import Tensor, nn
+
+from leanresnet.losses import CrossEntropy, DistillationLoss
+
+GENERATOR = torch.Generator().manual_seed(0)
+LABELS = torch.tensor([3, 1, 9, 0, 3, 7])
+LOGITS = 3 * torch.randn(6, 10, generator=GENERATOR)
+TAUGHT = 3 * torch.randn(6, 10, generator=GENERATOR)
+INPUTS = random_images(6)
+
+
+class Answers(nn.Module):
+    """A teacher that says the same whatever it sees."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits.clone())
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        return self.logits * 1
+
+
+def log_softmax(logits: Tensor) -> np.ndarray:
+    values = logits.double().numpy()
+    return values - np.log(np.exp(values).sum(1, keepdims=True))
+
+
+def smoothed_cross_entropy(logits: Tensor, smoothing: float) -> float:
+    """Targets hold 1 - s for the label and s / 10 spread over all ten classes."""
+    target = np.full((6, 10), smoothing / 10)
+    target[range(6), LABELS] += 1 - smoothing
+    return float(-(target * log_softmax(logits)).sum(1).mean())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_with_label_smoothing(smoothing: float) -> None:
+    loss = CrossEntropy(smoothing)(INPUTS, LOGITS, LABELS)
+    assert float(loss) == pytest.approx(smoothed_cross_entropy(LOGITS, smoothing), rel=1e-5)
+
+
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    loss = CrossEntropy(0.1)(INPUTS, LOGITS.bfloat16(), LABELS)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(smoothed_cross_entropy(LOGITS.bfloat16(), 0.1), rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_distillation_follows_its_formula(alpha: float, temperature: float, smoothing: float) -> None:
+    teacher, student = (log_softmax(logits.double() / temperature) for logits in (TAUGHT, LOGITS))
+    divergence = (np.exp(teacher) * (teacher - student)).sum(1).mean()
+    expected = (1 - alpha) * smoothed_cross_entropy(LOGITS, smoothing) + alpha * temperature**2 * divergence
+    loss = DistillationLoss(Answers(TAUGHT), alpha, temperature, smoothing)(INPUTS, LOGITS, LABELS)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_alpha_0_is_cross_entropy() -> None:
+    loss = DistillationLoss(Answers(TAUGHT), 0.0, 4.0, 0.1)(INPUTS, LOGITS, LABELS)
+    assert float(loss) == float(CrossEntropy(0.1)(INPUTS, LOGITS, LABELS))
+
+
+def test_alpha_1_is_0_for_a_student_that_equals_its_teacher() -> None:
+    loss = DistillationLoss(Answers(LOGITS), 1.0, 4.0, 0.1)(INPUTS, LOGITS, LABELS)
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+
+
+def test_alpha_1_ignores_the_labels() -> None:
+    criterion = DistillationLoss(Answers(TAUGHT), 1.0, 4.0, 0.1)
+    assert float(criterion(INPUTS, LOGITS, LABELS)) == float(criterion(INPUTS, LOGITS, (LABELS + 1) % 10))
+
+
+def gradient(alpha: float, temperature: float) -> Tensor:
+    logits = LOGITS.clone().requires_grad_()
+    DistillationLoss(Answers(TAUGHT), alpha, temperature, 0.0)(INPUTS, logits, LABELS).backward()
+    assert logits.grad is not None
+    return logits.grad
+
+
+def test_the_gradient_keeps_its_size_when_the_temperature_changes() -> None:
+    sizes = [float(gradient(1.0, temperature).norm()) for temperature in (2.0, 4.0, 8.0, 16.0)]
+    # Without the factor T^2 the last would be about a 64th of the first.
+    assert max(sizes) / min(sizes) < 3
+
+
+def test_the_gradient_tends_to_the_difference_of_the_logits() -> None:
+    """Hinton et al., section 2.1: T^2 dC/dz is (z - v) / N for a high T and centred logits; here a mean over images."""
+    difference = (LOGITS - LOGITS.mean(1, keepdim=True)) - (TAUGHT - TAUGHT.mean(1, keepdim=True))
+    torch.testing.assert_close(gradient(1.0, 1000.0), difference / 10 / 6, atol=2e-3, rtol=0)
+
+
+def test_the_teacher_sees_the_students_images() -> None:
+    teacher = Answers(TAUGHT)
+    DistillationLoss(teacher, 0.5, 4.0, 0.0)(INPUTS, LOGITS, LABELS)
+    assert [seen is INPUTS for seen in teacher.seen] == [True]
+
+
+def test_the_teacher_gets_no_gradient_and_does_not_change() -> None:
+    teacher = tiny_net(seed=1).train()
+    before = copy.deepcopy(teacher.state_dict())
+    criterion = DistillationLoss(teacher, 0.9, 4.0, 0.0)
+    student = tiny_net(seed=2).train()
+    for _ in range(2):
+        criterion(INPUTS, student(INPUTS), LABELS).backward()
+    assert not any(module.training for module in teacher.modules())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(parameter.grad is not None for parameter in student.parameters())

@@ -1,0 +1,162 @@
+"""The network: shapes, blocks, normalization and reproducible weights."""
+
+import pytest
+import torch
+from helpers import MEAN, STD, random_images, tiny_model, tiny_net
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leanresnet.models.resnet import BasicBlock, ResNet, build_model
+
+
+@torch.no_grad()
+def outputs_of(net: ResNet, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    """What the named modules returned in one forward pass."""
+    found: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> object:
+        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            found[name] = output
+
+        return hook
+
+    handles = [net.get_submodule(name).register_forward_hook(keeper(name)) for name in names]  # type: ignore[arg-type]
+    net(images)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_every_image_gets_ten_scores() -> None:
+    scores = tiny_net()(random_images(5))
+    assert scores.shape == (5, 10)
+    assert scores.dtype == torch.float32
+
+
+def test_the_map_halves_with_each_layer_after_the_first() -> None:
+    model = {"layers": 4, "blocks": (2, 1, 2, 1), "channels": (4, 6, 8, 10), "kernels": (3, 5, 1, 3)}
+    net = tiny_net(**model, skip_kernels=(1, 3, 5, 1), pool=2).eval()
+    maps = outputs_of(net, ["stem", "layers.0", "layers.1", "layers.2", "layers.3", "pool"], random_images(2))
+    assert [tuple(found.shape[1:]) for found in maps.values()] == [
+        (4, 32, 32),
+        (4, 32, 32),
+        (6, 16, 16),
+        (8, 8, 8),
+        (10, 4, 4),
+        (10, 2, 2),
+    ]
+
+
+def test_only_the_first_block_of_a_later_layer_has_a_stride() -> None:
+    net = tiny_net(layers=3, blocks=(2, 3, 2), channels=(8, 8, 12), kernels=(3,) * 3, skip_kernels=(1,) * 3, pool=8)
+    strides = {
+        name: module.stride for name, module in net.named_modules() if isinstance(module, nn.Conv2d) and name != "stem"
+    }
+    halving = {"layers.1.0.conv1.0", "layers.1.0.shortcut.0", "layers.2.0.conv1.0", "layers.2.0.shortcut.0"}
+    assert {name for name, stride in strides.items() if stride == (2, 2)} == halving
+    assert {stride for name, stride in strides.items() if name not in halving} == {(1, 1)}
+
+
+def test_a_shortcut_projects_only_where_the_shape_changes() -> None:
+    net = tiny_net(layers=3, blocks=(2, 2, 2), channels=(8, 8, 12), kernels=(3,) * 3, skip_kernels=(3,) * 3, pool=8)
+    blocks = {name: block for name, block in net.named_modules() if isinstance(block, BasicBlock)}
+    assert len(blocks) == 6
+    projecting = {name for name, block in blocks.items() if not isinstance(block.shortcut, nn.Identity)}
+    assert projecting == {"layers.1.0", "layers.2.0"}
+    assert all(blocks[name].shortcut[0].kernel_size == (3, 3) for name in projecting)
+    assert not isinstance(BasicBlock(4, 6, 3, 1, stride=1).shortcut, nn.Identity)
+
+
+def batch_norm(x: Tensor, norm: nn.BatchNorm2d, training: bool) -> Tensor:
+    if training:
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    else:
+        mean, var = norm.running_mean, norm.running_var
+    scale = norm.weight / torch.sqrt(var + norm.eps)
+    return (x - mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(6, 6, 1), (6, 10, 2), (6, 6, 2), (6, 10, 1)])
+def test_a_block_adds_its_shortcut_before_the_last_relu(inputs: int, outputs: int, stride: int, training: bool) -> None:
+    torch.manual_seed(0)
+    block = BasicBlock(inputs, outputs, kernel=5, skip_kernel=3, stride=stride).double()
+    for norm in (module for module in block.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.bias, -1, 1)
+        nn.init.uniform_(norm.running_mean, -1, 1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(3, inputs, 8, 8, dtype=torch.float64)
+
+    conv1, norm1, conv2, norm2 = *block.conv1, *block.conv2
+    inner = batch_norm(F.conv2d(x, conv1.weight, stride=stride, padding=2), norm1, training).clamp(min=0)
+    inner = batch_norm(F.conv2d(inner, conv2.weight, padding=2), norm2, training)
+    beside = x
+    if stride != 1 or inputs != outputs:
+        skip, skip_norm = block.shortcut
+        beside = batch_norm(F.conv2d(x, skip.weight, stride=stride, padding=1), skip_norm, training)
+    torch.testing.assert_close(block.train(training)(x), (inner + beside).clamp(min=0))
+
+
+def test_pixels_are_normalised_inside_the_network() -> None:
+    images = random_images(4)
+    seen: list[Tensor] = []
+    net = tiny_net().eval()
+    net.stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        logits = net(images)
+        plain = build_model(tiny_model(), [0.0] * 3, [1.0] * 3, seed=0).eval()
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+        by_hand = (images.double() / 255 - mean) / std
+        torch.testing.assert_close(seen[0].double(), by_hand, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(plain(by_hand.float() * 255), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_normalization_constants_travel_with_the_weights() -> None:
+    net = tiny_net()
+    assert {"mean", "std"} <= set(net.state_dict())
+    assert not {"mean", "std"} & {name for name, _ in net.named_parameters()}
+    other = build_model(tiny_model(), [0.0] * 3, [1.0] * 3, seed=5)
+    other.load_state_dict(net.state_dict())
+    images = random_images(2)
+    assert torch.equal(other.eval()(images), net.eval()(images))
+
+
+def test_uint8_and_float_pixels_give_the_same_scores() -> None:
+    net, images = tiny_net().eval(), random_images(3)
+    assert torch.equal(net(images), net(images.float()))
+
+
+def test_the_seed_alone_decides_the_weights() -> None:
+    torch.manual_seed(1)
+    first = tiny_net(seed=7).state_dict()
+    torch.manual_seed(2)
+    second, other = tiny_net(seed=7).state_dict(), tiny_net(seed=8).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["stem.0.weight"], other["stem.0.weight"])
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_building_leaves_the_global_random_state() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    tiny_net(seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_convolutions_start_with_he_initialisation() -> None:
+    net = tiny_net(channels=(64, 128))
+    weight = net.get_parameter("layers.1.0.conv1.0.weight").detach()  # 64 -> 128 channels, 3x3
+    assert float(weight.std()) == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+    assert float(weight.mean()) == pytest.approx(0, abs=0.001)
+
+
+def test_batch_norm_momentum_is_set_everywhere() -> None:
+    net = build_model(tiny_model(), MEAN, STD, seed=0, bn_momentum=0.37)
+    assert {module.momentum for module in net.modules() if isinstance(module, nn.BatchNorm2d)} == {0.37}
+
+
+def test_filters_lie_in_channels_last_memory() -> None:
+    filters = [p for p in tiny_net().parameters() if p.ndim == 4]
+    assert filters
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)

@@ -1,0 +1,155 @@
+"""Splits: how validation is held out, what a file keeps, and the digits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from leanresnet.data.digits import read_digits
+from leanresnet.data.splits import Split, channel_statistics, hold_out, load_split, save_split
+from leanresnet.errors import ConfigError, DataError
+
+NAMES = tuple("abcdefghij")
+
+
+def numbered(by_class: list[int]) -> Split:
+    """Images that tell which they are: pixel (0, 0) holds an image's number in base 256."""
+    labels = torch.repeat_interleave(torch.arange(len(by_class)), torch.tensor(by_class))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
+    images = torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8)
+    numbers = torch.arange(len(labels))
+    images[:, 0, 0, 0], images[:, 1, 0, 0] = numbers % 256, numbers // 256
+    return Split(images, labels, NAMES[: len(by_class)], "numbered")
+
+
+def numbers(split: Split) -> list[int]:
+    return (split.images[:, 0, 0, 0].long() + 256 * split.images[:, 1, 0, 0].long()).tolist()
+
+
+def test_a_tenth_of_equal_classes_is_a_tenth_of_each() -> None:
+    rest, held = hold_out(numbered([500] * 10), 500, seed=0)
+    assert set(rest.counts().values()) == {450}
+    assert set(held.counts().values()) == {50}
+
+
+def test_unequal_classes_keep_their_proportions() -> None:
+    by_class = [100, 200, 300, 400]
+    rest, held = hold_out(numbered(by_class), 100, seed=0)
+    assert list(held.counts().values()) == [10, 20, 30, 40]
+    assert list(rest.counts().values()) == [90, 180, 270, 360]
+
+
+def test_sides_are_disjoint_whole_and_in_the_original_order() -> None:
+    rest, held = hold_out(numbered([50] * 10), 60, seed=3)
+    assert sorted(numbers(rest) + numbers(held)) == list(range(500))
+    assert numbers(rest) == sorted(numbers(rest))
+    assert numbers(held) == sorted(numbers(held))
+    assert (len(rest), len(held)) == (440, 60)
+
+
+def test_labels_stay_with_their_images() -> None:
+    whole = numbered([30] * 10)
+    for side in hold_out(whole, 40, seed=1):
+        assert side.labels.tolist() == whole.labels[numbers(side)].tolist()
+        assert (side.classes, side.dataset) == (whole.classes, whole.dataset)
+
+
+def test_the_seed_alone_decides() -> None:
+    whole = numbered([50] * 10)
+    first, again, other = (numbers(hold_out(whole, 50, seed)[1]) for seed in (7, 7, 8))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("count", [9, 91])
+def test_a_side_without_every_class_is_refused(count: int) -> None:
+    with pytest.raises(ConfigError, match=f"split.validation = {count}: accepted: 10 to 90 of the 100 training images"):
+        hold_out(numbered([10] * 10), count, seed=0)
+
+
+@pytest.mark.parametrize("count", [10, 90])
+def test_the_smallest_and_the_largest_hold_out_have_every_class(count: int) -> None:
+    for side in hold_out(numbered([10] * 10), count, seed=0):
+        assert all(side.counts().values())
+
+
+@pytest.mark.parametrize("rarest", [0, 1])
+def test_a_class_that_cannot_be_on_both_sides_is_refused(rarest: int) -> None:
+    with pytest.raises(DataError, match=f"{rarest} of class 'b', accepted: at least 2 of each class"):
+        hold_out(numbered([20, rarest, 20]), 10, seed=0)
+
+
+def test_channel_statistics_are_numpys_on_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images[:, 1] //= 3
+    mean, std = channel_statistics(Split(images, torch.zeros(50, dtype=torch.int64), NAMES, "random"))
+    exact = images.numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(mean, exact.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, exact.std((0, 2, 3)), rtol=1e-12)
+
+
+def test_channel_statistics_do_not_depend_on_the_order() -> None:
+    split = numbered([40] * 10)
+    assert channel_statistics(split) == channel_statistics(split.take(np.arange(400)[::-1].copy()))
+
+
+def test_a_saved_split_loads_as_it_was(tmp_path: Path) -> None:
+    split = numbered([5] * 10)
+    save_split(split, tmp_path / "new" / "split.safetensors")
+    loaded = load_split(tmp_path / "new" / "split.safetensors")
+    assert torch.equal(loaded.images, split.images)
+    assert torch.equal(loaded.labels, split.labels)
+    assert (loaded.images.dtype, loaded.labels.dtype) == (torch.uint8, torch.int64)
+    assert (loaded.classes, loaded.dataset, loaded.digest()) == (split.classes, split.dataset, split.digest())
+
+
+def test_a_split_saves_to_the_same_bytes(tmp_path: Path) -> None:
+    saved = set()
+    for number in range(8):
+        save_split(numbered([5] * 10), tmp_path / f"{number}.safetensors")
+        saved.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(saved) == 1
+
+
+def test_the_digest_is_of_the_content() -> None:
+    split = numbered([5] * 10)
+    assert split.digest() == numbered([5] * 10).digest()
+    assert split.digest() != split.take(np.arange(50)[::-1].copy()).digest()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a split", b"cut"])
+def test_a_file_that_is_no_split_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "split.safetensors"
+    if content is not None:
+        save_split(numbered([5] * 10), path)
+        path.write_bytes(path.read_bytes()[:-100] if content == b"cut" else content)
+    with pytest.raises(DataError, match=r"split.safetensors: not a split .*, accepted: "):
+        load_split(path)
+
+
+def test_tensors_of_something_else_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"weights": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="not a split"):
+        load_split(tmp_path / "model.safetensors")
+
+
+def test_the_digits_are_images_like_cifars() -> None:
+    train, test = read_digits()
+    assert train.images.shape == (1437, 3, 32, 32)
+    assert test.images.shape == (360, 3, 32, 32)
+    for split in (train, test):
+        assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
+        assert split.classes == tuple("0123456789")
+        assert split.dataset == "digits"
+        assert torch.equal(split.images[:, 0], split.images[:, 1])
+        assert (int(split.images.min()), int(split.images.max())) == (0, 255)
+    assert min(train.counts().values()) >= 138
+    assert min(test.counts().values()) >= 34
+
+
+def test_the_digits_are_the_same_every_time() -> None:
+    assert [split.digest() for split in read_digits()] == [split.digest() for split in read_digits()]

@@ -1,0 +1,179 @@
+"""MLflow, for real: on a database in a workspace, and on a server that does not answer."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Checkout, outside_environment, shell_in
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from leanresnet import tracking
+
+MODELS = ("baseline", "teacher", "student")
+
+
+def client_of(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def runs_by_model(folder: Path) -> dict[str, Run]:
+    """The oldest run of each model."""
+    client = client_of(folder)
+    experiment = client.get_experiment_by_name("leanresnet")
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
+    return {run.data.tags["model"]: run for run in found}
+
+
+@pytest.fixture
+def runs(checkout: Checkout) -> dict[str, Run]:
+    return runs_by_model(checkout.folder)
+
+
+def test_one_finished_run_a_model_with_a_name_a_person_can_read(runs: dict[str, Run]) -> None:
+    assert {model: run.info.run_name for model, run in runs.items()} == {m: f"{m}-sgd-e8" for m in MODELS}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+def test_the_three_runs_line_up_without_a_missing_column(runs: dict[str, Run]) -> None:
+    params = [set(run.data.params) for run in runs.values()]
+    metrics = [set(run.data.metrics) for run in runs.values()]
+    assert params[0] == params[1] == params[2]
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert {"optimizer.lr", "model.blocks", "distill.temperature", "augmentation.crop_padding"} <= params[0]
+    expected = {"train/loss", "val/accuracy", "val/best_accuracy", "test/accuracy", "test/teacher_gap", "lr"}
+    assert expected | {"model/parameters", "model/macs", "images_per_second", "speed/latency_ms"} <= metrics[0]
+
+
+def test_a_run_says_what_it_was_made_from(checkout: Checkout, runs: dict[str, Run]) -> None:
+    lock = (checkout.folder / "dvc.lock").read_text()
+    commit = checkout.shell("git", "rev-parse", "HEAD~1").stdout.strip()
+    for model, run in runs.items():
+        tags = run.data.tags
+        for key in ("dvc.train_md5", "dvc.weights_md5"):
+            assert f"md5: {tags[key]}" in lock, key
+        assert tags["git.commit"] == commit
+        assert tags["dvc.stage"] == ("distill" if model == "student" else f"train@{model}")
+        assert tags["torch"] == torch.__version__
+        assert tags["seed"] == "0"
+        assert tags["device"]
+        digests = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+        assert digests == {"digits-train": tags["dvc.train_md5"], "digits-validation": tags["dvc.validation_md5"]}
+
+
+def test_metrics_come_by_epoch_once(checkout: Checkout, runs: dict[str, Run]) -> None:
+    client = client_of(checkout.folder)
+    for key in ("train/loss", "val/accuracy", "lr", "images_per_second"):
+        steps = [metric.step for metric in client.get_metric_history(runs["baseline"].info.run_id, key)]
+        assert steps == list(range(1, 9)), key
+
+
+def test_the_student_links_to_its_teacher(runs: dict[str, Run]) -> None:
+    assert runs["student"].data.tags["teacher.run_id"] == runs["teacher"].info.run_id
+    assert runs["teacher"].info.run_id in runs["student"].data.tags["mlflow.note.content"]
+
+
+def test_evaluation_and_artifacts_are_in_the_run_that_trained(checkout: Checkout, runs: dict[str, Run]) -> None:
+    client = client_of(checkout.folder)
+    for model, run in runs.items():
+        report = json.loads((checkout.folder / f"results/{model}/test.json").read_text())
+        assert run.data.metrics["test/accuracy"] == pytest.approx(report["test"]["accuracy"])
+        results = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "results")}
+        assert results >= {"history.csv", "curves.png", "test.json", "confusion.png", "mistakes.png"}
+        kept = Path(client.download_artifacts(run.info.run_id, "checkpoint/model.safetensors"))
+        assert kept.read_bytes() == (checkout.folder / f"models/{model}/model.safetensors").read_bytes()
+
+
+def test_the_logged_model_loads_and_answers_like_the_checkpoint(checkout: Checkout, runs: dict[str, Run]) -> None:
+    from leanresnet.checkpoint import load_model
+    from leanresnet.data.splits import load_split
+
+    client = client_of(checkout.folder)
+    (logged,) = client.search_logged_models(
+        [runs["student"].info.experiment_id], f"source_run_id = '{runs['student'].info.run_id}'"
+    )
+    images = load_split(checkout.folder / "data/test.safetensors").images[:5]
+    np.save(checkout.folder / ".work/images.npy", images.numpy())
+    script = (
+        "import sys, numpy, mlflow; model = mlflow.pyfunc.load_model(sys.argv[1]);"
+        "assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 32, 32);"
+        "numpy.save(sys.argv[3], model.predict(numpy.load(sys.argv[2])))"
+    )
+    files = [str(checkout.folder / ".work" / name) for name in ("images.npy", "logits.npy")]
+    subprocess.run(
+        [sys.executable, "-c", script, logged.artifact_location, *files],
+        check=True,
+        env=outside_environment(),
+        cwd=checkout.folder,
+    )
+    with torch.no_grad():
+        expected = load_model(checkout.folder / "models/student").net(images)
+    np.testing.assert_allclose(np.load(files[1]), expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout, tmp_path: Path) -> None:
+    """As after a restore from DVC's cache into a workspace with an empty database."""
+    for part in ("models", "results", "data", "params.yaml"):
+        source = checkout.folder / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / part)
+    places = ["--model", "models/baseline", "--teacher", "models/teacher", "--results", "results/baseline"]
+    splits = ["--validation", "data/validation.safetensors", "--test", "data/test.safetensors"]
+    for _ in range(2):
+        shell_in(tmp_path)("leanresnet", "evaluate", *places, *splits)
+    client = client_of(tmp_path)
+    experiment = client.get_experiment_by_name("leanresnet")
+    (run,) = client.search_runs([experiment.experiment_id])
+    live = runs_by_model(checkout.folder)["baseline"]
+    assert run.data.params == live.data.params
+    assert set(live.data.metrics) - set(run.data.metrics) == {"images_per_second", "train_seconds"}
+    assert run.data.metrics["test/accuracy"] == live.data.metrics["test/accuracy"]
+    assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 8
+
+
+class TestWithoutAServer:
+    def test_one_warning_and_no_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        with tracking.start_run("name", {"a": 1}, {}) as run:
+            run.log_metrics({"loss": 1.0}, 1)
+            run.set_tags({"a": "b"})
+        error = capsys.readouterr().err
+        assert error.count("warning: not tracked in MLflow") == 1
+        assert run.run_id is None
+
+
+def test_an_exception_marks_the_run_failed_and_an_interrupt_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, error in (("failed", ZeroDivisionError), ("killed", KeyboardInterrupt)):
+        with pytest.raises(error), tracking.start_run(name, {}, {}):
+            raise error
+    client = client_of(tmp_path)
+    found = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    assert {run.info.run_name: run.info.status for run in found} == {"failed": "FAILED", "killed": "KILLED"}
+
+
+def test_processes_share_a_fresh_database(tmp_path: Path) -> None:
+    script = (
+        "from leanresnet.tracking import start_run\n"
+        "with start_run('r', {}, {}) as run: [run.log_metrics({'m': s}, s) for s in range(20)]"
+    )
+    started: list[Any] = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], cwd=tmp_path, env=outside_environment(), stderr=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    assert [process.communicate()[1] for process in started] == [b""] * 4
+    client = client_of(tmp_path)
+    found = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    assert [len(client.get_metric_history(run.info.run_id, "m")) for run in found] == [20] * 4
