@@ -6,7 +6,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends git make \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 leanresnet \
-    && install --directory --owner leanresnet /app /app/.dvc /app/.dvc/cache /app/.work /tracking
+    && install --directory --owner leanresnet /app /app/.dvc /app/.dvc/cache /app/.work /app/models /app/results /tracking
 USER leanresnet
 WORKDIR /app
 

@@ -23,6 +23,7 @@ $(VENV)/.locked: requirements.lock
 	touch $@
 $(STAMP): $(VENV)/.locked pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@test -e .git || dvc config --local core.no_scm true
 	touch $@
 
 demo: $(STAMP)  ## all five stages on bundled digits, in .demo/ (under 2 minutes)
@@ -32,7 +33,6 @@ demo: $(STAMP)  ## all five stages on bundled digits, in .demo/ (under 2 minutes
 	@echo && echo "compare the runs in MLflow: make ui DIR=$(DEMO)"
 
 repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10
-	@test -e .git || dvc config --local core.no_scm true
 	dvc repro
 	@echo && leanresnet compare --results results
 	@echo && echo "compare the runs in MLflow: make ui"

@@ -40,7 +40,7 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
         if layers:
             for layer in breakdown(recipe.model):
                 click.echo(f"    {layer.name:24} {layer.parameters:>10,} {layer.macs / 1e6:>10,.2f}")
-    if not preset and Path("dvc.yaml").exists():
+    if not preset and not params and Path("dvc.yaml").exists():
         _echo_stale()
     if estimate:
         _echo_estimate(config, device)
@@ -60,6 +60,8 @@ def _echo_stale() -> None:
     if not Path("dvc.lock").exists():
         click.echo("    none has run yet")
         return
+    if stale:
+        click.echo("    and the stages after them, where their outputs change")
     for stage, reasons in stale.items():
         for reason in reasons:
             for kind, entries in reason.items() if isinstance(reason, dict) else [(reason, {})]:

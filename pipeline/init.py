@@ -26,8 +26,8 @@ def init(folder: Path, preset: str) -> None:
     for part in ("src/leanresnet", "pipeline"):
         stages = stages.replace(f": {part}\n", f": {CHECKOUT / part}\n", 1)
     save_text(params, folder / "params.yaml")
-    save_text(stages, folder / "dvc.yaml")
-    save_text((CHECKOUT / ".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
+    if not (folder / ".gitignore").exists():
+        save_text((CHECKOUT / ".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     command = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -36,4 +36,6 @@ def init(folder: Path, preset: str) -> None:
     save_text((CHECKOUT / ".dvc" / "config").read_text(encoding="utf-8"), folder / ".dvc" / "config")
     with (folder / ".dvc" / "config").open("a") as config:
         config.write("    no_scm = true\n")
+    # Last, so that a workspace with dvc.yaml is a whole one.
+    save_text(stages, folder / "dvc.yaml")
     click.echo(f"{folder}: ready; run `dvc repro` there")

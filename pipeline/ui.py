@@ -13,6 +13,9 @@ def ui(port: int) -> None:
     from leanresnet.files import workspace
     from leanresnet.tracking import runs_table, tracking_uri
 
+    if tracking_uri().startswith("http"):
+        click.echo(f"runs: {tracking_uri().rstrip('/')}/{runs_table()}")
+        return
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     click.echo(f"runs: http://127.0.0.1:{port}/{runs_table()}")

@@ -80,3 +80,28 @@ def test_compare_shows_the_models_side_by_side(checkout: Checkout) -> None:
     test = json.loads((checkout.folder / "results/student/test.json").read_text())
     assert f"{test['test']['accuracy']:.2%}" in shown[3]
     assert shown[2].endswith("+0.00")
+
+
+def test_without_a_command_the_program_shows_its_help() -> None:
+    done = program()
+    assert "Commands:" in done.stdout + done.stderr
+    assert "error:" not in done.stderr
+
+
+def test_compare_without_results_is_one_line(tmp_path: Path) -> None:
+    done = program("compare", "--results", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+    assert "no evaluated model" in done.stderr
+
+
+def test_init_keeps_a_gitignore_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("mine\n")
+    assert program("init", str(tmp_path), "--preset", "demo").returncode == 0
+    assert (tmp_path / ".gitignore").read_text() == "mine\n"
+
+
+def test_ui_with_a_server_of_its_own_points_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "ui"]
+    environment = outside_environment(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("runs: http://127.0.0.1:9/#/experiments/")

@@ -62,6 +62,7 @@ def test_a_run_says_what_it_was_made_from(checkout: Checkout, runs: dict[str, Ru
         assert tags["dvc.stage"] == ("distill" if model == "student" else f"train@{model}")
         assert tags["torch"] == torch.__version__
         assert tags["seed"] == "0"
+        assert tags["git.dirty"] == "false"
         assert tags["device"]
         digests = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
         assert digests == {"digits-train": tags["dvc.train_md5"], "digits-validation": tags["dvc.validation_md5"]}
@@ -130,6 +131,7 @@ def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout,
     experiment = client.get_experiment_by_name("leanresnet")
     (run,) = client.search_runs([experiment.experiment_id])
     live = runs_by_model(checkout.folder)["baseline"]
+    assert run.data.tags["git.commit"] == "unknown"
     assert run.data.params == live.data.params
     assert set(live.data.metrics) - set(run.data.metrics) == {"images_per_second", "train_seconds"}
     assert run.data.metrics["test/accuracy"] == live.data.metrics["test/accuracy"]

@@ -105,11 +105,12 @@ def recorded_run(outputs: Outputs) -> str | None:
     That is so when training was restored from DVC's cache, or ran while the server was away.
     """
     model = checkpoint.load_model(outputs.model)
-    found = tracking.find_run(model.sha256)
+    found = tracking.find_run(model.about["name"], model.sha256)
     if found is not None:
         return found
     with _start_run(model.about) as run:
-        run.set_tags({"leanresnet.recorded": "from outputs"})
+        unknown = dict.fromkeys(("git.commit", "git.dirty", "device", "torch"), "unknown")
+        run.set_tags({"leanresnet.recorded": "from outputs", **unknown})
         run.log_history(read_history(outputs.history))
         _log_outputs(run, outputs)
     return run.run_id
@@ -200,7 +201,8 @@ def _log_outputs(run: tracking.Run, outputs: Outputs) -> None:
     for path in (outputs.history, outputs.summary, outputs.curves):
         run.log_artifact(path, "results")
     run.log_model(model.net)
-    teacher_run = tracking.find_run(about["teacher_sha256"]) if about["teacher_sha256"] else None
+    teacher = about["teacher_sha256"]
+    teacher_run = tracking.find_run(about["params"]["distill.teacher"], teacher) if teacher else None
     note = f"{model.parameters:,} parameters, {model.macs / 1e6:.1f} million MACs."
     if teacher_run:
         run.set_tags({"teacher.run_id": teacher_run})

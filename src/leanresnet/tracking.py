@@ -87,7 +87,7 @@ class Run:
 
         try:
             action(mlflow)
-        except mlflow.exceptions.MlflowException as error:
+        except Exception as error:  # servers, disks and exporters fail in many ways; none may cost a training
             _warn(error)
             self.run_id = None
 
@@ -116,28 +116,37 @@ def resume_run(run_id: str | None) -> Iterator[Run]:
         yield run
 
 
-def find_run(weights_sha256: str) -> str | None:
-    """The id of the newest finished run that made these weights."""
+def find_run(model: str, weights_sha256: str) -> str | None:
+    """The id of the newest finished run of `model` that made these weights; None when there is none."""
     mlflow = _connect()
     if mlflow is None:
         return None
-    query = f"tags.`{WEIGHTS_TAG}` = '{weights_sha256}' and attributes.status = 'FINISHED'"
-    found = mlflow.search_runs(filter_string=query, max_results=1, output_format="list")
+    query = f"tags.`{WEIGHTS_TAG}` = '{weights_sha256}' and tags.model = '{model}' and attributes.status = 'FINISHED'"
+    try:
+        found = mlflow.search_runs(filter_string=query, max_results=1, output_format="list")
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        _warn(error)
+        return None
     return str(found[0].info.run_id) if found else None
 
 
 def run_link(run_id: str) -> str:
     """The run's place in the UI, relative to the UI's address."""
-    mlflow = _connect()
-    experiment = mlflow.get_run(run_id).info.experiment_id if mlflow else "0"
-    return f"#/experiments/{experiment}/runs/{run_id}"
+    return f"#/experiments/{_experiment_id()}/runs/{run_id}"
 
 
 def runs_table() -> str:
     """The runs table's place in the UI, relative to the UI's address; a fresh database is made if there is none."""
+    return f"#/experiments/{_experiment_id()}/runs?workflowType=machine_learning"
+
+
+def _experiment_id() -> str:
     mlflow = _connect()
-    experiment = mlflow.get_experiment_by_name(EXPERIMENT).experiment_id if mlflow else "0"
-    return f"#/experiments/{experiment}/runs?workflowType=machine_learning"
+    try:
+        return str(mlflow.get_experiment_by_name(EXPERIMENT).experiment_id) if mlflow else "0"
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        _warn(error)
+        return "0"
 
 
 def tracking_uri() -> str:
@@ -153,21 +162,23 @@ def _entered(start: Callable[[Any], Any]) -> Iterator[Run]:
         return
     try:
         active = start(mlflow)
-    except mlflow.exceptions.MlflowException as error:
+    except (mlflow.exceptions.MlflowException, OSError) as error:
         _warn(error)
         yield Run(None)
         return
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    run = Run(active.info.run_id)
     try:
-        yield Run(active.info.run_id)
-        status = "FINISHED"
+        yield run
+        # A run that lost its server halfway is not whole: evaluation records it anew from the outputs.
+        status = "FINISHED" if run.run_id else "FAILED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         try:
             mlflow.end_run(status)
-        except mlflow.exceptions.MlflowException as error:
+        except (mlflow.exceptions.MlflowException, OSError) as error:
             _warn(error)
 
 
@@ -178,7 +189,7 @@ def _connect() -> Any:
         return None
     # Unset, these let one call to a dead server wait four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     import mlflow
 
@@ -203,7 +214,10 @@ def _connect() -> Any:
 
 def _code_version() -> dict[str, str]:
     """The git commit of the code and whether files differ from it; "none" outside git."""
-    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    commit = _git("rev-parse", "HEAD")
+    # dvc.lock changes while the stages run; what determines a run are the code and the values.
+    parts = [f":(top){part}" for part in ("src", "pipeline", "params.yaml", "dvc.yaml")]
+    status = _git("status", "--porcelain", "--", *parts)
     dirty = "none" if status is None else str(bool(status)).lower()
     tags = {"git.commit": commit or "none", "git.dirty": dirty}
     if "DVC_EXP_NAME" in os.environ:

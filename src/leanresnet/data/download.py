@@ -46,7 +46,13 @@ def fetch(urls: Sequence[str], expected: Download, part: Path) -> Path:
                 # A damaged beginning, left by another mirror, must not condemn this one.
                 if not (resumed and attempt == "first"):
                     break
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            except (
+                urllib.error.URLError,
+                http.client.HTTPException,
+                ValueError,
+                TimeoutError,
+                ConnectionError,
+            ) as error:
                 failures.append(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}")
                 break
             except OSError as error:
