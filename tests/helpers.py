@@ -32,8 +32,18 @@ def tiny_model(**changes: Any) -> Model:
         "kernels": (3, 3),
         "skip_kernels": (1, 1),
         "pool": 16,
+        "pool_kind": "average",
+        "stem": "conv",
+        "downsample": "stride",
+        "activation": "relu",
     }
     return Model.model_validate(model | changes)
+
+
+def pooling_model(**changes: Any) -> Model:
+    """What short trainings use: whitening stem, pooled layers, one without blocks; maps of 31, 15, 7 pixels."""
+    shape = {"stem": "whitening", "downsample": "pool", "activation": "gelu", "pool_kind": "max", "pool": 7}
+    return tiny_model(**{"blocks": (0, 1), **shape, **changes})
 
 
 def tiny_recipe(**changes: Any) -> Recipe:

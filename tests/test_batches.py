@@ -7,7 +7,7 @@ from helpers import augmentation_settings, random_images, synthetic_split
 from scipy.stats import chisquare
 from torch import Tensor
 
-from leanresnet.config import Augmentation
+from leanresnet.config import Augmentation, Progressive
 from leanresnet.data.batches import Draws, EvalBatches, TrainBatches, crop_and_flip, draw
 from leanresnet.data.splits import Split
 
@@ -67,6 +67,42 @@ def test_every_offset_and_flip_occurs_as_often_as_it_should() -> None:
 def test_flips_never_and_always(flip: float, share: float) -> None:
     flips = draw(1000, augmentation_settings(flip=flip), 0, 1).flips
     assert float(flips.float().mean()) == share
+
+
+def test_an_alternating_flip_mirrors_every_image_in_one_of_two_epochs() -> None:
+    images = random_images(400)
+    split = Split(images, torch.arange(400) % 10, tuple("abcdefghij"), "random")
+    settings = augmentation_settings(flip=0.5, flip_mode="alternating", crop_padding=0)
+    batches = TrainBatches(split, 40, settings, seed=4)
+    mirrored = []
+    for number in (1, 2, 3, 4):
+        shown, order = epoch_of(batches, number)[0], draw(400, settings, 4, number).order
+        as_it_is = (shown == images[order]).flatten(1).all(1)
+        flipped = (shown == images[order].flip(3)).flatten(1).all(1)
+        assert torch.equal(as_it_is, ~flipped)
+        mirrored.append(torch.empty_like(flipped).index_put((order,), flipped))
+    assert torch.equal(mirrored[0], ~mirrored[1])
+    assert torch.equal(mirrored[0], mirrored[2])
+    assert torch.equal(mirrored[1], mirrored[3])
+    # 200 expected, deviation 10
+    assert 160 < int(mirrored[0].sum()) < 240
+
+
+def test_small_epochs_scale_the_augmented_images_down() -> None:
+    split, settings = synthetic_split(40), augmentation_settings(flip=0.5, crop_padding=2)
+    progressive = Progressive(epochs=2, size=16)
+    batches = TrainBatches(split, 20, settings, 1, progressive=progressive)
+    plain = TrainBatches(split, 20, settings, 1)
+    assert [epoch_of(batches, number)[0].shape[2:] for number in (1, 2, 3)] == [(16, 16), (16, 16), (32, 32)]
+    images, labels = epoch_of(batches, 2)
+    whole, same_labels = epoch_of(plain, 2)
+    assert torch.equal(labels, same_labels)
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each, _ in batches.epoch(1))
+    # A triangle of support 2 pixels in source units on each side: away from the edge a fixed 4x4 weighting.
+    weights = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    by_hand = (whole[:, :, 3:7, 5:9].float() * weights[:, None] * weights).sum((2, 3))
+    torch.testing.assert_close(images[:, :, 2, 3], by_hand, atol=1e-3, rtol=1e-4)
+    assert torch.equal(epoch_of(batches, 3)[0], epoch_of(plain, 3)[0])
 
 
 def test_an_epoch_depends_on_seed_and_number_alone() -> None:

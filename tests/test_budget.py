@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import pooling_model, tiny_model
 from torch import Tensor, nn
 
 from leanresnet.config import Model
@@ -166,6 +166,20 @@ BY_HAND: dict[str, tuple[Model, int, list[int]]] = {
         2_110,
         [27 * 4 + 2 * 4, 18 * 4 * 4 + 4 * 4, *[18 * 4 * 4 + 4 * 4 + 6 * 4] * 5, 4 * 10 + 10],
     ),
+    # 24 whitening filters of 2x2 with biases; a layer opens with a convolution; then blocks, 4*out each.
+    "pooled": (
+        pooling_model(
+            layers=3, blocks=(0, 1, 1), channels=(64, 192, 256), kernels=(3,) * 3, skip_kernels=(1,) * 3, pool=3
+        ),
+        2_415_682,
+        [
+            24 * 12 + 24,
+            9 * 24 * 64 + 2 * 64,
+            9 * 64 * 192 + 2 * 192 + 18 * 192 * 192 + 4 * 192,
+            9 * 192 * 256 + 2 * 256 + 18 * 256 * 256 + 4 * 256,
+            256 * 10 + 10,
+        ],
+    ),
     "narrowest": (
         config("1", "1", "1", "1", 32),
         55,
@@ -189,7 +203,7 @@ def test_breakdown_equals_the_network_module_by_module(name: str) -> None:
     model = BY_HAND[name][0]
     net = ResNet(model, [0.5] * 3, [0.25] * 3)
     built = [
-        (module_name, sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad))
+        (module_name, sum(p.numel() for p in module.parameters(recurse=False)))
         for module_name, module in net.named_modules()
         if list(module.parameters(recurse=False))
     ]
@@ -207,6 +221,17 @@ def test_macs_of_the_paper() -> None:
     ]
     assert sum(by_hand) == 529_205_760
     assert count_macs(PAPER) == 529_205_760
+
+
+def test_macs_of_a_pooled_network() -> None:
+    by_hand = [
+        24 * 12 * 31**2,
+        9 * 24 * 64 * 31**2,
+        9 * 64 * 192 * 15**2 + 18 * 192 * 192 * 7**2,
+        9 * 192 * 256 * 7**2 + 18 * 256 * 256 * 3**2,
+        256 * 10,
+    ]
+    assert count_macs(BY_HAND["pooled"][0]) == sum(by_hand)
 
 
 @pytest.mark.parametrize("name", [name for name in BY_HAND if name not in ("paper", "resnet-18")])

@@ -16,7 +16,7 @@ from leanresnet.errors import DivergedError
 from leanresnet.evaluation import MEASURES, Measure, Metrics, evaluate
 from leanresnet.losses import CrossEntropy
 from leanresnet.optim import LearningRate, build_optimizer, build_schedule
-from leanresnet.trainer import Criterion, Fitted, Loop, fit, train_one_epoch
+from leanresnet.trainer import Criterion, Fitted, Loop, fit, objective_of, train_one_epoch
 
 BATCH, CPU = 20, torch.device("cpu")
 Weights = dict[str, Tensor]
@@ -42,7 +42,8 @@ class Training:
         self.optimizer = build_optimizer(self.net, optimizer_settings(**{"lr": 0.05, **(optimizer or {})}))
         settings = schedule_settings(**{"name": "constant", "warmup_epochs": 0, **(schedule or {})})
         built = build_schedule(self.optimizer, settings, epochs, len(self.train))
-        self.loop = Loop(criterion or CrossEntropy(0.0), self.optimizer, built, autocast(CPU, precision), clip_norm)
+        objective = objective_of(self.net, criterion or CrossEntropy(0.0))
+        self.loop = Loop(objective, self.optimizer, built, autocast(CPU, precision), clip_norm)
         self.logged: list[tuple[int, Metrics]] = []
         self.snapshots: list[Weights] = []
 
@@ -219,7 +220,7 @@ def test_training_metrics_are_means_over_the_epoch() -> None:
         hits.append((logits.argmax(1) == labels).sum().item())
         return loss
 
-    loop = Loop(**vars(training.loop) | {"criterion": criterion})
+    loop = Loop(**vars(training.loop) | {"objective": objective_of(training.net, criterion)})
     metrics = train_one_epoch(training.net, training.train.epoch(1), loop)
     assert metrics["loss"] == pytest.approx(sum(losses) / 3, rel=1e-6)
     assert metrics["accuracy"] == pytest.approx(sum(hits) / 60)
@@ -233,7 +234,7 @@ def test_epochs_differ_in_what_they_show() -> None:
         shown.append(inputs)
         return CrossEntropy(0.0)(inputs, logits, labels)
 
-    training.loop = Loop(**vars(training.loop) | {"criterion": criterion})
+    training.loop = Loop(**vars(training.loop) | {"objective": objective_of(training.net, criterion)})
     training.run()
     expected = [images for number in (1, 2, 3) for images, _ in training.train.epoch(number)]
     assert all(torch.equal(a, b) for a, b in zip(shown, expected, strict=True))

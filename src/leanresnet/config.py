@@ -15,6 +15,8 @@ from leanresnet.errors import ConfigError, StorageError
 
 IMAGE_SIZE = 32
 CLASSES = 10
+# A 2x2 patch of three channels has 12 principal directions; each is looked at from both sides.
+WHITENING_FILTERS = 24
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -31,6 +33,7 @@ Unit = Annotated[float, Field(gt=0, le=1)]
 # YAML has lists where a frozen section has tuples: only the container may convert, never an item.
 Loose = Strict(False)
 PerLayer = Annotated[tuple[Positive, ...], Loose]
+BlocksPerLayer = Annotated[tuple[Count, ...], Loose]
 Channels3 = Annotated[tuple[Unit, Unit, Unit], Loose]
 
 
@@ -52,19 +55,37 @@ class Split(Section):
 
 
 class Model(Section):
-    """The paper's family (see models/resnet.py): N, B_i, C_i, F_i, K_i and P, checked without building anything."""
+    """The family of models/resnet.py: the paper's N, B_i, C_i, F_i, K_i and P, and how a map is made and halved."""
 
     layers: Annotated[int, Field(ge=1, le=6)]
-    blocks: PerLayer
+    blocks: BlocksPerLayer
     channels: PerLayer
     kernels: Annotated[tuple[Odd, ...], Loose]
     skip_kernels: Annotated[tuple[Odd, ...], Loose]
     pool: Positive
+    pool_kind: Literal["average", "max"]
+    stem: Literal["conv", "whitening"]
+    downsample: Literal["stride", "pool"]
+    activation: Literal["relu", "gelu"]
+
+    def maps(self, image: int = IMAGE_SIZE) -> list[int]:
+        """Side, in pixels, of the map that enters the first layer, and of the one that leaves each layer.
+
+        The 2x2 whitening stem is not padded. A layer halves its map, rounding down where it
+        pools and up where it strides; the first one of a strided network does not.
+        """
+        sides = [image - 1 if self.stem == "whitening" else image]
+        for n in range(self.layers):
+            if self.downsample == "pool":
+                sides.append(sides[-1] // 2)
+            else:
+                sides.append(sides[-1] if n == 0 else (sides[-1] + 1) // 2)
+        return sides
 
     @property
     def last_map(self) -> int:
-        """Side, in pixels, of the last feature map: 32 halved by every layer but the first."""
-        return IMAGE_SIZE >> (self.layers - 1)
+        """Side of the map that the last pool sees, for images of 32x32."""
+        return self.maps()[-1]
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Model":
@@ -79,6 +100,10 @@ class Model(Section):
             if even:
                 sizes = list(getattr(self, key))
                 raise ValueError(f"{key} = {sizes}: {even[0]} is even and cannot keep the size of a map, accepted: odd")
+        if self.downsample == "stride" and 0 in self.blocks:
+            raise ValueError(f"blocks = {list(self.blocks)} with downsample = stride, accepted: >= 1 in each layer")
+        if self.last_map == 0:
+            raise ValueError(f"layers = {self.layers} leave no map to pool, accepted: fewer layers")
         if self.last_map % self.pool:
             divisors = [p for p in range(1, self.last_map + 1) if self.last_map % p == 0]
             side = f"{self.last_map}x{self.last_map}"
@@ -104,7 +129,7 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    name: Literal["constant", "step", "multistep", "plateau", "cosine_restarts", "onecycle"]
+    name: Literal["constant", "step", "multistep", "plateau", "cosine_restarts", "onecycle", "linear"]
     warmup_epochs: Decay
     final_ratio: Share
     factor: Annotated[float, Field(gt=0, lt=1)]
@@ -125,8 +150,16 @@ class Schedule(Section):
 
 class Augmentation(Section):
     flip: Share
+    flip_mode: Literal["random", "alternating"]
     crop_padding: Annotated[int, Field(ge=0, le=IMAGE_SIZE // 2)]
     crop_mode: Literal["constant", "reflect"]
+
+
+class Progressive(Section):
+    """The first `epochs` epochs see images scaled down to `size`; 0 epochs: none do."""
+
+    epochs: Count
+    size: Annotated[int, Field(ge=8, le=IMAGE_SIZE)]
 
 
 class Normalization(Section):
@@ -155,10 +188,27 @@ class Recipe(Section):
     clip_norm: Rate | None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     bn_momentum: Unit
+    initialization: Literal["kaiming", "dirac"]
+    compile: bool
+    deterministic: bool
     optimizer: Optimizer
     schedule: Schedule
     augmentation: Augmentation
+    progressive: Progressive
     normalization: Normalization
+
+    @model_validator(mode="after")
+    def _small_images_fit(self) -> "Recipe":
+        if self.progressive.epochs and self.model.pool != self.model.last_map:
+            raise ValueError(
+                f"progressive.epochs = {self.progressive.epochs} with model.pool = {self.model.pool}, accepted: "
+                f"0, or a pool of the whole last map, {self.model.last_map}"
+            )
+        if self.progressive.epochs and self.model.maps(self.progressive.size)[-1] == 0:
+            raise ValueError(
+                f"progressive.size = {self.progressive.size} leaves no map to pool, accepted: larger, up to 32"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "Recipe":

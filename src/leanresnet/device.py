@@ -1,12 +1,22 @@
-"""Where to compute and in which precision: a place, not a hyperparameter."""
+"""Where to compute, in which precision, and how close to the hardware."""
 
+import ctypes
+import os
 import platform
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
+import torch.utils.deterministic
+from torch._dynamo.exc import TorchDynamoException
 
 from leanresnet.errors import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,12 +39,79 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def keep_freed_memory() -> bool:
+    """Let this process reuse the memory of freed tensors instead of handing it back to the system each time.
+
+    glibc maps every large block anew, and a training step on a CPU then spends up to a third
+    of its time on page faults (docs/performance.md). Says whether the C library took it; only
+    glibc knows the call.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    settings = [(m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28)]
+    return all([mallopt(key, value) for key, value in settings])
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware: Ampere or newer, AMX or AVX512-BF16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+
+
+@contextmanager
+def engine(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """torch's process-wide settings for a training, and what they were before afterwards.
+
+    A CPU training keeps the memory of freed tensors. On a GPU, cudnn chooses the fastest
+    kernels by trying them, and what remains in float32 uses TF32; `deterministic` admits only
+    kernels that give the same bytes again, there and on the CPU.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
+    if deterministic:
+        # cuBLAS reads this when the first product makes its workspace.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
+        torch.get_float32_matmul_precision(),
+    )
+    torch.use_deterministic_algorithms(deterministic)
+    # It guards against reading memory that nothing wrote, which no training here does, and costs a pass over each tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        torch.backends.cudnn.benchmark = before[2]
+        torch.set_float32_matmul_precision(before[3])
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """`torch.compile`, one graph for each shape of batch; where it fails, one line says so and `function` runs as it is."""
+    chosen: Callable[P, R] = torch.compile(function, dynamic=False)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal chosen
+        try:
+            return chosen(*args, **kwargs)
+        except TorchDynamoException as error:
+            if chosen is function:
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            print(f"leanresnet: torch.compile failed ({reason[:200]}); training goes on without it", file=sys.stderr)
+            chosen = function
+            return function(*args, **kwargs)
+
+    return call
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -11,7 +11,7 @@ from leanresnet.evaluation import measure_speed
 from leanresnet.losses import CrossEntropy
 from leanresnet.models.resnet import build_model
 from leanresnet.optim import build_optimizer, build_schedule
-from leanresnet.trainer import Loop, train_one_epoch
+from leanresnet.trainer import Loop, objective_of, train_one_epoch
 
 
 def seconds_per_epoch(recipe: Recipe, images: int, device: torch.device) -> float:
@@ -21,7 +21,8 @@ def seconds_per_epoch(recipe: Recipe, images: int, device: torch.device) -> floa
     batch = (pixels.contiguous(memory_format=torch.channels_last), torch.arange(recipe.batch_size, device=device) % 10)
     optimizer = build_optimizer(net, recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, recipe.epochs, 10)
-    loop = Loop(CrossEntropy(0.0), optimizer, schedule, autocast(device, recipe.precision), recipe.clip_norm)
+    objective = objective_of(net, CrossEntropy(0.0))
+    loop = Loop(objective, optimizer, schedule, autocast(device, recipe.precision), recipe.clip_norm)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

@@ -19,6 +19,8 @@ from leanresnet.evaluation import Measure, Metrics, evaluate
 from leanresnet.optim import LearningRate
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (images, labels) -> the loss, and how many of them the network got right; what a step differentiates.
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,26 @@ class Loop:
     """What a step needs beside the network and the data.
 
     Args:
+        objective: see `objective_of`; compiled or not.
         autocast: entered around each forward pass; it may be entered many times.
         clip_norm: the gradient's greatest L2 norm, or None.
     """
 
-    criterion: Criterion
+    objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: LearningRate
     autocast: AbstractContextManager[object]
     clip_norm: float | None
+
+
+def objective_of(net: nn.Module, criterion: Criterion) -> Objective:
+    """The network and its loss as one function, which `torch.compile` takes as one graph."""
+
+    def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = net(images)
+        return criterion(images, logits, labels), (logits.detach().argmax(1) == labels).sum()
+
+    return objective
 
 
 def fit(
@@ -107,8 +120,7 @@ def train_one_epoch(
     for images, labels in batches:
         loop.optimizer.zero_grad(set_to_none=True)
         with loop.autocast:
-            logits = net(images)
-            loss = loop.criterion(images, logits, labels)
+            loss, right = loop.objective(images, labels)
         loss.backward()
         if loop.clip_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), loop.clip_norm)
@@ -117,7 +129,7 @@ def train_one_epoch(
         if average is not None:
             average.update_parameters(net)
         losses.append(loss.detach())
-        hits.append((logits.detach().argmax(1) == labels).sum())
+        hits.append(right)
         seen += len(labels)
     return {"loss": float(torch.stack(losses).mean()), "accuracy": float(torch.stack(hits).sum()) / seen}
 

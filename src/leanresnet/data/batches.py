@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from leanresnet.config import IMAGE_SIZE, Augmentation
+from leanresnet.config import IMAGE_SIZE, Augmentation, Progressive
 from leanresnet.data.splits import Split
 
 
@@ -33,12 +33,22 @@ def draw(count: int, augmentation: Augmentation, seed: int, epoch: int) -> Draws
     # The generator keeps 32 bits; Knuth's multiplier sets the epochs of one seed far from those of the next.
     generator = torch.Generator().manual_seed((seed * 2654435761 + epoch) % 2**32)
     offsets = 2 * augmentation.crop_padding + 1
-    return Draws(
-        order=torch.randperm(count, generator=generator),
-        rows=torch.randint(offsets, (count,), generator=generator),
-        columns=torch.randint(offsets, (count,), generator=generator),
-        flips=torch.rand(count, generator=generator) < augmentation.flip,
-    )
+    order = torch.randperm(count, generator=generator)
+    rows = torch.randint(offsets, (count,), generator=generator)
+    columns = torch.randint(offsets, (count,), generator=generator)
+    flips = torch.rand(count, generator=generator) < augmentation.flip
+    if augmentation.flip_mode == "alternating":
+        flips = (draw_flips(count, augmentation.flip, seed) ^ (epoch % 2 == 0))[order]
+    return Draws(order, rows, columns, flips)
+
+
+def draw_flips(count: int, flip: float, seed: int) -> Tensor:
+    """(count,) bool, which images an alternating flip mirrors in the odd epochs; the even ones mirror the others.
+
+    So two epochs show each image once as it is and once mirrored (Jordan, arXiv:2404.00498, section 3.6).
+    """
+    generator = torch.Generator().manual_seed(seed * 2654435761 % 2**32)
+    return torch.rand(count, generator=generator) < flip
 
 
 def crop_and_flip(padded: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
@@ -58,7 +68,13 @@ class TrainBatches:
     """Shuffled, augmented batches of one size; the incomplete one at an epoch's end is dropped."""
 
     def __init__(
-        self, split: Split, batch_size: int, augmentation: Augmentation, seed: int, device: torch.device | None = None
+        self,
+        split: Split,
+        batch_size: int,
+        augmentation: Augmentation,
+        seed: int,
+        device: torch.device | None = None,
+        progressive: Progressive | None = None,
     ) -> None:
         padding, mode = augmentation.crop_padding, augmentation.crop_mode
         images = (
@@ -67,6 +83,7 @@ class TrainBatches:
         self._padded = images.permute(0, 2, 3, 1).contiguous().to(device)
         self._labels = split.labels.to(device)
         self._augmentation = augmentation
+        self._progressive = progressive
         self._seed = seed
         self.batch_size = batch_size
 
@@ -74,7 +91,7 @@ class TrainBatches:
         return len(self._labels) // self.batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, 3, 32, 32) uint8, labels (B,)) of one epoch."""
+        """(images (B, 3, 32, 32) uint8, labels (B,)) of one epoch; scaled down, images are float in 0..255."""
         draws = draw(len(self._labels), self._augmentation, self._seed, number)
         device = self._labels.device
         order, rows = draws.order.to(device), draws.rows.to(device)
@@ -82,7 +99,10 @@ class TrainBatches:
         for step in range(len(self)):
             part = slice(step * self.batch_size, (step + 1) * self.batch_size)
             chosen = order[part]
-            yield crop_and_flip(self._padded[chosen], rows[part], columns[part], flips[part]), self._labels[chosen]
+            images = crop_and_flip(self._padded[chosen], rows[part], columns[part], flips[part])
+            if self._progressive is not None and number <= self._progressive.epochs:
+                images = F.interpolate(images.float(), size=self._progressive.size, mode="bilinear", antialias=True)
+            yield images, self._labels[chosen]
 
 
 class EvalBatches:

@@ -7,7 +7,7 @@ the pool count no MACs: the usual convention, which counts convolutions and the 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from leanresnet.config import CLASSES, IMAGE_SIZE, Model
+from leanresnet.config import CLASSES, WHITENING_FILTERS, Model
 from leanresnet.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def breakdown(model: Model) -> list[Layer]:
 
 
 def count_parameters(model: Model) -> int:
-    """Trainable parameters."""
+    """Weights and biases, those of a whitening stem included, which are computed and not trained."""
     return sum(layer.parameters for layer in breakdown(model))
 
 
@@ -49,26 +49,34 @@ def check_budget(key: str, model: Model, budget: int | None) -> None:
 
 
 def _modules(model: Model) -> Iterator[Layer]:
-    size, width = IMAGE_SIZE, model.channels[0]
-    yield from _conv_bn("stem", 3, width, 3, size)
+    sides = model.maps()
+    if model.stem == "whitening":
+        width = WHITENING_FILTERS
+        weights = width * 2 * 2 * 3
+        yield Layer("stem", weights + width, weights * sides[0] ** 2)
+    else:
+        width = model.channels[0]
+        yield from _conv_bn("stem", 3, width, 3, sides[0])
     for n in range(model.layers):
-        channels, kernel = model.channels[n], model.kernels[n]
-        for b in range(model.blocks[n]):
-            stride = 2 if n > 0 and b == 0 else 1
-            size //= stride
-            name = f"layers.{n}.{b}"
-            yield from _conv_bn(f"{name}.conv1", width, channels, kernel, size)
-            yield from _conv_bn(f"{name}.conv2", channels, channels, kernel, size)
-            if stride != 1 or width != channels:
-                yield from _conv_bn(f"{name}.shortcut", width, channels, model.skip_kernels[n], size)
+        channels, kernel, side = model.channels[n], model.kernels[n], sides[n + 1]
+        if model.downsample == "pool":
+            yield from _conv_bn(f"layers.{n}.0", width, channels, kernel, sides[n])
             width = channels
-    features = width * (size // model.pool) ** 2
+        for b in range(model.blocks[n]):
+            stride = 2 if model.downsample == "stride" and n > 0 and b == 0 else 1
+            name = f"layers.{n}.{b + (model.downsample == 'pool')}"
+            yield from _conv_bn(f"{name}.conv1", width, channels, kernel, side)
+            yield from _conv_bn(f"{name}.conv2", channels, channels, kernel, side)
+            if stride != 1 or width != channels:
+                yield from _conv_bn(f"{name}.shortcut", width, channels, model.skip_kernels[n], side)
+            width = channels
+    features = width * (model.last_map // model.pool) ** 2
     yield Layer("classifier", features * CLASSES + CLASSES, features * CLASSES)
 
 
-def _conv_bn(name: str, inputs: int, outputs: int, kernel: int, size: int) -> Iterator[Layer]:
+def _conv_bn(name: str, inputs: int, outputs: int, kernel: int, side: int) -> Iterator[Layer]:
     weights = kernel * kernel * inputs * outputs
-    yield Layer(f"{name}.0", weights, weights * size * size)
+    yield Layer(f"{name}.0", weights, weights * side * side)
     yield Layer(f"{name}.1", 2 * outputs, 0)
 
 

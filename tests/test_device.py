@@ -1,0 +1,116 @@
+"""The engine's settings, compilation and its fallback."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import MEAN, STD, pooling_model, random_images, tiny_model
+from torch import Tensor
+
+from leanresnet.config import Model
+from leanresnet.device import compiled, engine
+from leanresnet.losses import CrossEntropy, DistillationLoss
+from leanresnet.models.resnet import ResNet, build_model
+from leanresnet.trainer import objective_of
+
+CPU = torch.device("cpu")
+STATE: dict[str, Callable[[], Any]] = {
+    "deterministic": torch.are_deterministic_algorithms_enabled,
+    "filled": lambda: torch.utils.deterministic.fill_uninitialized_memory,
+    "autotuned": lambda: torch.backends.cudnn.benchmark,
+    "products": torch.get_float32_matmul_precision,
+}
+
+
+def state() -> dict[str, Any]:
+    return {name: read() for name, read in STATE.items()}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_an_engine_sets_torch_and_puts_it_back(place: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    before = state()
+    with pytest.raises(RuntimeError, match="inside"), engine(torch.device(place), deterministic):
+        assert state() == {
+            "deterministic": deterministic,
+            "filled": False,
+            "autotuned": not deterministic,
+            "products": "high" if place == "cuda" else "highest",
+        }
+        raise RuntimeError("inside")
+    assert state() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
+def test_freed_memory_is_kept_and_used_again() -> None:
+    """Page faults of 30 large tensors in turn, in a process of their own."""
+    script = (
+        "import resource, sys, torch; from leanresnet.device import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': assert keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.ones(1 << 24); before = faults()\n"
+        "for _ in range(30): torch.ones(1 << 24)\n"
+        "print(faults() - before)"
+    )
+    plain, kept = (
+        int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("plain", "kept")
+    )
+    assert kept * 10 < plain
+
+
+def three_steps(net: ResNet, compile_it: bool, teacher: ResNet | None = None) -> tuple[list[float], list[Tensor]]:
+    criterion = DistillationLoss(teacher, 0.5, 4.0, 0.1) if teacher else CrossEntropy(0.1)
+    objective = objective_of(net.train(), criterion)
+    objective = compiled(objective) if compile_it else objective
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05)
+    labels, losses, hits = torch.arange(8) % 10, [], []
+    for step in range(3):
+        images = random_images(8, seed=step).contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        loss, right = objective(images, labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        hits.append(right)
+    return losses, [p.detach() for p in net.parameters()] + hits
+
+
+@pytest.mark.parametrize(("model", "taught"), [(tiny_model(), True), (pooling_model(), False)])
+def test_compiled_and_eager_training_agree(
+    model: Model, taught: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Three steps: losses to 1e-5, weights to 1e-4 of the largest."""
+    teacher = build_model(tiny_model(channels=(12, 16)), MEAN, STD, seed=9) if taught else None
+    losses, weights = three_steps(build_model(model, MEAN, STD, seed=1), compile_it=False, teacher=teacher)
+    fast_losses, fast_weights = three_steps(build_model(model, MEAN, STD, seed=1), compile_it=True, teacher=teacher)
+    assert "torch.compile failed" not in capfd.readouterr().err
+    assert fast_losses == pytest.approx(losses, abs=1e-5)
+    for found, expected in zip(fast_weights, weights, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_compiler_training_goes_on_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    torch.compiler.reset()
+    losses, _ = three_steps(build_model(tiny_model(channels=(12, 20)), MEAN, STD, seed=1), compile_it=True)
+    eager, _ = three_steps(build_model(tiny_model(channels=(12, 20)), MEAN, STD, seed=1), compile_it=False)
+    assert losses == eager
+    said = [line for line in capfd.readouterr().err.splitlines() if "torch.compile failed" in line]
+    assert len(said) == 1
+    assert "training goes on without it" in said[0]
+
+
+def test_a_mistake_in_the_function_itself_is_not_swallowed() -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own"):
+        compiled(broken)(torch.zeros(1))
