@@ -201,7 +201,11 @@ CASES = [
         "unequal lists", {f"{MODEL}.channels": [16, 32]}, "channels = [16, 32] has 2 entries", "accepted: layers = 3"
     ),
     param("too many layers", {f"{MODEL}.layers": 7}, f"{MODEL}.layers = 7: accepted: less than or equal to 6"),
-    param("layer without blocks", {f"{MODEL}.blocks": [1, 0, 1]}, f"{MODEL}.blocks.1 = 0: accepted: greater than 0"),
+    param(
+        "layer without blocks",
+        {f"{MODEL}.blocks": [1, 0, 1]},
+        f"{MODEL}: blocks = [1, 0, 1] with downsample = stride, accepted: >= 1 in each layer",
+    ),
     param(
         "over the budget",
         {f"{BASE}.budget": 20_000},

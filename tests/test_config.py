@@ -48,8 +48,8 @@ def comments(path: Path) -> dict[str, str]:
     return found
 
 
-def refusal(tmp_path: Path, changes: dict[str, Any]) -> str:
-    """What is said of the default params with `changes`, dotted keys to values."""
+def with_changes(changes: dict[str, Any]) -> dict[str, Any]:
+    """The default params with `changes`, dotted keys to values."""
     params = copy.deepcopy(DEFAULT)
     for key, value in changes.items():
         *sections, last = key.split(".")
@@ -57,8 +57,13 @@ def refusal(tmp_path: Path, changes: dict[str, Any]) -> str:
         for name in sections:
             section = section[name]
         section[last] = value
+    return params
+
+
+def refusal(tmp_path: Path, changes: dict[str, Any]) -> str:
+    """What is said of the default params with `changes`."""
     with pytest.raises(ConfigError) as caught:
-        load_params(write(tmp_path, params))
+        load_params(write(tmp_path, with_changes(changes)))
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'params.yaml'}: ")
     assert len(message.splitlines()) == 1
@@ -165,6 +170,10 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{MODEL}.kernels": [[3, 3, 4, 3], [3, 3, 3], [-3, 3, 3, 3], [17, 3, 3, 3]],
     f"{MODEL}.skip_kernels": [[2, 1, 1, 1], [1] * 5],
     f"{MODEL}.pool": [3, 8, 0],
+    f"{MODEL}.pool_kind": ["sum", None],
+    f"{MODEL}.stem": ["patches"],
+    f"{MODEL}.downsample": ["blur", True],
+    f"{MODEL}.activation": ["swish"],
     f"{BASE}.budget": [0, -1, 5.0e6],
     f"{BASE}.seed": [-1, 2**31],
     f"{BASE}.epochs": [0, 7, 1.5],
@@ -174,6 +183,9 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{BASE}.clip_norm": [0.0, float("inf")],
     f"{BASE}.ema_decay": [0.0, 1.0],
     f"{BASE}.bn_momentum": [0.0, 1.1],
+    f"{BASE}.initialization": ["xavier"],
+    f"{BASE}.compile": [1, "true", None],
+    f"{BASE}.deterministic": [0, "no"],
     f"{BASE}.optimizer.name": ["lion", None],
     f"{BASE}.optimizer.lr": [0.0, -0.1, float("inf"), float("nan"), True, "0.1"],
     f"{BASE}.optimizer.weight_decay": [-1.0e-4, float("inf")],
@@ -192,8 +204,11 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{BASE}.schedule.restart_epochs": [0],
     f"{BASE}.schedule.restart_mult": [0],
     f"{BASE}.augmentation.flip": [-0.1, 1.1],
+    f"{BASE}.augmentation.flip_mode": ["vertical"],
     f"{BASE}.augmentation.crop_padding": [-1, 17],
     f"{BASE}.augmentation.crop_mode": ["wrap"],
+    f"{BASE}.progressive.epochs": [-1, 31, 1.5],
+    f"{BASE}.progressive.size": [7, 33],
     f"{BASE}.normalization.mean": [[0.5, 0.5], [0.5, 0.5, 1.5], [0.5, 0.5, 0.5]],
     f"{BASE}.normalization.std": [[0.2, 0.2, 0.0], [0.2, 0.2, 0.2]],
     "distill.teacher": ["student"],
@@ -236,13 +251,7 @@ def test_the_table_of_refusals_has_every_key() -> None:
     ],
 )
 def test_a_value_at_the_edge_of_its_range_is_accepted(tmp_path: Path, key: str, value: Any) -> None:
-    params = copy.deepcopy(DEFAULT)
-    *sections, last = key.split(".")
-    section = params
-    for name in sections:
-        section = section[name]
-    section[last] = value
-    assert flatten(load_params(write(tmp_path, params)))[key] is not None
+    assert flatten(load_params(write(tmp_path, with_changes({key: value}))))[key] is not None
 
 
 def test_mean_and_std_are_accepted_together(tmp_path: Path) -> None:
@@ -261,6 +270,37 @@ def test_onecycle_alone_needs_a_final_ratio(tmp_path: Path) -> None:
     params = copy.deepcopy(DEFAULT)
     params["train"]["baseline"]["schedule"] |= {"name": "plateau", "final_ratio": 0}
     assert load_params(write(tmp_path, params)).train.baseline.schedule.final_ratio == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"blocks": [0, 3, 2, 3]}, "blocks = [0, 3, 2, 3] with downsample = stride, accepted: >= 1 in each layer"),
+        ({"downsample": "pool"}, "pool = 4 does not divide the last feature map of 2x2, accepted: [1, 2]"),
+    ],
+)
+def test_a_map_that_cannot_be_pooled_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(tmp_path, {f"{MODEL}.{key}": value for key, value in changes.items()})
+
+
+def test_maps_of_a_whitening_stem_are_a_pixel_smaller_and_strides_round_up(tmp_path: Path) -> None:
+    params = load_params(write(tmp_path, with_changes({f"{MODEL}.stem": "whitening"})))
+    assert params.train.baseline.model.maps() == [31, 31, 16, 8, 4]
+    assert params.train.teacher.model.maps(24) == [24, 24, 12, 6, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({f"{MODEL}.pool": 2}, "progressive.epochs = 5 with model.pool = 2, accepted: 0, or a pool of the whole"),
+        (
+            {f"{MODEL}.downsample": "pool", f"{MODEL}.pool": 2, f"{BASE}.progressive.size": 15},
+            "progressive.size = 15 leaves no map to pool, accepted: larger, up to 32",
+        ),
+    ],
+)
+def test_small_images_need_a_network_that_takes_them(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(tmp_path, {f"{BASE}.progressive.epochs": 5, **changes})
 
 
 def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path) -> None:

@@ -31,17 +31,29 @@ def state() -> dict[str, Any]:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
-def test_an_engine_sets_torch_and_puts_it_back(place: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_sets_torch_and_puts_it_back(
+    place: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     before = state()
-    with pytest.raises(RuntimeError, match="inside"), engine(torch.device(place), deterministic):
+    with engine(torch.device(place), deterministic):
         assert state() == {
             "deterministic": deterministic,
             "filled": False,
             "autotuned": not deterministic,
             "products": "high" if place == "cuda" else "highest",
         }
-        raise RuntimeError("inside")
+    assert state() == before
+
+
+def test_an_engine_puts_torch_back_when_training_fails() -> None:
+    def fail() -> None:
+        with engine(CPU, deterministic=True):
+            raise RuntimeError("inside")
+
+    before = state()
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert state() == before
 
 
@@ -81,9 +93,7 @@ def three_steps(net: ResNet, compile_it: bool, teacher: ResNet | None = None) ->
 
 
 @pytest.mark.parametrize(("model", "taught"), [(tiny_model(), True), (pooling_model(), False)])
-def test_compiled_and_eager_training_agree(
-    model: Model, taught: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_compiled_and_eager_training_agree(model: Model, taught: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """Three steps: losses to 1e-5, weights to 1e-4 of the largest."""
     teacher = build_model(tiny_model(channels=(12, 16)), MEAN, STD, seed=9) if taught else None
     losses, weights = three_steps(build_model(model, MEAN, STD, seed=1), compile_it=False, teacher=teacher)

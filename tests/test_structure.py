@@ -27,6 +27,7 @@ LEVELS = [
         "summary",
     },
     {"data.sources", "trainer", "pictures"},
+    {"assembly"},
     {"experiment", "estimate"},
     {"assessment"},
 ]

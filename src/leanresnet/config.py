@@ -199,6 +199,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _small_images_fit(self) -> "Recipe":
+        if self.progressive.epochs > self.epochs:
+            raise ValueError(f"progressive.epochs = {self.progressive.epochs}, accepted: 0 to epochs = {self.epochs}")
         if self.progressive.epochs and self.model.pool != self.model.last_map:
             raise ValueError(
                 f"progressive.epochs = {self.progressive.epochs} with model.pool = {self.model.pool}, accepted: "

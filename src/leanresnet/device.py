@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.utils.deterministic
@@ -51,7 +51,8 @@ def keep_freed_memory() -> bool:
         return False
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
     settings = [(m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28)]
-    return all([mallopt(key, value) for key, value in settings])
+    taken = [mallopt(key, value) for key, value in settings]
+    return all(taken)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -75,28 +76,29 @@ def engine(device: torch.device, deterministic: bool) -> Iterator[None]:
     if deterministic:
         # cuBLAS reads this when the first product makes its workspace.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    filling: Any = torch.utils.deterministic
     before = (
         torch.are_deterministic_algorithms_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        filling.fill_uninitialized_memory,
         torch.backends.cudnn.benchmark,
         torch.get_float32_matmul_precision(),
     )
     torch.use_deterministic_algorithms(deterministic)
-    # It guards against reading memory that nothing wrote, which no training here does, and costs a pass over each tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # A guard against reading memory that nothing wrote: no training here does, and it costs a pass over each tensor.
+    filling.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not deterministic
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        filling.fill_uninitialized_memory = before[1]
         torch.backends.cudnn.benchmark = before[2]
         torch.set_float32_matmul_precision(before[3])
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """`torch.compile`, one graph for each shape of batch; where it fails, one line says so and `function` runs as it is."""
+    """`torch.compile`, one graph for each shape; where that fails, one line says so and `function` runs as it is."""
     chosen: Callable[P, R] = torch.compile(function, dynamic=False)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -13,20 +13,17 @@ from typing import Any
 import torch
 
 from leanresnet import checkpoint, pictures, tracking
+from leanresnet.assembly import assemble
 from leanresnet.config import Recipe, flatten
-from leanresnet.data.batches import EvalBatches, TrainBatches
-from leanresnet.data.splits import Split, channel_statistics, load_split
-from leanresnet.device import autocast, compiled, describe, engine
+from leanresnet.data.batches import EvalBatches
+from leanresnet.data.splits import Split, load_split
+from leanresnet.device import describe, engine
 from leanresnet.errors import ConfigError, DataError, StorageError
 from leanresnet.evaluation import MEASURES, Measure
 from leanresnet.files import file_hashes, load_json, save_csv, save_figure, save_json
 from leanresnet.models.budget import check_budget
-from leanresnet.models.resnet import build_model
-from leanresnet.optim import build_optimizer, build_schedule
-from leanresnet.trainer import Criterion, Fitted, Loop, fit, objective_of
+from leanresnet.trainer import Criterion, Fitted, fit
 
-# As many as Page and Jordan take; their 4.8 million patches say all there is to know of 12 directions.
-WHITENING_IMAGES = 5000
 # Runs that were not distilled carry these too, so that runs compare without a missing column.
 NOT_DISTILLED: dict[str, str | float] = {"distill.teacher": "none", "distill.alpha": 0.0, "distill.temperature": 1.0}
 
@@ -95,8 +92,7 @@ def run_experiment(
     }
     with _start_run(made_by) as run:
         run.set_tags({"device": describe(device), "torch": torch.__version__})
-        with engine(device, recipe.deterministic):
-            fitted = _fit(recipe, lesson, train, validation, run, device)
+        fitted = _fit(recipe, lesson, train, validation, run, device)
         checkpoint.save_model(fitted.best_weights, recipe.model, train.classes, made_by, outputs.model)
         _write_results(fitted, outputs)
         _log_outputs(run, outputs)
@@ -134,39 +130,18 @@ def read_history(path: Path) -> list[dict[str, float]]:
 def _fit(
     recipe: Recipe, lesson: Lesson, train: Split, validation: Split, run: tracking.Run, device: torch.device
 ) -> Fitted:
-    constants = recipe.normalization
-    measured = channel_statistics(train)
-    net = build_model(
-        recipe.model,
-        constants.mean or measured[0],
-        constants.std or measured[1],
-        recipe.seed,
-        recipe.bn_momentum,
-        recipe.initialization,
-        train.images[:WHITENING_IMAGES],
-    )
-    net = net.to(device)
-    batches = TrainBatches(
-        train, recipe.batch_size, recipe.augmentation, recipe.seed, device, recipe.progressive
-    )
-    optimizer = build_optimizer(net, recipe.optimizer)
-    objective = objective_of(net, lesson.criterion)
-    return fit(
-        net,
-        batches,
-        EvalBatches(validation, recipe.batch_size, device),
-        Loop(
-            objective=compiled(objective) if recipe.compile else objective,
-            optimizer=optimizer,
-            schedule=build_schedule(optimizer, recipe.schedule, recipe.epochs, len(batches)),
-            autocast=autocast(device, recipe.precision),
-            clip_norm=recipe.clip_norm,
-        ),
-        epochs=recipe.epochs,
-        ema_decay=recipe.ema_decay,
-        measures=lesson.measures,
-        log_metrics=run.log_metrics,
-    )
+    with engine(device, recipe.deterministic):
+        assembly = assemble(recipe, lesson.criterion, train, device)
+        return fit(
+            assembly.net,
+            assembly.batches,
+            EvalBatches(validation, recipe.batch_size, device),
+            assembly.loop,
+            epochs=recipe.epochs,
+            ema_decay=recipe.ema_decay,
+            measures=lesson.measures,
+            log_metrics=run.log_metrics,
+        )
 
 
 def _write_results(fitted: Fitted, outputs: Outputs) -> None:

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from leanresnet.config import CLASSES, WHITENING_FILTERS, Model
 
-
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu}
 
@@ -119,9 +118,7 @@ class ResNet(nn.Module):
             width = channels
         for b in range(model.blocks[n]):
             stride = 2 if not pooled and n > 0 and b == 0 else 1
-            parts.append(
-                BasicBlock(width, channels, model.kernels[n], model.skip_kernels[n], stride, self._activation)
-            )
+            parts.append(BasicBlock(width, channels, model.kernels[n], model.skip_kernels[n], stride, self._activation))
             width = channels
         return nn.Sequential(*parts)
 

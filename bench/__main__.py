@@ -1,0 +1,130 @@
+"""`python -m bench`: every figure of docs/performance.md that the machine at hand can give."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+
+from bench import overheads, speed
+from bench.report import print_all
+from bench.target import time_to_target
+from leanresnet.device import choose_device, engine
+
+Command = Callable[..., None]
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+compile_option = click.option("--compile/--eager", "compile_it", default=True, show_default=True)
+steps_option = click.option("--steps", type=int, help="Steps a measurement.  [default: 10 on a CPU, 200 on a GPU]")
+
+
+@click.group()
+def bench() -> None:
+    """Measure the training engine; the last lines are one JSON object a figure."""
+
+
+def _figures(chosen: torch.device, measure: Callable[[int], None], steps: int | None = None) -> None:
+    with engine(chosen, deterministic=False):
+        measure(steps or (200 if chosen.type == "cuda" else 10))
+    print_all(chosen)
+
+
+@bench.command("all")
+@device_option
+@steps_option
+def run_all(device: str, steps: int | None) -> None:
+    """Everything but the time to 93.75 %, which needs CIFAR-10."""
+    chosen = choose_device(device)
+
+    def measure(count: int) -> None:
+        speed.throughput(chosen, count)
+        speed.efficiency(chosen, count, compile_it=True)
+        speed.hardware(chosen, count, compile_it=True)
+        speed.determinism(chosen, count, compile_it=True)
+        speed.growth(chosen, compile_it=chosen.type == "cuda")
+        overheads.overheads()
+
+    _figures(chosen, measure, steps)
+
+
+@bench.command()
+@device_option
+@steps_option
+def throughput(device: str, steps: int | None) -> None:
+    """Against the plain loop."""
+    chosen = choose_device(device)
+    _figures(chosen, lambda count: speed.throughput(chosen, count), steps)
+
+
+@bench.command()
+@device_option
+@steps_option
+@compile_option
+def efficiency(device: str, steps: int | None, compile_it: bool) -> None:
+    """Against the bare step."""
+    chosen = choose_device(device)
+    _figures(chosen, lambda count: speed.efficiency(chosen, count, compile_it), steps)
+
+
+@bench.command()
+@device_option
+@steps_option
+@compile_option
+def hardware(device: str, steps: int | None, compile_it: bool) -> None:
+    """Against a matrix product, and a profile by operation."""
+    chosen = choose_device(device)
+    _figures(chosen, lambda count: speed.hardware(chosen, count, compile_it), steps)
+
+
+@bench.command()
+@device_option
+@steps_option
+@compile_option
+def determinism(device: str, steps: int | None, compile_it: bool) -> None:
+    """The price of `deterministic: true`."""
+    chosen = choose_device(device)
+    _figures(chosen, lambda count: speed.determinism(chosen, count, compile_it), steps)
+
+
+@bench.command()
+@device_option
+@compile_option
+def growth(device: str, compile_it: bool) -> None:
+    """Over batch size and width."""
+    chosen = choose_device(device)
+    _figures(chosen, lambda count: speed.growth(chosen, compile_it))
+
+
+@bench.command("overheads")
+def run_overheads() -> None:
+    """Commands, stages and a pipeline with nothing to do."""
+    overheads.overheads()
+    print_all(torch.device("cpu"))
+
+
+@bench.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--preset", default="fast", show_default=True)
+@click.option("--seeds", default=3, show_default=True)
+@device_option
+def target(data: Path, preset: str, seeds: int, device: str) -> None:
+    """Train a preset's baseline on the splits in DATA (what `dvc repro split` wrote), once a seed."""
+    chosen = choose_device(device)
+    time_to_target(data, preset, seeds, chosen)
+    print_all(chosen)
+
+
+@bench.command(hidden=True)
+@click.argument("batch", type=int)
+@click.argument("factor", type=float)
+@device_option
+@compile_option
+def one(batch: int, factor: float, device: str, compile_it: bool) -> None:
+    """One point of `growth`."""
+    chosen = choose_device(device)
+    with engine(chosen, deterministic=False):
+        print(json.dumps(speed.one(batch, factor, chosen, compile_it)))
+
+
+if __name__ == "__main__":
+    bench()

@@ -1,0 +1,183 @@
+"""Images a second: against the plain loop, against the bare step, against the hardware, and how they grow."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.report import alternate, median, record, seconds
+from bench.trainers import Engine, PlainLoop, paper_recipe, random_split, wider
+from leanresnet import tracking
+from leanresnet.config import Recipe
+from leanresnet.data.batches import EvalBatches
+from leanresnet.device import engine
+from leanresnet.evaluation import MEASURES
+from leanresnet.models.budget import count_macs, count_parameters
+from leanresnet.trainer import fit
+
+REPEATS = 5
+
+
+def throughput(device: torch.device, steps: int) -> None:
+    """The trainer, compiled and eager, over the plain loop: the paper's network, batch 128, alternating."""
+    recipe = paper_recipe(batch_size=128)
+    eager, fast = (Engine(recipe, steps, device, compile=it) for it in (False, True))
+    plain = PlainLoop(recipe, steps, device)
+    eager.warm_up()
+    compiling = seconds(fast.warm_up, device)
+
+    def images_a_second(run: Callable[[], None]) -> float:
+        return eager.images / seconds(run, device)
+
+    found = alternate(
+        {
+            "plain": lambda: images_a_second(plain.epoch()),
+            "eager": lambda: images_a_second(eager.run),
+            "compiled": lambda: images_a_second(fast.run),
+        },
+        REPEATS,
+    )
+    context = {"batch": 128, "steps": steps, "repetitions": REPEATS}
+    for name, values in found.items():
+        record(f"throughput/{name}", median(values), "images/s", **context, slowest=round(min(values), 1))
+    for name in ("eager", "compiled"):
+        ratios = [ours / theirs for ours, theirs in zip(found[name], found["plain"], strict=True)]
+        record(f"throughput/{name}_over_plain", median(ratios), "x", **context)
+    saved = 45_000 / median(found["eager"]) - 45_000 / median(found["compiled"])
+    warm = 2 * 128 / median(found["compiled"])
+    record("compile/seconds", compiling - warm, "s", batch=128)
+    repaid = (compiling - warm) / saved if saved > 0 else float("inf")
+    record("compile/repaid_after", repaid, "epochs of 45,000", saved_seconds_an_epoch=round(saved, 1))
+
+
+def efficiency(device: torch.device, steps: int, compile_it: bool) -> None:
+    """The whole trainer (data, augmentation, validation of one batch, tracking, best weights) over the bare step."""
+    trainer = Engine(paper_recipe(batch_size=128), steps, device, compile_it)
+    trainer.warm_up()
+    ratios, spent = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        moments: list[float] = []
+        os.environ["DVC_ROOT"] = folder
+        with tracking.start_run("bench", {}, {}) as run:
+
+            def log(metrics: dict[str, float], epoch: int) -> None:
+                run.log_metrics(metrics, epoch)
+                # The bare steps run between two epochs, so that both see the same machine.
+                begun = time.perf_counter()
+                if moments:
+                    spent.append(begun - moments[-1])
+                    bare = seconds(trainer.bare, device)
+                    ratios.append(bare / spent[-1])
+                moments.append(time.perf_counter())
+
+            validation = EvalBatches(random_split(16), 16, device)
+            fit(
+                trainer.net,
+                trainer.batches,
+                validation,
+                trainer.loop,
+                epochs=REPEATS + 1,
+                ema_decay=None,
+                measures=dict(MEASURES),
+                log_metrics=log,
+            )
+    context = {"batch": 128, "steps": steps, "repetitions": REPEATS, "compiled": compile_it}
+    record("efficiency/trainer_over_bare_step", median(ratios), "x", **context)
+    record("efficiency/images_per_second", trainer.images / median(spent), "images/s", **context)
+
+
+def hardware(device: torch.device, steps: int, compile_it: bool) -> None:
+    """Floating-point operations a second of training, over those of a matrix product, and where the rest goes."""
+    recipe = paper_recipe(batch_size=128)
+    trainer = Engine(recipe, steps, device, compile_it)
+    trainer.warm_up()
+    with trainer.loop.autocast:
+        bf16 = torch.is_autocast_enabled(device.type)
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    (a @ a).sum()
+    # Forward, and twice as much backward; two operations a multiply-accumulate.
+    work = 6 * count_macs(recipe.model) * trainer.images
+    found = alternate(
+        {
+            "product": lambda: 2 * size**3 / seconds(lambda: a @ a, device),
+            "training": lambda: work / seconds(trainer.run, device),
+        },
+        REPEATS,
+    )
+    context = {"precision": "bf16" if bf16 else "fp32", "repetitions": REPEATS, "compiled": compile_it}
+    record("hardware/matrix_product", median(found["product"]) / 1e9, "GFLOP/s", size=size, **context)
+    record("hardware/training", median(found["training"]) / 1e9, "GFLOP/s", batch=128, **context)
+    shares = [ours / most for ours, most in zip(found["training"], found["product"], strict=True)]
+    record("hardware/training_over_product", median(shares), "x", **context)
+    _profile(device, steps)
+
+
+def _profile(device: torch.device, steps: int) -> None:
+    """Self time by operation, eager, so that each operation has its name."""
+    trainer = Engine(paper_recipe(batch_size=128), steps, device, compile=False)
+    trainer.warm_up()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as profiled:
+        trainer.run()
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    rows = sorted(profiled.key_averages(), key=lambda row: getattr(row, key), reverse=True)
+    total = sum(getattr(row, key) for row in rows)
+    for row in rows[:10]:
+        record(f"profile/{row.key}", 100 * getattr(row, key) / total, "% of a step", calls=row.count // steps)
+
+
+def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
+    """The speed with `deterministic: true` over that without."""
+    recipe = paper_recipe(batch_size=128)
+
+    def images_a_second(deterministic: bool) -> Callable[[], float]:
+        with engine(device, deterministic):
+            trainer = Engine(recipe, steps, device, compile_it)
+            trainer.warm_up()
+
+        def run() -> float:
+            with engine(device, deterministic):
+                return trainer.images / seconds(trainer.run, device)
+
+        return run
+
+    found = alternate({"free": images_a_second(False), "deterministic": images_a_second(True)}, REPEATS)
+    ratios = [slow / free for slow, free in zip(found["deterministic"], found["free"], strict=True)]
+    context = {"batch": 128, "steps": steps, "repetitions": REPEATS, "compiled": compile_it}
+    record("determinism/deterministic_over_free", median(ratios), "x", **context)
+
+
+def growth(device: torch.device, compile_it: bool) -> None:
+    """Images a second and peak memory over batch size and width, each in a process of its own."""
+    for batch, factor in [(64, 1.0), (128, 1.0), (256, 1.0), (512, 1.0), (1024, 1.0), (128, 0.5), (128, 2.0)]:
+        command = [sys.executable, "-m", "bench", "one", str(batch), str(factor), "--device", str(device)]
+        done = subprocess.run(
+            [*command, "--compile" if compile_it else "--eager"], check=True, capture_output=True, text=True
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        context = {"batch": batch, "width": factor, "parameters": found["parameters"], "compiled": compile_it}
+        record("growth/images_per_second", found["images_per_second"], "images/s", **context)
+        for place, peak in found["peak_bytes"].items():
+            record(f"growth/peak_{place}_memory", peak / 2**20, "MiB", **context)
+
+
+def one(batch: int, factor: float, device: torch.device, compile_it: bool) -> dict[str, object]:
+    """A figure of `growth`: the median of three epochs of at least 256 images."""
+    from bench.overheads import peak_bytes
+
+    recipe = paper_recipe(batch_size=batch)
+    recipe = Recipe.model_validate(
+        recipe.model_dump() | {"model": wider(recipe.model, factor).model_dump(), "budget": None}
+    )
+    trainer = Engine(recipe, max(1, 256 // batch), device, compile_it)
+    trainer.warm_up()
+    speed = median([trainer.images / seconds(trainer.run, device) for _ in range(3)])
+    parameters = count_parameters(recipe.model)
+    return {"images_per_second": speed, "peak_bytes": peak_bytes(device), "parameters": parameters}

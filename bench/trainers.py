@@ -1,0 +1,138 @@
+"""What is compared: the engine of this project, the bare step below it, and the loop that most public trainers use."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from leanresnet.assembly import assemble
+from leanresnet.config import Model, Recipe, load_params
+from leanresnet.data.splits import Split
+from leanresnet.losses import CrossEntropy
+from leanresnet.models.resnet import build_model
+from leanresnet.trainer import train_one_epoch
+
+ROOT = Path(__file__).resolve().parent.parent
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def paper_recipe(**changes: object) -> Recipe:
+    """The default's baseline: the network of 4,935,242 parameters."""
+    recipe = load_params(ROOT / "params.yaml").train.baseline
+    return Recipe.model_validate(recipe.model_dump() | changes)
+
+
+def wider(model: Model, factor: float) -> Model:
+    channels = tuple(round(width * factor) for width in model.channels)
+    return Model.model_validate(model.model_dump() | {"channels": channels})
+
+
+def random_split(count: int) -> Split:
+    """Speed does not depend on what the pixels show."""
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Split(images, torch.arange(count) % 10, tuple("abcdefghij"), "random")
+
+
+@dataclass
+class Engine:
+    """The project's own loop over `steps` batches an epoch; `run` is one epoch, `bare` as many steps on one batch."""
+
+    recipe: Recipe
+    steps: int
+    device: torch.device
+    compile: bool
+
+    def __post_init__(self) -> None:
+        images = random_split(self.steps * self.recipe.batch_size)
+        recipe = Recipe.model_validate(self.recipe.model_dump() | {"compile": self.compile})
+        assembly = assemble(recipe, CrossEntropy(recipe.label_smoothing), images, self.device)
+        self.net, self.batches, self.loop = assembly.net, assembly.batches, assembly.loop
+        self.batch = next(iter(self.batches.epoch(1)))
+        self.epoch = 0
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.recipe.batch_size
+
+    def run(self) -> None:
+        self.epoch += 1
+        train_one_epoch(self.net, self.batches.epoch(self.epoch), self.loop)
+
+    def bare(self) -> None:
+        """Forward, backward and step, nothing else; the same compiled graph and the same optimizer."""
+        self.net.train()
+        images, labels = self.batch
+        for _ in range(self.steps):
+            self.loop.optimizer.zero_grad(set_to_none=True)
+            with self.loop.autocast:
+                loss, _ = self.loop.objective(images, labels)
+            loss.backward()
+            self.loop.optimizer.step()
+
+    def warm_up(self) -> None:
+        """Two steps: compilation, autotuning, the optimizer's memory."""
+        for _ in range(2):
+            train_one_epoch(self.net, [self.batch], self.loop)
+
+
+class _Pictures(Dataset[tuple[Tensor, int]]):
+    """PIL images through torchvision's transforms, one at a time, as torchvision.datasets.CIFAR10 gives them."""
+
+    def __init__(self, split: Split) -> None:
+        self.pixels = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = split.labels.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[place])), self.labels[place]
+
+
+class PlainLoop:
+    """A DataLoader with 2 workers, torchvision transforms, float32, contiguous, eager: what most public trainers do."""
+
+    def __init__(self, recipe: Recipe, steps: int, device: torch.device) -> None:
+        self.steps, self.device, self.batch_size = steps, device, recipe.batch_size
+        # The pictures come normalised: with these constants the network changes nothing.
+        net = build_model(recipe.model, [0.0] * 3, [1 / 255] * 3, recipe.seed).to(device)
+        self.net = net.to(memory_format=torch.contiguous_format).train()
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        # One batch more, drawn before the clock starts, so that starting the workers does not count.
+        data = _Pictures(random_split((steps + 1) * recipe.batch_size))
+        self.loader = DataLoader(
+            data, recipe.batch_size, shuffle=True, num_workers=2, drop_last=True, pin_memory=device.type == "cuda"
+        )
+        self.criterion = nn.CrossEntropyLoss()
+
+    def epoch(self) -> Callable[[], None]:
+        """An epoch that is ready to run: its workers have started and delivered the first batch."""
+        batches = iter(self.loader)
+        self._step(*next(batches))
+        return lambda: self._steps(batches)
+
+    def _steps(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        total = 0.0
+        for images, labels in batches:
+            total += self._step(images, labels)
+
+    def _step(self, images: Tensor, labels: Tensor) -> float:
+        images, labels = images.to(self.device), labels.to(self.device)
+        self.optimizer.zero_grad()
+        loss = self.criterion(self.net(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.item())
