@@ -1,5 +1,8 @@
 """The network: shapes, blocks, normalization and reproducible weights."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import MEAN, STD, pooling_model, random_images, tiny_model, tiny_net
@@ -222,3 +225,23 @@ def test_a_pool_of_the_whole_map_takes_smaller_images() -> None:
     for model in (tiny_model(), pooling_model()):
         net = build_model(model, MEAN, STD, seed=0)
         assert net(random_images(4)[:, :, :20, :20]).shape == (4, 10)
+
+
+@pytest.mark.parametrize("side", [8, 9])
+def test_a_strided_1x1_convolution_of_few_channels_is_the_same_convolution(side: int) -> None:
+    shortcut = BasicBlock(6, 10, 3, 1, stride=2).shortcut[0]
+    x = torch.randn(2, 6, side, side)
+    torch.testing.assert_close(shortcut(x), F.conv2d(x, shortcut.weight, stride=2))
+
+
+def test_training_with_few_channels_does_not_corrupt_memory() -> None:
+    """In a process of its own, which the C library would abort."""
+    script = (
+        "import torch; from leanresnet.models.resnet import BasicBlock\n"
+        "block = BasicBlock(6, 10, 3, 1, stride=2).to(memory_format=torch.channels_last)\n"
+        "for _ in range(20):\n"
+        "    x = torch.randn(8, 6, 32, 32).contiguous(memory_format=torch.channels_last)\n"
+        "    block(x).square().sum().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
