@@ -2,8 +2,9 @@
 # CUDA comes with the torch wheel; the host needs its driver and the NVIDIA container toolkit alone.
 FROM python:3.11-slim
 
+# g++ is what torch.compile builds its kernels with; without it training goes on uncompiled.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git make \
+    && apt-get install --yes --no-install-recommends g++ git make \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 leanresnet \
     && install --directory --owner leanresnet /app /app/.dvc /app/.dvc/cache /app/.work /app/models /app/results /tracking

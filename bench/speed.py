@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.report import alternate, median, record, seconds
-from bench.trainers import Engine, PlainLoop, paper_recipe, random_split, wider
+from bench.trainers import Engine, PlainProcess, paper_recipe, random_split, wider
 from leanresnet import tracking
 from leanresnet.config import Recipe
 from leanresnet.data.batches import EvalBatches
@@ -28,21 +28,21 @@ def throughput(device: torch.device, steps: int) -> None:
     """The trainer, compiled and eager, over the plain loop: the paper's network, batch 128, alternating."""
     recipe = paper_recipe(batch_size=128)
     eager, fast = (Engine(recipe, steps, device, compile=it) for it in (False, True))
-    plain = PlainLoop(recipe, steps, device)
     eager.warm_up()
     compiling = seconds(fast.warm_up, device)
 
-    def images_a_second(run: Callable[[], None]) -> float:
-        return eager.images / seconds(run, device)
+    def images_a_second(trainer: Engine) -> float:
+        return trainer.images / seconds(trainer.run, device)
 
-    found = alternate(
-        {
-            "plain": lambda: images_a_second(plain.epoch()),
-            "eager": lambda: images_a_second(eager.run),
-            "compiled": lambda: images_a_second(fast.run),
-        },
-        REPEATS,
-    )
+    with PlainProcess(recipe, steps, device) as plain:
+        found = alternate(
+            {
+                "plain": plain.images_a_second,
+                "eager": lambda: images_a_second(eager),
+                "compiled": lambda: images_a_second(fast),
+            },
+            REPEATS,
+        )
     context = {"batch": 128, "steps": steps, "repetitions": REPEATS}
     for name, values in found.items():
         record(f"throughput/{name}", median(values), "images/s", **context, slowest=round(min(values), 1))

@@ -1,7 +1,9 @@
 """What is compared: the engine of this project, the bare step below it, and the loop that most public trainers use."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from bench.report import seconds
 from leanresnet.assembly import assemble
 from leanresnet.config import Model, Recipe, load_params
 from leanresnet.data.splits import Split
@@ -136,3 +139,35 @@ class PlainLoop:
         loss.backward()
         self.optimizer.step()
         return float(loss.item())
+
+
+class PlainProcess:
+    """A plain loop in a process of its own, where no setting of the engine reaches it; a context manager."""
+
+    def __init__(self, recipe: Recipe, steps: int, device: torch.device) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, recipe, steps, device))
+        self._images = steps * recipe.batch_size
+
+    def __enter__(self) -> "PlainProcess":
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._here.send(False)
+        self._process.join()
+
+    def images_a_second(self) -> float:
+        """Of one epoch, whose workers have started and delivered before the clock does."""
+        self._here.send(True)
+        # Waiting in turns notices a child that died.
+        while not self._here.poll(1):
+            assert self._process.is_alive(), "the plain loop's process ended"
+        return self._images / float(self._here.recv())
+
+
+def _serve(there: Connection, recipe: Recipe, steps: int, device: torch.device) -> None:
+    plain = PlainLoop(recipe, steps, device)
+    while there.recv():
+        there.send(seconds(plain.epoch(), device))
