@@ -42,8 +42,8 @@ def test_crop_and_flip_of_chosen_corners() -> None:
     padded = random_images(3).new_zeros(3, 36, 36, 3)
     padded[:] = torch.randint(256, padded.shape, generator=torch.Generator().manual_seed(0))
     rows, columns, flips = torch.tensor([0, 4, 2]), torch.tensor([4, 0, 1]), torch.tensor([False, True, True])
-    crops = crop_and_flip(padded, rows, columns, flips)
-    expected = [padded[0, 0:32, 4:36], padded[1, 4:36, 0:32].flip(1), padded[2, 2:34, 1:33].flip(1)]
+    crops = crop_and_flip(padded, torch.tensor([2, 0, 0]), rows, columns, flips)
+    expected = [padded[2, 0:32, 4:36], padded[0, 4:36, 0:32].flip(1), padded[0, 2:34, 1:33].flip(1)]
     assert torch.equal(crops, torch.stack(expected).permute(0, 3, 1, 2))
 
 

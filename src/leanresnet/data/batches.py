@@ -51,16 +51,26 @@ def draw_flips(count: int, flip: float, seed: int) -> Tensor:
     return torch.rand(count, generator=generator) < flip
 
 
-def crop_and_flip(padded: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
-    """Crop each image at its own offset and mirror those of `flips`, in one gather.
+def pad(images: Tensor, padding: int, mode: str) -> Tensor:
+    """(N, 3, H, W) with `padding` pixels more on each side, as (N, H + 2p, W + 2p, 3)."""
+    last = images.permute(0, 2, 3, 1)
+    if mode == "constant":
+        return F.pad(last, (0, 0, padding, padding, padding, padding)).contiguous()
+    # torch reflects no uint8, and a float copy of CIFAR-10 takes most of a gigabyte.
+    end = last.shape[1] - 1
+    place = end - (end - torch.arange(-padding, end + 1 + padding).abs()).abs()
+    return last[:, place[:, None], place].contiguous()
 
-    Shapes: padded (B, H, W, 3); rows, columns (B,) the top left corner; flips (B,) bool
-        -> (B, 3, 32, 32) in channels_last memory.
+
+def crop_and_flip(padded: Tensor, chosen: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+    """Crop each chosen image at its own offset and mirror those of `flips`, in one gather.
+
+    Shapes: padded (N, H, W, 3); chosen (B,) places in it; rows, columns (B,) the top left
+        corner; flips (B,) bool -> (B, 3, 32, 32) in channels_last memory.
     """
     span = torch.arange(IMAGE_SIZE, device=padded.device)
     across = torch.where(flips[:, None], span.flip(0), span)
-    image = torch.arange(len(padded), device=padded.device)[:, None, None]
-    crops = padded[image, (rows[:, None] + span)[:, :, None], (columns[:, None] + across)[:, None, :]]
+    crops = padded[chosen[:, None, None], (rows[:, None] + span)[:, :, None], (columns[:, None] + across)[:, None, :]]
     return crops.permute(0, 3, 1, 2)
 
 
@@ -76,11 +86,7 @@ class TrainBatches:
         device: torch.device | None = None,
         progressive: Progressive | None = None,
     ) -> None:
-        padding, mode = augmentation.crop_padding, augmentation.crop_mode
-        images = (
-            split.images if padding == 0 else F.pad(split.images.float(), (padding,) * 4, mode=mode).to(torch.uint8)
-        )
-        self._padded = images.permute(0, 2, 3, 1).contiguous().to(device)
+        self._padded = pad(split.images, augmentation.crop_padding, augmentation.crop_mode).to(device)
         self._labels = split.labels.to(device)
         self._augmentation = augmentation
         self._progressive = progressive
@@ -99,7 +105,7 @@ class TrainBatches:
         for step in range(len(self)):
             part = slice(step * self.batch_size, (step + 1) * self.batch_size)
             chosen = order[part]
-            images = crop_and_flip(self._padded[chosen], rows[part], columns[part], flips[part])
+            images = crop_and_flip(self._padded, chosen, rows[part], columns[part], flips[part])
             if self._progressive is not None and number <= self._progressive.epochs:
                 images = F.interpolate(images.float(), size=self._progressive.size, mode="bilinear", antialias=True)
             yield images, self._labels[chosen]
