@@ -57,7 +57,8 @@ def dvc(folder: Path, *arguments: str) -> None:
 
 def _run(folder: Path, command: list[str]) -> None:
     scripts = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("DVC", "MLFLOW", "LEANRESNET"))}
+    environment = {**own, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
 
 

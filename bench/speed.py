@@ -6,7 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -63,8 +64,7 @@ def efficiency(device: torch.device, steps: int, compile_it: bool) -> None:
     ratios, spent = [], []
     with tempfile.TemporaryDirectory() as folder:
         moments: list[float] = []
-        os.environ["DVC_ROOT"] = folder
-        with tracking.start_run("bench", {}, {}) as run:
+        with tracking_in(folder), tracking.start_run("bench", {}, {}) as run:
 
             def log(metrics: dict[str, float], epoch: int) -> None:
                 run.log_metrics(metrics, epoch)
@@ -90,6 +90,20 @@ def efficiency(device: torch.device, steps: int, compile_it: bool) -> None:
     context = {"batch": 128, "steps": steps, "repetitions": REPEATS, "compiled": compile_it}
     record("efficiency/trainer_over_bare_step", median(ratios), "x", **context)
     record("efficiency/images_per_second", trainer.images / median(spent), "images/s", **context)
+
+
+@contextmanager
+def tracking_in(folder: str) -> Iterator[None]:
+    """MLflow's database in `folder`, whatever server the environment names."""
+    names = ("DVC_ROOT", "MLFLOW_TRACKING_URI")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ["DVC_ROOT"] = folder
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def hardware(device: torch.device, steps: int, compile_it: bool) -> None:
@@ -126,8 +140,11 @@ def _profile(device: torch.device, steps: int) -> None:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as profiled:
         trainer.run()
+    # On a GPU the rows of kernels; the operations that launched them carry the same time again.
+    place = "CUDA" if device.type == "cuda" else "CPU"
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    rows = sorted(profiled.key_averages(), key=lambda row: getattr(row, key), reverse=True)
+    rows = [row for row in profiled.key_averages() if row.device_type.name == place and not row.is_user_annotation]
+    rows.sort(key=lambda row: getattr(row, key), reverse=True)
     total = sum(getattr(row, key) for row in rows)
     for row in rows[:10]:
         record(f"profile/{row.key}", 100 * getattr(row, key) / total, "% of a step", calls=row.count // steps)
@@ -154,10 +171,20 @@ def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
     record("determinism/deterministic_over_free", median(ratios), "x", **context)
 
 
-def growth(device: torch.device, compile_it: bool) -> None:
+def growth(device: torch.device, steps: int, compile_it: bool) -> None:
     """Images a second and peak memory over batch size and width, each in a process of its own."""
     for batch, factor in [(64, 1.0), (128, 1.0), (256, 1.0), (512, 1.0), (1024, 1.0), (128, 0.5), (128, 2.0)]:
-        command = [sys.executable, "-m", "bench", "one", str(batch), str(factor), "--device", str(device)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench",
+            "one",
+            str(batch),
+            str(factor),
+            str(max(2, steps * 128 // batch)),
+            "--device",
+            str(device),
+        ]
         done = subprocess.run(
             [*command, "--compile" if compile_it else "--eager"], check=True, capture_output=True, text=True
         )
@@ -168,15 +195,15 @@ def growth(device: torch.device, compile_it: bool) -> None:
             record(f"growth/peak_{place}_memory", peak / 2**20, "MiB", **context)
 
 
-def one(batch: int, factor: float, device: torch.device, compile_it: bool) -> dict[str, object]:
-    """A figure of `growth`: the median of three epochs of at least 256 images."""
+def one(batch: int, factor: float, steps: int, device: torch.device, compile_it: bool) -> dict[str, object]:
+    """A figure of `growth`: the median of three epochs of `steps` steps."""
     from bench.overheads import peak_bytes
 
     recipe = paper_recipe(batch_size=batch)
     recipe = Recipe.model_validate(
         recipe.model_dump() | {"model": wider(recipe.model, factor).model_dump(), "budget": None}
     )
-    trainer = Engine(recipe, max(1, 256 // batch), device, compile_it)
+    trainer = Engine(recipe, steps, device, compile_it)
     trainer.warm_up()
     speed = median([trainer.images / seconds(trainer.run, device) for _ in range(3)])
     parameters = count_parameters(recipe.model)

@@ -91,4 +91,4 @@ def _echo_estimate(config: "Params", device: str) -> None:  # type: ignore[name-
         click.echo(
             f"{name:9} {epoch:>8,.1f} s an epoch, {epoch * recipe.epochs / 60:>8,.1f} min for {recipe.epochs} epochs"
         )
-    click.echo(f"training  {total / 60:,.1f} min on {describe(chosen)}, within a factor of about 1.5")
+    click.echo(f"training  {total / 60:,.1f} min on {describe(chosen)}, not compiled, within a factor of about 1.5")

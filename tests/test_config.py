@@ -303,6 +303,17 @@ def test_small_images_need_a_network_that_takes_them(tmp_path: Path, changes: di
     assert said in refusal(tmp_path, {f"{BASE}.progressive.epochs": 5, **changes})
 
 
+def test_an_alternating_flip_needs_something_to_alternate(tmp_path: Path) -> None:
+    settings = {f"{BASE}.augmentation.flip_mode": "alternating", f"{BASE}.augmentation.flip": 0}
+    assert "flip = 0 with flip_mode = alternating, accepted: between 0 and 1" in refusal(tmp_path, settings)
+
+
+def test_a_teacher_has_to_take_the_students_small_images(tmp_path: Path) -> None:
+    small = {"distill.student.progressive.epochs": 2, "train.teacher.model.pool": 2}
+    assert "progressive.epochs = 2 with a teacher that pools 2 of 4 pixels" in refusal(tmp_path, small)
+    assert load_params(write(tmp_path, with_changes(small | {"distill.teacher": "baseline"})))
+
+
 def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path) -> None:
     params = copy.deepcopy(DEFAULT)
     params["distill"]["temprature"] = params["distill"].pop("temperature")

@@ -1,17 +1,20 @@
 """The engine's settings, compilation and its fallback."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import MEAN, STD, pooling_model, random_images, tiny_model
 from torch import Tensor
+from torch._inductor.exc import InductorError
 
 from leanresnet.config import Model
-from leanresnet.device import compiled, engine
+from leanresnet.device import compiled, engine, exact_float32
 from leanresnet.losses import CrossEntropy, DistillationLoss
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.trainer import objective_of
@@ -64,7 +67,8 @@ def test_freed_memory_is_kept_and_used_again() -> None:
         "import resource, sys, torch; from leanresnet.device import keep_freed_memory\n"
         "if sys.argv[1] == 'kept': assert keep_freed_memory()\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "torch.ones(1 << 24); before = faults()\n"
+        "for _ in range(8): torch.ones(1 << 24)\n"
+        "before = faults()\n"
         "for _ in range(30): torch.ones(1 << 24)\n"
         "print(faults() - before)"
     )
@@ -104,12 +108,17 @@ def test_compiled_and_eager_training_agree(model: Model, taught: bool, capfd: py
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def no_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Neither this process nor the disk has a compiled graph."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    torch.compiler.reset()
+
+
 def test_without_a_compiler_training_goes_on_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    torch.compiler.reset()
+    no_cache(monkeypatch, tmp_path)
     losses, _ = three_steps(build_model(tiny_model(channels=(12, 20)), MEAN, STD, seed=1), compile_it=True)
     eager, _ = three_steps(build_model(tiny_model(channels=(12, 20)), MEAN, STD, seed=1), compile_it=False)
     assert losses == eager
@@ -118,9 +127,47 @@ def test_without_a_compiler_training_goes_on_and_says_so_once(
     assert "training goes on without it" in said[0]
 
 
-def test_a_mistake_in_the_function_itself_is_not_swallowed() -> None:
+def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise InductorError(RuntimeError("no backward here"), None)
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_backward", refuse)
+    no_cache(monkeypatch, tmp_path)
+    losses, _ = three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=True)
+    eager, _ = three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=False)
+    assert losses == eager
+    assert capfd.readouterr().err.count("torch.compile failed") == 1
+
+
+def test_a_gpu_has_a_fixed_workspace_whatever_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS looks once, and a later deterministic recipe in the same process would be refused."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with engine(torch.device("cuda"), deterministic=False):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_cpu_training_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr("leanresnet.device.keep_freed_memory", lambda: kept.append(True))
+    for place in ("cuda", "cpu"):
+        with engine(torch.device(place), deterministic=False):
+            pass
+    assert kept == [True]
+
+
+def test_exact_float32_is_not_tf32() -> None:
+    assert torch.backends.cudnn.allow_tf32
+    with exact_float32():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_mistake_in_the_function_itself_is_not_swallowed(capfd: pytest.CaptureFixture[str]) -> None:
     def broken(x: Tensor) -> Tensor:
         raise ValueError("of its own")
 
     with pytest.raises(ValueError, match="of its own"):
         compiled(broken)(torch.zeros(1))
+    assert "torch.compile failed" not in capfd.readouterr().err

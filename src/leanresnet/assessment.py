@@ -10,7 +10,7 @@ from leanresnet.checkpoint import load_model
 from leanresnet.config import Evaluate
 from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_split
-from leanresnet.device import describe
+from leanresnet.device import describe, exact_float32
 from leanresnet.evaluation import Metrics, Predictions, Versus, evaluate, measure_speed, predict
 from leanresnet.experiment import Outputs, read_history, recorded_run
 from leanresnet.files import save_csv, save_figure, save_json
@@ -28,14 +28,17 @@ def assess(
     measures = Versus(load_model(teacher, device).net).measures()
     held_out, split = load_split(validation), load_split(test)
     batches = EvalBatches(split, settings.batch_size, device)
-    predictions = predict(model.net, batches)
+    with exact_float32():
+        predictions = predict(model.net, batches)
+        on_validation = evaluate(model.net, EvalBatches(held_out, settings.batch_size, device), measures)
+        on_test = evaluate(model.net, batches, measures)
     report = {
         "parameters": model.parameters,
         "macs": model.macs,
         "size_bytes": model.size_bytes,
-        "val": evaluate(model.net, EvalBatches(held_out, settings.batch_size, device), measures),
+        "val": on_validation,
         "test": {
-            **evaluate(model.net, batches, measures),
+            **on_test,
             "calibration_error": predictions.calibration_error(settings.calibration_bins),
             "accuracy_by_class": _by_class(predictions, split),
         },

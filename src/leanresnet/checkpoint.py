@@ -69,7 +69,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
         expected, model, classes = about["sha256"], Model.model_validate(about["model"]), tuple(about["classes"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{folder / DESCRIPTION}: not a model's description, accepted: a file that training wrote"
+            f"{folder / DESCRIPTION}: not a model's description, accepted: a file that this version's training wrote"
         ) from error
     if sha256 != expected:
         raise DataError(f"{folder / WEIGHTS}: SHA-256 {sha256}, accepted: {expected} of {folder / DESCRIPTION}")

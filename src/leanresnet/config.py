@@ -154,6 +154,12 @@ class Augmentation(Section):
     crop_padding: Annotated[int, Field(ge=0, le=IMAGE_SIZE // 2)]
     crop_mode: Literal["constant", "reflect"]
 
+    @model_validator(mode="after")
+    def _alternates_something(self) -> "Augmentation":
+        if self.flip_mode == "alternating" and self.flip in (0, 1):
+            raise ValueError(f"flip = {self.flip:g} with flip_mode = alternating, accepted: between 0 and 1, e.g. 0.5")
+        return self
+
 
 class Progressive(Section):
     """The first `epochs` epochs see images scaled down to `size`; 0 epochs: none do."""
@@ -247,6 +253,17 @@ class Params(Section):
     distill: Distill
     evaluate: Evaluate
 
+    @model_validator(mode="after")
+    def _teacher_takes_small_images(self) -> "Params":
+        small = self.distill.student.progressive
+        teacher: Model = getattr(self.train, self.distill.teacher).model
+        if small.epochs and (teacher.pool != teacher.last_map or teacher.maps(small.size)[-1] == 0):
+            raise ValueError(
+                f"distill.student.progressive.epochs = {small.epochs} with a {self.distill.teacher} that pools "
+                f"{teacher.pool} of {teacher.last_map} pixels, accepted: 0, or a teacher that takes smaller images"
+            )
+        return self
+
     def recipes(self) -> dict[str, Recipe]:
         """Recipes by model name, in the order of training."""
         return {"baseline": self.train.baseline, "teacher": self.train.teacher, "student": self.distill.student}
@@ -309,7 +326,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key}: missing, accepted: a value (presets/ has complete files)"
     if first["type"] == "value_error":
-        return f"{key}: {first['ctx']['error']}"
+        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     message = message.removeprefix("Input should be ")
     if first["type"] == "literal_error" and isinstance(value, str):
         options = message.replace("'", "").replace(" or ", ", ").split(", ")

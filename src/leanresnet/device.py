@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.utils.deterministic
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 
 from leanresnet.errors import ConfigError
 
@@ -65,16 +66,17 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def engine(device: torch.device, deterministic: bool) -> Iterator[None]:
-    """torch's process-wide settings for a training, and what they were before afterwards.
+    """torch's process-wide settings for a training; afterwards they are what they were before.
 
-    A CPU training keeps the memory of freed tensors. On a GPU, cudnn chooses the fastest
-    kernels by trying them, and what remains in float32 uses TF32; `deterministic` admits only
-    kernels that give the same bytes again, there and on the CPU.
+    On a GPU, cudnn chooses the fastest kernels by trying them, and what remains in float32
+    uses TF32; `deterministic` admits only kernels that give the same bytes again, there and on
+    the CPU. Two settings stay: a CPU training keeps the memory of freed tensors, and a GPU's
+    products have a workspace of fixed size.
     """
     if device.type == "cpu":
         keep_freed_memory()
-    if deterministic:
-        # cuBLAS reads this when the first product makes its workspace.
+    else:
+        # cuBLAS reads this once, at the first product, deterministic or not.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     filling: Any = torch.utils.deterministic
     before = (
@@ -97,21 +99,33 @@ def engine(device: torch.device, deterministic: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before[3])
 
 
+def exact_float32() -> AbstractContextManager[object]:
+    """A context in which a GPU's convolutions are float32 and not TF32, which is torch's default for them."""
+    context: AbstractContextManager[object] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return context
+
+
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """`torch.compile`, one graph for each shape; where that fails, one line says so and `function` runs as it is."""
-    chosen: Callable[P, R] = torch.compile(function, dynamic=False)
+    """`torch.compile`, one graph for each shape; where that fails, one line says so and `function` runs as it is.
+
+    The backward graph is compiled with the forward one, so that it fails here too or not at all.
+    """
+    chosen: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         nonlocal chosen
+        if chosen is function:
+            return function(*args, **kwargs)
         try:
-            return chosen(*args, **kwargs)
-        except TorchDynamoException as error:
-            if chosen is function:
-                raise
+            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                return chosen(*args, **kwargs)
+        except (TorchDynamoException, InductorError) as error:
+            # A mistake of the function itself comes up again here, as what it is.
+            result = function(*args, **kwargs)
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             print(f"leanresnet: torch.compile failed ({reason[:200]}); training goes on without it", file=sys.stderr)
             chosen = function
-            return function(*args, **kwargs)
+            return result
 
     return call
 

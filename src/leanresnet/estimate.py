@@ -17,8 +17,10 @@ from leanresnet.trainer import train_one_epoch
 
 def seconds_per_epoch(recipe: Recipe, images: int, device: torch.device) -> float:
     """The median of three training steps on random pixels, not compiled, times the steps of `images` images."""
-    pixels = torch.randint(256, (recipe.batch_size, 3, 32, 32), dtype=torch.uint8)
-    split = Split(pixels, torch.arange(recipe.batch_size) % CLASSES, (), "random")
+    # Four batches, as many as the schedule of a single epoch has to last.
+    count = 4 * recipe.batch_size
+    pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+    split = Split(pixels, torch.arange(count) % CLASSES, (), "random")
     with engine(device, recipe.deterministic):
         assembly = assemble(recipe.model_copy(update={"compile": False}), CrossEntropy(0.0), split, device)
         batch = next(iter(assembly.batches.epoch(recipe.epochs)))

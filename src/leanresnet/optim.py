@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: torch's own, chosen by name."""
+"""Optimizers and learning-rate schedules by name: torch's own, and Muon for convolutions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from leanresnet.config import Optimizer, Schedule
+from leanresnet.device import has_fast_bf16
 
 
 class Muon(torch.optim.Optimizer):
@@ -21,7 +22,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, filters: Sequence[nn.Parameter], rest: list[dict[str, Any]], settings: Optimizer) -> None:
-        self._adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=settings.betas)
+        self._adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=settings.betas, fused=True)
         own = {"params": list(filters), "weight_decay": settings.weight_decay}
         super().__init__(
             [own, *self._adamw.param_groups],
@@ -59,12 +60,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """A matrix with the singular vectors of `matrix` and singular values of about 1 (0.7 to 1.2).
+    """A matrix with the singular vectors of `matrix` and singular values near 1, most of them in 0.7 to 1.2.
 
-    Five steps of Jordan's quintic Newton-Schulz iteration, in bfloat16 on a GPU.
+    Five steps of Jordan's quintic Newton-Schulz iteration, in bfloat16 on a GPU that has it,
+    whatever the precision of the network: the iteration is as tolerant as it is approximate.
     """
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    x = wide.bfloat16() if matrix.is_cuda else wide.float()
+    x = wide.bfloat16() if matrix.is_cuda and has_fast_bf16(matrix.device) else wide.float()
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.T
@@ -86,17 +88,17 @@ def build_optimizer(net: nn.Module, settings: Optimizer) -> torch.optim.Optimize
     groups = [{"params": weights, "weight_decay": decay}, others_group]
     match settings.name:
         case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov)
+            return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
         case "adagrad":
             return torch.optim.Adagrad(groups, lr=lr)
         case "adadelta":
             return torch.optim.Adadelta(groups, lr=lr, rho=settings.rho)
         case "adam":
-            return torch.optim.Adam(groups, lr=lr, betas=settings.betas)
+            return torch.optim.Adam(groups, lr=lr, betas=settings.betas, fused=True)
         case "radam":
             return torch.optim.RAdam(groups, lr=lr, betas=settings.betas)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=lr, betas=settings.betas)
+            return torch.optim.AdamW(groups, lr=lr, betas=settings.betas, fused=True)
 
 
 class LearningRate:
@@ -154,7 +156,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: Schedule, epochs:
                 optimizer, settings.restart_epochs * steps, settings.restart_mult, eta_min=floor
             )
         case "linear":
-            length = epochs * steps - warmup
+            length = max(1, epochs * steps - warmup)
             main = lr_scheduler.LambdaLR(
                 optimizer, lambda step: max(settings.final_ratio, 1 - (1 - settings.final_ratio) * step / length)
             )

@@ -86,7 +86,8 @@ def _largest_fit(model: Model, budget: int) -> tuple[str, tuple[int, ...], int] 
     for key, step in (("blocks", 1), ("channels", 8)):
         values = getattr(model, key)
         for index, value in enumerate(values):
-            for smaller in range(value - step, 0, -step):
+            least = 0 if key == "blocks" and model.downsample == "pool" else 1
+            for smaller in range(value - step, least - 1, -step):
                 changed = (*values[:index], smaller, *values[index + 1 :])
                 count = count_parameters(model.model_copy(update={key: changed}))
                 if count <= budget:

@@ -52,8 +52,15 @@ class Whitening(nn.Conv2d):
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
         """Compute the filters from normalised images (B, 3, H, W)."""
-        patches = F.unfold(images.double(), 2).transpose(1, 2).flatten(0, 1)
-        variances, directions = torch.linalg.eigh(patches.T.cov())
+        # In parts: unfolded, 5,000 images of CIFAR-10 take half a gigabyte.
+        count, total, squares = 0, torch.zeros(12).double(), torch.zeros(12, 12).double()
+        for part in images.split(200):
+            patches = F.unfold(part.double(), 2).transpose(0, 1).flatten(1)
+            count += patches.shape[1]
+            total += patches.sum(1)
+            squares += patches @ patches.T
+        mean = total / count
+        variances, directions = torch.linalg.eigh(squares / count - mean.outer(mean))
         filters = directions.T / (variances[:, None] + 5e-4).sqrt()
         self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
         assert self.bias is not None
