@@ -73,10 +73,12 @@ def test_weight_decay_reaches_every_weight_and_the_rest_only_where_asked(name: s
     optimizer = build_optimizer(net, settings)
     decayed = [p for group in optimizer.param_groups for p in group["params"] if group["weight_decay"] == 0.01]
     spared = [p for group in optimizer.param_groups for p in group["params"] if group["weight_decay"] == 0.0]
-    matrices = sorted(p.numel() for p in net.parameters() if p.ndim > 1)
-    vectors = sorted(p.numel() for p in net.parameters() if p.ndim == 1)
-    assert sorted(p.numel() for p in decayed) == sorted(matrices + vectors * everywhere)
-    assert sorted(p.numel() for p in spared) == ([] if everywhere else vectors)
+    # Muon holds the norm of filters, and decays none.
+    weights = [p.numel() for p in net.parameters() if p.ndim == 2 or (p.ndim > 2 and name != "muon")]
+    filters = [p.numel() for p in net.parameters() if p.ndim > 2 and name == "muon"]
+    vectors = [p.numel() for p in net.parameters() if p.ndim == 1]
+    assert sorted(p.numel() for p in decayed) == sorted(weights + vectors * everywhere)
+    assert sorted(p.numel() for p in spared) == sorted(filters + vectors * (not everywhere))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
@@ -92,7 +94,8 @@ def test_without_gradients_a_step_only_decays(name: str, everywhere: bool) -> No
     shrink = 1 - 0.5 * 0.1 * (1 + settings.momentum if name == "sgd" else 1)
     optimizer.step()
     for old, new in zip(before.parameters(), net.parameters(), strict=True):
-        torch.testing.assert_close(new, old * shrink if old.ndim > 1 or everywhere else old)
+        decays = everywhere if old.ndim == 1 else not (name == "muon" and old.ndim == 4)
+        torch.testing.assert_close(new, old * shrink if decays else old)
 
 
 def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values() -> None:
@@ -127,17 +130,18 @@ def test_muon_moves_filters_as_matrices_and_the_rest_by_adamw() -> None:
             # Column order does not matter to an orthogonal factor, so torch's own flattening serves.
             leveled = orthogonalize(ahead.flatten(1)).view_as(weight)
             longer = max(len(weight), weight[0].numel())
-            weight.data = weight.data * (1 - 0.01 * 0.02) - 0.01 * 0.2 * math.sqrt(longer) * leveled
+            moved = weight.data - 0.01 * 0.2 * math.sqrt(longer) * leveled
+            weight.data = moved * weight.data.norm() / moved.norm()
         adamw.step()
     for (name, mine), other in zip(ours.named_parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_muon_agrees_with_torchs_own_on_a_matrix() -> None:
-    """torch iterates in bfloat16, so each entry agrees to a few percent of the matrix's largest."""
-    matrix = nn.Parameter(torch.zeros(24, 72))
-    filters = nn.Parameter(torch.zeros(24, 8, 3, 3).contiguous(memory_format=torch.channels_last))
-    gradient = torch.randn(24, 72, generator=torch.Generator().manual_seed(0))
+    """Brought back to the norm it began with, and to a few percent of the step: torch iterates in bfloat16."""
+    start, gradient = torch.randn(2, 24, 72, generator=torch.Generator().manual_seed(0))
+    matrix = nn.Parameter(start.clone())
+    filters = nn.Parameter(start.clone().view(24, 3, 3, 8).permute(0, 3, 1, 2))
     matrix.grad, filters.grad = gradient, gradient.view(24, 3, 3, 8).permute(0, 3, 1, 2)
     torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0, momentum=0.9, adjust_lr_fn="match_rms_adamw").step()
     Muon(
@@ -145,8 +149,10 @@ def test_muon_agrees_with_torchs_own_on_a_matrix() -> None:
         [{"params": [nn.Parameter(torch.zeros(1))]}],
         optimizer_settings(name="muon", lr=0.1, weight_decay=0.0, momentum=0.9),
     ).step()
-    ours, theirs = filters.detach().permute(0, 2, 3, 1).flatten(1), matrix.detach()
-    assert float((ours - theirs).abs().max()) < 0.05 * float(theirs.abs().max())
+    ours = filters.detach().permute(0, 2, 3, 1).flatten(1)
+    theirs = matrix.detach() * start.norm() / matrix.detach().norm()
+    torch.testing.assert_close(ours.norm(), start.norm())
+    assert float((ours - theirs).abs().max()) < 0.05 * float((theirs - start).abs().max())
 
 
 def test_weights_that_are_not_trained_stay() -> None:
