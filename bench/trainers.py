@@ -1,6 +1,7 @@
 """What is compared: the engine of this project, the bare step below it, and the loop that most public trainers use."""
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,6 +23,7 @@ from leanresnet.trainer import train_one_epoch
 
 ROOT = Path(__file__).resolve().parent.parent
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+WARM_UP_STEPS = 2
 
 
 def paper_recipe(**changes: object) -> Recipe:
@@ -78,8 +80,8 @@ class Engine:
             self.loop.optimizer.step()
 
     def warm_up(self) -> None:
-        """Two steps: compilation, autotuning, the optimizer's memory."""
-        for _ in range(2):
+        """A few steps: compilation, autotuning, the optimizer's memory."""
+        for _ in range(WARM_UP_STEPS):
             train_one_epoch(self.net, [self.batch], self.loop)
 
 
@@ -117,7 +119,14 @@ class PlainLoop:
         # One batch more, drawn before the clock starts, so that starting the workers does not count.
         data = _Pictures(random_split((steps + 1) * recipe.batch_size))
         self.loader = DataLoader(
-            data, recipe.batch_size, shuffle=True, num_workers=2, drop_last=True, pin_memory=device.type == "cuda"
+            data,
+            recipe.batch_size,
+            shuffle=True,
+            num_workers=2,
+            drop_last=True,
+            pin_memory=device.type == "cuda",
+            # The default of Linux, which this process, itself spawned, would not take.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
         self.criterion = nn.CrossEntropyLoss()
 
