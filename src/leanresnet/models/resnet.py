@@ -149,10 +149,10 @@ class ResNet(nn.Module):
         return logits
 
     def _pool(self, x: Tensor) -> Tensor:
-        if self._model.pool == self._model.last_map:
-            return x.mean((2, 3)) if self._model.pool_kind == "average" else x.amax((2, 3))
+        whole = self._model.pool == self._model.last_map
         pool = F.avg_pool2d if self._model.pool_kind == "average" else F.max_pool2d
-        return pool(x, self._model.pool)
+        # Not amax, whose gradient divides by the number of maxima it finds again: compiled, in bfloat16, that is none.
+        return pool(x, tuple(x.shape[2:]) if whole else self._model.pool)
 
 
 def build_model(
