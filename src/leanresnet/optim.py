@@ -66,11 +66,11 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor) -> Tensor:
     """A matrix with the singular vectors of `matrix` and singular values near 1, most of them in 0.7 to 1.2.
 
-    Five steps of Jordan's quintic Newton-Schulz iteration, in bfloat16 on a GPU that has it,
-    whatever the precision of the network: the iteration is as tolerant as it is approximate.
+    Five steps of Jordan's quintic Newton-Schulz iteration, in bfloat16 where the hardware has
+    it, whatever the precision of the network: the iteration is as tolerant as it is approximate.
     """
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    x = wide.bfloat16() if matrix.is_cuda and has_fast_bf16(matrix.device) else wide.float()
+    x = wide.bfloat16() if has_fast_bf16(matrix.device) else wide.float()
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.T
