@@ -8,7 +8,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from leanresnet.config import Augmentation, Progressive
-from leanresnet.data.batches import Draws, EvalBatches, TrainBatches, crop_and_flip, draw
+from leanresnet.data.augmentation import Draws, crop_and_flip, draw
+from leanresnet.data.batches import EvalBatches, TrainBatches
 from leanresnet.data.splits import Split
 
 
@@ -121,8 +122,8 @@ def test_no_two_pairs_of_seed_and_epoch_share_their_draws() -> None:
     settings = augmentation_settings(flip=0.5)
     pairs = [(seed, epoch) for seed in (0, 1, 2, 3, 2**16, 2**31 - 1) for epoch in range(1, 301)]
     draws = [draw(64, settings, seed, epoch) for seed, epoch in pairs]
-    for part in ("order", "rows", "columns", "flips"):
-        assert len({tuple(getattr(each, part).tolist()) for each in draws}) == len(pairs)
+    for part in ("order", "rows", "columns", "flips", "holes"):
+        assert len({tuple(getattr(each, part).flatten().tolist()) for each in draws}) == len(pairs)
 
 
 def test_drawing_leaves_the_global_random_state() -> None:

@@ -153,6 +153,11 @@ class Augmentation(Section):
     flip_mode: Literal["random", "alternating"]
     crop_padding: Annotated[int, Field(ge=0, le=IMAGE_SIZE // 2)]
     crop_mode: Literal["constant", "reflect"]
+    policy: Literal["none", "trivial_augment", "rand_augment"]
+    cutout: Annotated[int, Field(ge=0, le=IMAGE_SIZE)]
+    mix: Literal["none", "mixup", "cutmix"]
+    mix_alpha: Rate
+    mix_share: Share
 
     @model_validator(mode="after")
     def _alternates_something(self) -> "Augmentation":

@@ -50,11 +50,15 @@ class Loop:
 
 
 def objective_of(net: nn.Module, criterion: Criterion) -> Objective:
-    """The network and its loss as one function, which `torch.compile` takes as one graph."""
+    """The network and its loss as one function, which `torch.compile` takes as one graph.
+
+    Labels are (B,) classes or (B, classes) shares; of shares, the largest is the right answer.
+    """
 
     def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = net(images)
-        return criterion(images, logits, labels), (logits.detach().argmax(1) == labels).sum()
+        right = labels if labels.ndim == 1 else labels.argmax(1)
+        return criterion(images, logits, labels), (logits.detach().argmax(1) == right).sum()
 
     return objective
 
