@@ -84,6 +84,7 @@ def efficiency(device: torch.device, steps: int, compile_it: bool) -> None:
                 validation,
                 trainer.loop,
                 epochs=REPEATS + 1,
+                seed=0,
                 ema_decay=None,
                 measures=dict(MEASURES),
                 log_metrics=log,

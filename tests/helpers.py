@@ -36,6 +36,8 @@ def tiny_model(**changes: Any) -> Model:
         "stem": "conv",
         "downsample": "stride",
         "activation": "relu",
+        "block": "basic",
+        "squeeze_excite": 0,
     }
     return Model.model_validate(model | changes)
 

@@ -180,6 +180,29 @@ BY_HAND: dict[str, tuple[Model, int, list[int]]] = {
             256 * 10 + 10,
         ],
     ),
+    # No batch norm behind the stem or the shortcut; one of the inputs before each branch, and one at the end.
+    "pre-activation": (
+        tiny_model(block="preactivation"),
+        5_234,
+        [
+            27 * 8,
+            18 * 8 * 8 + 4 * 8,
+            2 * 8 + 9 * 8 * 16 + 2 * 16 + 9 * 16 * 16 + 8 * 16,
+            2 * 16,
+            16 * 10 + 10,
+        ],
+    ),
+    # Two 1x1 convolutions with biases a block: to a quarter of its channels, and back.
+    "squeeze and excitation": (
+        tiny_model(squeeze_excite=4),
+        5_456,
+        [
+            27 * 8 + 2 * 8,
+            18 * 8 * 8 + 4 * 8 + 2 * 8 * 2 + 2 + 8,
+            9 * 8 * 16 + 9 * 16 * 16 + 8 * 16 + 6 * 16 + 2 * 16 * 4 + 4 + 16,
+            16 * 10 + 10,
+        ],
+    ),
     "narrowest": (
         config("1", "1", "1", "1", 32),
         55,
@@ -193,7 +216,8 @@ def test_parameters_equal_the_count_by_hand(name: str) -> None:
     model, total, parts = BY_HAND[name]
     assert sum(parts) == total
     assert count_parameters(model) == total
-    prefixes = ["stem", *(f"layers.{n}" for n in range(model.layers)), "classifier"]
+    end = ["norm"] if model.block == "preactivation" else []
+    prefixes = ["stem", *(f"layers.{n}" for n in range(model.layers)), *end, "classifier"]
     layers = breakdown(model)
     assert [sum(layer.parameters for layer in layers if layer.name.startswith(p)) for p in prefixes] == parts
 
@@ -292,6 +316,12 @@ def test_the_advised_change_is_the_largest_that_fits() -> None:
 def test_no_advice_where_no_single_change_fits() -> None:
     with pytest.raises(ConfigError, match=r"by 4,935,142; no single change fits$"):
         check_budget("student", PAPER, 100)
+
+
+def test_the_advice_leaves_squeeze_and_excitation_a_channel() -> None:
+    """[4, 16] has 3,716 parameters, but a squeeze of 8 leaves nothing of 4 channels; [12, 8] has 4,724."""
+    with pytest.raises(ConfigError, match="no single change fits"):
+        check_budget("student", tiny_model(channels=(12, 16), squeeze_excite=8), 4000)
 
 
 def test_a_model_of_exactly_its_budget_passes() -> None:

@@ -174,6 +174,8 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{MODEL}.stem": ["patches"],
     f"{MODEL}.downsample": ["blur", True],
     f"{MODEL}.activation": ["swish"],
+    f"{MODEL}.block": ["bottleneck"],
+    f"{MODEL}.squeeze_excite": [-1, 65],
     f"{BASE}.budget": [0, -1, 5.0e6],
     f"{BASE}.seed": [-1, 2**31],
     f"{BASE}.epochs": [0, 7, 1.5],
@@ -184,6 +186,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{BASE}.ema_decay": [0.0, 1.0],
     f"{BASE}.bn_momentum": [0.0, 1.1],
     f"{BASE}.initialization": ["xavier"],
+    f"{BASE}.stochastic_depth": [-0.1, 1.0],
     f"{BASE}.compile": [1, "true", None],
     f"{BASE}.deterministic": [0, "no"],
     f"{BASE}.optimizer.name": ["lion", None],
@@ -292,6 +295,13 @@ def test_maps_of_a_whitening_stem_are_a_pixel_smaller_and_strides_round_up(tmp_p
     params = load_params(write(tmp_path, with_changes({f"{MODEL}.stem": "whitening"})))
     assert params.train.baseline.model.maps() == [31, 31, 16, 8, 4]
     assert params.train.teacher.model.maps(24) == [24, 24, 12, 6, 3]
+
+
+@pytest.mark.parametrize("key", ["stem", "downsample"])
+def test_preactivation_is_for_strided_networks_with_a_learned_stem(tmp_path: Path, key: str) -> None:
+    value = {"stem": "whitening", "downsample": "pool"}[key]
+    message = refusal(tmp_path, {f"{MODEL}.block": "preactivation", f"{MODEL}.{key}": value, f"{MODEL}.pool": 1})
+    assert "block = preactivation, accepted: with stem = conv and downsample = stride" in message
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from helpers import MEAN, STD, pooling_model, random_images, tiny_model, tiny_ne
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanresnet.models.resnet import BasicBlock, ResNet, build_model
+from leanresnet.models.blocks import BasicBlock, PreActivationBlock
+from leanresnet.models.resnet import ResNet, build_model
 
 
 @torch.no_grad()
@@ -98,6 +99,79 @@ def test_a_block_adds_its_shortcut_before_the_last_relu(inputs: int, outputs: in
         skip, skip_norm = block.shortcut
         beside = batch_norm(F.conv2d(x, skip.weight, stride=stride, padding=1), skip_norm, training)
     torch.testing.assert_close(block.train(training)(x), (inner + beside).clamp(min=0))
+
+
+def unsettled(block: nn.Module) -> nn.Module:
+    """Batch norms that are neither the identity nor fresh."""
+    torch.manual_seed(0)
+    for norm in (module for module in block.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.bias, -1, 1)
+        nn.init.uniform_(norm.running_mean, -1, 1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    return block.double()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(6, 6, 1), (6, 10, 2), (6, 6, 2), (6, 10, 1)])
+def test_a_preactivated_block_normalises_first_and_adds_last(
+    inputs: int, outputs: int, stride: int, training: bool
+) -> None:
+    block = unsettled(PreActivationBlock(inputs, outputs, kernel=5, skip_kernel=3, stride=stride))
+    x = torch.randn(3, inputs, 8, 8, dtype=torch.float64)
+    active = batch_norm(x, block.norm1, training).clamp(min=0)
+    inner = F.conv2d(active, block.conv1.weight, stride=stride, padding=2)
+    inner = F.conv2d(batch_norm(inner, block.norm2, training).clamp(min=0), block.conv2.weight, padding=2)
+    beside = x
+    if stride != 1 or inputs != outputs:
+        beside = F.conv2d(active, block.shortcut.weight, stride=stride, padding=1)
+    torch.testing.assert_close(block.train(training)(x), inner + beside)
+
+
+def test_a_preactivated_network_normalises_what_it_pools() -> None:
+    net = tiny_net(block="preactivation").eval()
+    unsettled(net).float()
+    found = outputs_of(net, ["stem", "layers"], images := random_images(4))
+    assert found["stem"].min() < 0
+    pooled = batch_norm(found["layers"], net.norm, training=False).clamp(min=0).mean((2, 3))
+    torch.testing.assert_close(net(images), net.classifier(pooled))
+
+
+@pytest.mark.parametrize("kind", [BasicBlock, PreActivationBlock])
+def test_squeeze_and_excitation_scales_the_channels_of_the_branch(kind: type[BasicBlock | PreActivationBlock]) -> None:
+    torch.manual_seed(0)
+    block = kind(8, 8, 3, 1, 1, activation=lambda x: x, ratio=4).eval()
+    x = torch.randn(2, 8, 6, 6)
+    scaled = block(x) - x
+    block.squeeze, squeeze = nn.Identity(), block.squeeze
+    branch = block(x) - x
+    hidden = (branch.mean((2, 3)) @ squeeze.fc1.weight.flatten(1).T + squeeze.fc1.bias).clamp(min=0)
+    scale = torch.sigmoid(hidden @ squeeze.fc2.weight.flatten(1).T + squeeze.fc2.bias)
+    assert squeeze.fc1.weight.shape == (2, 8, 1, 1)
+    torch.testing.assert_close(scaled, scale[:, :, None, None] * branch, atol=1e-5, rtol=1e-4)
+
+
+def test_stochastic_depth_drops_later_blocks_more_often_and_none_in_evaluation() -> None:
+    model = tiny_model(blocks=(2, 2))
+    net = build_model(model, MEAN, STD, seed=0, stochastic_depth=0.8)
+    rates = [block.drop.p for block in net.modules() if isinstance(block, BasicBlock)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    plain = build_model(model, MEAN, STD, seed=0)
+    images = random_images(8)
+    assert torch.equal(net.eval()(images), plain.eval()(images))
+
+
+def test_a_dropped_image_goes_by_the_shortcut_and_the_others_make_up_for_it() -> None:
+    torch.manual_seed(0)
+    block = BasicBlock(6, 6, 3, 1, 1, activation=lambda x: x, drop=0.25).train()
+    x = torch.randn(400, 6, 4, 4)
+    found = block(x) - x
+    block.drop = nn.Identity()
+    branch = block(x) - x
+    dropped = (found == 0).flatten(1).all(1)
+    # 100 expected, deviation 9
+    assert 65 < int(dropped.sum()) < 135
+    torch.testing.assert_close(found[~dropped], branch[~dropped] / 0.75, atol=1e-5, rtol=1e-4)
 
 
 def test_pixels_are_normalised_inside_the_network() -> None:

@@ -14,7 +14,7 @@ PROGRAM = sorted(PACKAGES["pipeline"].rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"files", "config"},
-    {"data.augmentation", "data.splits", "losses", "device", "models.budget", "models.resnet"},
+    {"data.augmentation", "data.splits", "losses", "device", "models.blocks", "models.budget", "models.resnet"},
     {
         "data.cifar",
         "data.digits",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import augmentation_settings, optimizer_settings, schedule_settings, synthetic_split, tiny_net
+from helpers import MEAN, STD, augmentation_settings, optimizer_settings, schedule_settings, synthetic_split, tiny_model
 from torch import Tensor, nn
 
 from leanresnet.data.batches import EvalBatches, TrainBatches
@@ -15,6 +15,7 @@ from leanresnet.device import autocast
 from leanresnet.errors import DivergedError
 from leanresnet.evaluation import MEASURES, Measure, Metrics, evaluate
 from leanresnet.losses import CrossEntropy
+from leanresnet.models.resnet import build_model
 from leanresnet.optim import LearningRate, build_optimizer, build_schedule
 from leanresnet.trainer import Criterion, Fitted, Loop, fit, objective_of, train_one_epoch
 
@@ -34,9 +35,11 @@ class Training:
         schedule: dict[str, Any] | None = None,
         precision: str = "fp32",
         clip_norm: float | None = None,
+        seed: int = 0,
+        stochastic_depth: float = 0.0,
     ) -> None:
-        self.epochs = epochs
-        self.net = tiny_net()
+        self.epochs, self.seed = epochs, seed
+        self.net = build_model(tiny_model(), MEAN, STD, seed=0, stochastic_depth=stochastic_depth)
         self.train = TrainBatches(synthetic_split(60), BATCH, augmentation_settings(flip=0.0, crop_padding=2), seed=0)
         self.validation = EvalBatches(synthetic_split(40, seed=1), BATCH)
         self.optimizer = build_optimizer(self.net, optimizer_settings(**{"lr": 0.05, **(optimizer or {})}))
@@ -58,6 +61,7 @@ class Training:
             self.validation,
             self.loop,
             epochs=self.epochs,
+            seed=self.seed,
             ema_decay=ema_decay,
             measures=measures,
             log_metrics=self.log,
@@ -102,7 +106,7 @@ def test_an_accuracy_of_0_still_has_a_best_epoch() -> None:
 def test_the_best_weights_reproduce_their_accuracy(ema_decay: float | None) -> None:
     training = Training(epochs=5)
     fitted = training.run(ema_decay)
-    net = tiny_net(seed=9)
+    net = build_model(tiny_model(), MEAN, STD, seed=9)
     net.load_state_dict(fitted.best_weights)
     measured = evaluate(net, training.validation)
     best = fitted.history[fitted.best_epoch - 1]
@@ -243,6 +247,19 @@ def test_epochs_differ_in_what_they_show() -> None:
 def test_nothing_is_printed_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     Training(epochs=2).run()
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_network_draws_depends_on_the_seed_alone() -> None:
+    def losses(seed: int, state: int) -> list[float]:
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        history = Training(stochastic_depth=0.8, seed=seed).run().history
+        assert torch.equal(torch.get_rng_state(), before)
+        return [row["train/loss"] for row in history]
+
+    first = losses(seed=0, state=1)
+    assert losses(seed=0, state=2) == first
+    assert losses(seed=1, state=1) != first
 
 
 def test_bf16_stays_close_to_fp32_over_twenty_steps() -> None:

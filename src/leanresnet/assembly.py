@@ -37,6 +37,7 @@ def assemble(recipe: Recipe, criterion: Criterion, train: Split, device: torch.d
         recipe.bn_momentum,
         recipe.initialization,
         train.images[:WHITENING_IMAGES],
+        recipe.stochastic_depth,
     ).to(device)
     batches = TrainBatches(train, recipe.batch_size, recipe.augmentation, recipe.seed, device, recipe.progressive)
     optimizer = build_optimizer(net, recipe.optimizer)

@@ -67,6 +67,8 @@ class Model(Section):
     stem: Literal["conv", "whitening"]
     downsample: Literal["stride", "pool"]
     activation: Literal["relu", "gelu"]
+    block: Literal["basic", "preactivation"]
+    squeeze_excite: Count
 
     def maps(self, image: int = IMAGE_SIZE) -> list[int]:
         """Side, in pixels, of the map that enters the first layer, and of the one that leaves each layer.
@@ -102,6 +104,13 @@ class Model(Section):
                 raise ValueError(f"{key} = {sizes}: {even[0]} is even and cannot keep the size of a map, accepted: odd")
         if self.downsample == "stride" and 0 in self.blocks:
             raise ValueError(f"blocks = {list(self.blocks)} with downsample = stride, accepted: >= 1 in each layer")
+        if self.block == "preactivation" and (self.stem, self.downsample) != ("conv", "stride"):
+            raise ValueError("block = preactivation, accepted: with stem = conv and downsample = stride")
+        if self.squeeze_excite > min(self.channels):
+            raise ValueError(
+                f"squeeze_excite = {self.squeeze_excite} leaves nothing of {min(self.channels)} channels, "
+                f"accepted: 0 to {min(self.channels)}"
+            )
         if self.last_map == 0:
             raise ValueError(f"layers = {self.layers} leave no map to pool, accepted: fewer layers")
         if self.last_map % self.pool:
@@ -200,6 +209,7 @@ class Recipe(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     bn_momentum: Unit
     initialization: Literal["kaiming", "dirac"]
+    stochastic_depth: Fraction
     compile: bool
     deterministic: bool
     optimizer: Optimizer

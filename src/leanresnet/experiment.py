@@ -138,6 +138,7 @@ def _fit(
             EvalBatches(validation, recipe.batch_size, device),
             assembly.loop,
             epochs=recipe.epochs,
+            seed=recipe.seed,
             ema_decay=recipe.ema_decay,
             measures=lesson.measures,
             log_metrics=run.log_metrics,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from leanresnet.data.augmentation import seed_of
 from leanresnet.data.batches import EvalBatches, TrainBatches
 from leanresnet.errors import DivergedError
 from leanresnet.evaluation import Measure, Metrics, evaluate
@@ -70,11 +71,15 @@ def fit(
     loop: Loop,
     *,
     epochs: int,
+    seed: int,
     ema_decay: float | None,
     measures: dict[str, Measure],
     log_metrics: Callable[[Metrics, int], None],
 ) -> Fitted:
     """Train for `epochs` epochs, counted from 1; validate the averaged weights where `ema_decay` is given.
+
+    What the network itself draws (stochastic depth) is a function of (seed, epoch); the
+    caller's random state is left as it was.
 
     Raises:
         DivergedError: the loss of an epoch is NaN or infinite.
@@ -84,8 +89,11 @@ def fit(
     history: list[Metrics] = []
     best_epoch, best_weights = 0, {}
     trained_seconds = 0.0
-    with tqdm(range(1, epochs + 1), desc="epochs", unit="epoch", disable=None) as bar:
+    gpus = {parameter.device for parameter in net.parameters() if parameter.is_cuda}
+    bar = tqdm(range(1, epochs + 1), desc="epochs", unit="epoch", disable=None)
+    with bar, torch.random.fork_rng(gpus):
         for epoch in bar:
+            torch.manual_seed(seed_of(seed, epoch))
             start = time.perf_counter()
             rate = loop.schedule.value
             trained = train_one_epoch(net, _steps(train, epoch, epochs), loop, average)

@@ -37,7 +37,7 @@ class Draws:
 
 def draw(count: int, augmentation: Augmentation, seed: int, epoch: int) -> Draws:
     """The choices of an epoch, drawn on the CPU so that every device sees the same ones."""
-    generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+    generator = torch.Generator().manual_seed(seed_of(seed, epoch))
     offsets = 2 * augmentation.crop_padding + 1
     order = torch.randperm(count, generator=generator)
     rows = torch.randint(offsets, (count,), generator=generator)
@@ -54,7 +54,7 @@ def draw_flips(count: int, flip: float, seed: int) -> Tensor:
 
     So two epochs show each image once as it is and once mirrored (Jordan, arXiv:2404.00498, section 3.6).
     """
-    generator = torch.Generator().manual_seed(_mixed(seed, 0))
+    generator = torch.Generator().manual_seed(seed_of(seed, 0))
     return torch.rand(count, generator=generator) < flip
 
 
@@ -68,7 +68,7 @@ def apply_policy(images: Tensor, name: str, seed: int, epoch: int) -> Tensor:
     changed = torch.empty_like(images)
     with torch.random.fork_rng(devices=[]):
         # torchvision draws from torch's global generator alone, and of the CPU.
-        torch.manual_seed(_mixed(seed, epoch))
+        torch.manual_seed(seed_of(seed, epoch))
         for group in torch.randperm(len(images)).to(images.device).split(POLICY_GROUP):
             changed[group] = policy(images[group])
     return changed
@@ -126,12 +126,12 @@ def mix_pairs(
     images = images.float() if augmentation.mix == "mixup" else images
     shares = F.one_hot(labels, CLASSES).float()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_mixed(_mixed(seed, epoch), step))
+        torch.manual_seed(seed_of(seed_of(seed, epoch), step))
         if float(torch.rand(())) < augmentation.mix_share:
             images, shares = mixing(alpha=augmentation.mix_alpha)(images, shares)
     return images.contiguous(memory_format=torch.channels_last), shares
 
 
-def _mixed(seed: int, number: int) -> int:
+def seed_of(seed: int, number: int) -> int:
     """A generator's seed, of 32 bits; Knuth's multiplier sets one seed's numbers far from the next one's."""
     return (seed * 2654435761 + number) % 2**32

@@ -54,6 +54,9 @@ def _modules(model: Model) -> Iterator[Layer]:
         width = WHITENING_FILTERS
         weights = width * 2 * 2 * 3
         yield Layer("stem", weights + width, weights * sides[0] ** 2)
+    elif model.block == "preactivation":
+        width = model.channels[0]
+        yield _conv("stem", 3, width, 3, sides[0])
     else:
         width = model.channels[0]
         yield from _conv_bn("stem", 3, width, 3, sides[0])
@@ -65,19 +68,42 @@ def _modules(model: Model) -> Iterator[Layer]:
         for b in range(model.blocks[n]):
             stride = 2 if model.downsample == "stride" and n > 0 and b == 0 else 1
             name = f"layers.{n}.{b + (model.downsample == 'pool')}"
-            yield from _conv_bn(f"{name}.conv1", width, channels, kernel, side)
-            yield from _conv_bn(f"{name}.conv2", channels, channels, kernel, side)
-            if stride != 1 or width != channels:
+            projects = stride != 1 or width != channels
+            if model.block == "preactivation":
+                yield _norm(f"{name}.norm1", width)
+                yield _conv(f"{name}.conv1", width, channels, kernel, side)
+                yield _norm(f"{name}.norm2", channels)
+                yield _conv(f"{name}.conv2", channels, channels, kernel, side)
+            else:
+                yield from _conv_bn(f"{name}.conv1", width, channels, kernel, side)
+                yield from _conv_bn(f"{name}.conv2", channels, channels, kernel, side)
+            if model.squeeze_excite:
+                squeezed = channels // model.squeeze_excite
+                yield Layer(f"{name}.squeeze.fc1", channels * squeezed + squeezed, channels * squeezed)
+                yield Layer(f"{name}.squeeze.fc2", squeezed * channels + channels, squeezed * channels)
+            if projects and model.block == "preactivation":
+                yield _conv(f"{name}.shortcut", width, channels, model.skip_kernels[n], side)
+            elif projects:
                 yield from _conv_bn(f"{name}.shortcut", width, channels, model.skip_kernels[n], side)
             width = channels
+    if model.block == "preactivation":
+        yield _norm("norm", width)
     features = width * (model.last_map // model.pool) ** 2
     yield Layer("classifier", features * CLASSES + CLASSES, features * CLASSES)
 
 
-def _conv_bn(name: str, inputs: int, outputs: int, kernel: int, side: int) -> Iterator[Layer]:
+def _conv(name: str, inputs: int, outputs: int, kernel: int, side: int) -> Layer:
     weights = kernel * kernel * inputs * outputs
-    yield Layer(f"{name}.0", weights, weights * side * side)
-    yield Layer(f"{name}.1", 2 * outputs, 0)
+    return Layer(name, weights, weights * side * side)
+
+
+def _norm(name: str, channels: int) -> Layer:
+    return Layer(name, 2 * channels, 0)
+
+
+def _conv_bn(name: str, inputs: int, outputs: int, kernel: int, side: int) -> Iterator[Layer]:
+    yield _conv(f"{name}.0", inputs, outputs, kernel, side)
+    yield _norm(f"{name}.1", outputs)
 
 
 def _largest_fit(model: Model, budget: int) -> tuple[str, tuple[int, ...], int] | None:
@@ -86,7 +112,7 @@ def _largest_fit(model: Model, budget: int) -> tuple[str, tuple[int, ...], int] 
     for key, step in (("blocks", 1), ("channels", 8)):
         values = getattr(model, key)
         for index, value in enumerate(values):
-            least = 0 if key == "blocks" and model.downsample == "pool" else 1
+            least = int(model.downsample == "stride") if key == "blocks" else max(1, model.squeeze_excite)
             for smaller in range(value - step, least - 1, -step):
                 changed = (*values[:index], smaller, *values[index + 1 :])
                 count = count_parameters(model.model_copy(update={key: changed}))

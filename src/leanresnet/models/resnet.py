@@ -8,34 +8,16 @@ open each layer with a convolution and a 2x2 max pool, before blocks that keep i
 (Page, "How to Train Your ResNet", 2018), behind a whitening stem.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanresnet.config import CLASSES, WHITENING_FILTERS, Model
+from leanresnet.models.blocks import BLOCKS, Activation, ConvPool, conv_bn, convolution
 
-Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu}
-
-
-class _Strided1x1(nn.Conv2d):
-    """A 1x1 convolution with a stride, as a dense one on every stride-th pixel.
-
-    oneDNN's own, for fewer inputs than a vector holds, writes past its workspace in the
-    backward pass and corrupts the heap (https://github.com/uxlfoundation/oneDNN/issues/6035).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
-
-
-def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    convolution = _Strided1x1 if kernel == 1 and stride > 1 and inputs < 16 else nn.Conv2d
-    return nn.Sequential(
-        convolution(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)
-    )
 
 
 class Whitening(nn.Conv2d):
@@ -67,33 +49,6 @@ class Whitening(nn.Conv2d):
         self.bias.zero_()
 
 
-class ConvPool(nn.Sequential):
-    """conv, 2x2 max pool, BN, activation: opens a layer of a network that halves its maps by pooling."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, activation: Activation) -> None:
-        super().__init__(*conv_bn(inputs, outputs, kernel))
-        self._activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._activation(self[1](F.max_pool2d(self[0](x), 2)))
-
-
-class BasicBlock(nn.Module):
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, skip_kernel: int, stride: int, activation: Activation = F.relu
-    ) -> None:
-        super().__init__()
-        self._activation = activation
-        self.conv1 = conv_bn(inputs, outputs, kernel, stride)
-        self.conv2 = conv_bn(outputs, outputs, kernel)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = conv_bn(inputs, outputs, skip_kernel, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._activation(self.conv2(self._activation(self.conv1(x))) + self.shortcut(x))
-
-
 class ResNet(nn.Module):
     """Raw pixels in, class scores out.
 
@@ -103,6 +58,8 @@ class ResNet(nn.Module):
     Args:
         model: sizes, already validated.
         mean, std: of each channel, for images in [0, 1].
+        stochastic_depth: probability that training drops the last block's branch; the first
+            of L blocks has an L-th of it, and so on.
 
     Shapes: images (B, 3, 32, 32) in 0..255, uint8 or float -> logits (B, 10). Where the pool
         spans the whole last map, images of other sizes are taken too.
@@ -111,21 +68,30 @@ class ResNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Model, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, model: Model, mean: Sequence[float], std: Sequence[float], stochastic_depth: float = 0.0
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self._model = model
         self._activation = ACTIVATIONS[model.activation]
-        whitening = model.stem == "whitening"
-        width = WHITENING_FILTERS if whitening else model.channels[0]
-        self.stem: nn.Module = Whitening() if whitening else conv_bn(3, width, 3)
+        self._drop = stochastic_depth / max(1, sum(model.blocks))
+        width = WHITENING_FILTERS if model.stem == "whitening" else model.channels[0]
+        self.stem = self._stem(width)
         layers = []
         for n in range(model.layers):
             layers.append(self._layer(n, width))
             width = model.channels[n]
         self.layers = nn.Sequential(*layers)
+        # The sum that leaves the last of such blocks was neither normalised nor activated.
+        self.norm = nn.BatchNorm2d(width) if model.block == "preactivation" else None
         self.classifier = nn.Linear(width * (model.last_map // model.pool) ** 2, CLASSES)
+
+    def _stem(self, width: int) -> nn.Module:
+        if self._model.stem == "whitening":
+            return Whitening()
+        return convolution(3, width, 3) if self._model.block == "preactivation" else conv_bn(3, width, 3)
 
     def _layer(self, n: int, width: int) -> nn.Sequential:
         model, channels = self._model, self._model.channels[n]
@@ -136,7 +102,18 @@ class ResNet(nn.Module):
             width = channels
         for b in range(model.blocks[n]):
             stride = 2 if not pooled and n > 0 and b == 0 else 1
-            parts.append(BasicBlock(width, channels, model.kernels[n], model.skip_kernels[n], stride, self._activation))
+            parts.append(
+                BLOCKS[model.block](
+                    width,
+                    channels,
+                    model.kernels[n],
+                    model.skip_kernels[n],
+                    stride,
+                    self._activation,
+                    ratio=model.squeeze_excite,
+                    drop=self._drop * (sum(model.blocks[:n]) + b + 1),
+                )
+            )
             width = channels
         return nn.Sequential(*parts)
 
@@ -144,8 +121,10 @@ class ResNet(nn.Module):
         return (images.float() / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self._activation(self.stem(self.normalize(images)))
-        logits: Tensor = self.classifier(self._pool(self.layers(x)).flatten(1))
+        x = self.stem(self.normalize(images))
+        x = self.layers(x if self.norm else self._activation(x))
+        x = self._activation(self.norm(x)) if self.norm else x
+        logits: Tensor = self.classifier(self._pool(x).flatten(1))
         return logits
 
     def _pool(self, x: Tensor) -> Tensor:
@@ -163,6 +142,7 @@ def build_model(
     bn_momentum: float = 0.1,
     initialization: str = "kaiming",
     images: Tensor | None = None,
+    stochastic_depth: float = 0.0,
 ) -> ResNet:
     """A network initialised from `seed` alone; the caller's random state is left as it was.
 
@@ -171,10 +151,11 @@ def build_model(
             the first filters of each convolution in a layer hand their inputs on
             (Zagoruyko and Komodakis, arXiv:1706.00388).
         images: training images (B, 3, H, W), raw, of which a whitening stem is made.
+        stochastic_depth: see `ResNet`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ResNet(model, mean, std)
+        net = ResNet(model, mean, std, stochastic_depth)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -183,7 +164,8 @@ def build_model(
             module.momentum = bn_momentum
     if initialization == "dirac":
         for module in net.layers.modules():
-            if isinstance(module, nn.Conv2d):
+            # Those of squeeze-and-excitation have a bias, and map channels to other things than channels.
+            if isinstance(module, nn.Conv2d) and module.bias is None:
                 nn.init.dirac_(module.weight[: module.in_channels].detach())
     if isinstance(net.stem, Whitening) and images is not None:
         net.stem.fit(net.normalize(images))
