@@ -21,6 +21,7 @@ def test_the_network_of_the_comparison_is_the_papers() -> None:
     assert wider(paper_recipe().model, 0.5).channels == (32, 64, 64, 128)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
 def test_the_plain_loop_trains_the_same_network_on_its_own_pictures() -> None:
     recipe = tiny_recipe(batch_size=10)
     plain = PlainLoop(recipe, steps=2, device=CPU)

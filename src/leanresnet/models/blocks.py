@@ -113,7 +113,9 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = self._activation(self.norm1(x))
         branch = self.conv2(self._activation(self.norm2(self.conv1(active))))
-        return self.drop(self.squeeze(branch)) + (x if self.shortcut is None else self.shortcut(active))
+        beside = x if self.shortcut is None else self.shortcut(active)
+        added: Tensor = beside + self.drop(self.squeeze(branch))
+        return added
 
 
 BLOCKS: dict[str, type[BasicBlock] | type[PreActivationBlock]] = {
