@@ -311,7 +311,7 @@ def test_a_strided_1x1_convolution_of_few_channels_is_the_same_convolution(side:
 def test_training_with_few_channels_does_not_corrupt_memory() -> None:
     """In a process of its own, which the C library would abort."""
     script = (
-        "import torch; from leanresnet.models.resnet import BasicBlock\n"
+        "import torch; from leanresnet.models.blocks import BasicBlock\n"
         "block = BasicBlock(6, 10, 3, 1, stride=2).to(memory_format=torch.channels_last)\n"
         "for _ in range(20):\n"
         "    x = torch.randn(8, 6, 32, 32).contiguous(memory_format=torch.channels_last)\n"
