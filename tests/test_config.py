@@ -217,6 +217,8 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{BASE}.augmentation.mix_share": [-0.1, 1.1],
     f"{BASE}.progressive.epochs": [-1, 31, 1.5],
     f"{BASE}.progressive.size": [7, 33],
+    f"{BASE}.sharpness.rho": [-0.1],
+    f"{BASE}.sharpness.adaptive": ["no"],
     f"{BASE}.normalization.mean": [[0.5, 0.5], [0.5, 0.5, 1.5], [0.5, 0.5, 0.5]],
     f"{BASE}.normalization.std": [[0.2, 0.2, 0.0], [0.2, 0.2, 0.2]],
     "distill.teacher": ["student"],

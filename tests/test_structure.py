@@ -21,6 +21,7 @@ LEVELS = [
         "data.download",
         "data.batches",
         "optim",
+        "sharpness",
         "evaluation",
         "checkpoint",
         "tracking",

@@ -10,6 +10,7 @@ from leanresnet.data.splits import Split, channel_statistics
 from leanresnet.device import autocast, compiled
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.optim import build_optimizer, build_schedule
+from leanresnet.sharpness import SharpnessAware
 from leanresnet.trainer import Criterion, Loop, objective_of
 
 # As many as Page and Jordan take; their 4.8 million patches say all there is to know of 12 directions.
@@ -48,5 +49,6 @@ def assemble(recipe: Recipe, criterion: Criterion, train: Split, device: torch.d
         schedule=build_schedule(optimizer, recipe.schedule, recipe.epochs, len(batches)),
         autocast=autocast(device, recipe.precision),
         clip_norm=recipe.clip_norm,
+        sharpness=SharpnessAware(net, recipe.sharpness) if recipe.sharpness.rho else None,
     )
     return Assembly(net, batches, loop)

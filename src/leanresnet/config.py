@@ -182,6 +182,13 @@ class Progressive(Section):
     size: Annotated[int, Field(ge=8, le=IMAGE_SIZE)]
 
 
+class Sharpness(Section):
+    """Sharpness-aware minimisation; a radius of 0 is none."""
+
+    rho: Decay
+    adaptive: bool
+
+
 class Normalization(Section):
     """Channel means and deviations of images in [0, 1]; both null: measured on the training split."""
 
@@ -216,6 +223,7 @@ class Recipe(Section):
     schedule: Schedule
     augmentation: Augmentation
     progressive: Progressive
+    sharpness: Sharpness
     normalization: Normalization
 
     @model_validator(mode="after")

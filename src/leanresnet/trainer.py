@@ -18,6 +18,7 @@ from leanresnet.data.batches import EvalBatches, TrainBatches
 from leanresnet.errors import DivergedError
 from leanresnet.evaluation import Measure, Metrics, evaluate
 from leanresnet.optim import LearningRate
+from leanresnet.sharpness import SharpnessAware
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 # (images, labels) -> the loss, and how many of them the network got right; what a step differentiates.
@@ -41,6 +42,7 @@ class Loop:
         objective: see `objective_of`; compiled or not.
         autocast: entered around each forward pass; it may be entered many times.
         clip_norm: the gradient's greatest L2 norm, or None.
+        sharpness: where a second pass takes the gradient, or None: a step has one pass.
     """
 
     objective: Objective
@@ -48,6 +50,7 @@ class Loop:
     schedule: LearningRate
     autocast: AbstractContextManager[object]
     clip_norm: float | None
+    sharpness: SharpnessAware | None = None
 
 
 def objective_of(net: nn.Module, criterion: Criterion) -> Objective:
@@ -134,6 +137,12 @@ def train_one_epoch(
         with loop.autocast:
             loss, right = loop.objective(images, labels)
         loss.backward()
+        if loop.sharpness is not None:
+            with loop.sharpness.uphill():
+                loop.optimizer.zero_grad(set_to_none=True)
+                with loop.autocast:
+                    uphill, _ = loop.objective(images, labels)
+                uphill.backward()
         if loop.clip_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), loop.clip_norm)
         loop.optimizer.step()
