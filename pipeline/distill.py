@@ -32,12 +32,15 @@ def distill(
     lesson = Lesson(
         stage="distill",
         key=f"{params}: distill.student",
-        criterion=DistillationLoss(master.net, settings.alpha, settings.temperature, settings.student.label_smoothing),
+        criterion=DistillationLoss(
+            master.net, settings.alpha, settings.temperature, settings.beta, settings.student.label_smoothing
+        ),
         measures=Versus(master.net).measures(),
         params={
             "distill.teacher": settings.teacher,
             "distill.alpha": settings.alpha,
             "distill.temperature": settings.temperature,
+            "distill.beta": "none" if settings.beta is None else settings.beta,
         },
         teacher_sha256=master.sha256,
     )

@@ -224,6 +224,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "distill.teacher": ["student"],
     "distill.alpha": [-0.1, 1.1],
     "distill.temperature": [0.0, -1.0],
+    "distill.beta": [0.0],
     "evaluate.batch_size": [0],
     "evaluate.calibration_bins": [1],
     "evaluate.mistakes": [0, 101],

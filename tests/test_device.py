@@ -82,7 +82,7 @@ def test_freed_memory_is_kept_and_used_again() -> None:
 def three_steps(
     net: ResNet, compile_it: bool, precision: str = "fp32", teacher: ResNet | None = None
 ) -> tuple[list[float], list[Tensor]]:
-    criterion = DistillationLoss(teacher, 0.5, 4.0, 0.1) if teacher else CrossEntropy(0.1)
+    criterion = DistillationLoss(teacher, 0.5, 4.0, None, 0.1) if teacher else CrossEntropy(0.1)
     objective = objective_of(net.train(), criterion)
     objective = compiled(objective) if compile_it else objective
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05)

@@ -8,7 +8,7 @@ import torch
 from helpers import random_images, tiny_net
 from torch import Tensor, nn
 
-from leanresnet.losses import CrossEntropy, DistillationLoss
+from leanresnet.losses import CrossEntropy, DistillationLoss, decoupled
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.tensor([3, 1, 9, 0, 3, 7])
@@ -61,28 +61,62 @@ def test_distillation_follows_its_formula(alpha: float, temperature: float, smoo
     teacher, student = (log_softmax(logits.double() / temperature) for logits in (TAUGHT, LOGITS))
     divergence = (np.exp(teacher) * (teacher - student)).sum(1).mean()
     expected = (1 - alpha) * smoothed_cross_entropy(LOGITS, smoothing) + alpha * temperature**2 * divergence
-    loss = DistillationLoss(Answers(TAUGHT), alpha, temperature, smoothing)(INPUTS, LOGITS, LABELS)
+    loss = DistillationLoss(Answers(TAUGHT), alpha, temperature, None, smoothing)(INPUTS, LOGITS, LABELS)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("beta", [0.5, 8.0])
+def test_decoupled_distillation_follows_its_formula(beta: float) -> None:
+    """Equation 7 of the paper, an image at a time."""
+    teacher, student = (np.exp(log_softmax(logits.double() / 4)) for logits in (TAUGHT, LOGITS))
+    found = []
+    for p, q, label in zip(teacher, student, LABELS.tolist(), strict=True):
+        certainty = p[label] * np.log(p[label] / q[label]) + (1 - p[label]) * np.log((1 - p[label]) / (1 - q[label]))
+        among, others = (np.delete(each, label) / (1 - each[label]) for each in (p, q))
+        found.append(certainty + beta * (among * np.log(among / others)).sum())
+    expected = 0.1 * smoothed_cross_entropy(LOGITS, 0.1) + 0.9 * 16 * np.mean(found)
+    criterion = DistillationLoss(Answers(TAUGHT), 0.9, 4.0, beta, 0.1)
+    assert float(criterion(INPUTS, LOGITS, LABELS)) == pytest.approx(expected, rel=1e-5)
+    shares = 0.6 * torch.eye(10)[LABELS] + 0.4 * torch.eye(10)[(LABELS + 1) % 10]
+    mixed = DistillationLoss(Answers(TAUGHT), 1.0, 4.0, beta, 0.0)(INPUTS, LOGITS, shares)
+    assert float(mixed) == pytest.approx(16 * np.mean(found), rel=1e-5)
+
+
+def test_a_beta_of_the_teachers_doubt_is_the_plain_divergence() -> None:
+    student, teacher = LOGITS[:1].log_softmax(1), TAUGHT[:1].log_softmax(1)
+    doubt = 1 - float(teacher[0, LABELS[0]].exp())
+    plain = (teacher.exp() * (teacher - student)).sum()
+    torch.testing.assert_close(decoupled(student, teacher, LABELS[:1], doubt), plain)
+
+
+def test_decoupled_distillation_of_a_teacher_without_doubt_is_finite() -> None:
+    sure = torch.full((6, 10), -60.0).scatter(1, LABELS[:, None], 60.0)
+    logits = LOGITS.clone().requires_grad_()
+    loss = DistillationLoss(Answers(sure), 1.0, 1.0, 8.0, 0.0)(INPUTS, logits, LABELS)
+    loss.backward()
+    assert logits.grad is not None
+    assert bool(loss.isfinite())
+    assert bool(logits.grad.isfinite().all())
+
+
 def test_alpha_0_is_cross_entropy() -> None:
-    loss = DistillationLoss(Answers(TAUGHT), 0.0, 4.0, 0.1)(INPUTS, LOGITS, LABELS)
+    loss = DistillationLoss(Answers(TAUGHT), 0.0, 4.0, None, 0.1)(INPUTS, LOGITS, LABELS)
     assert float(loss) == float(CrossEntropy(0.1)(INPUTS, LOGITS, LABELS))
 
 
 def test_alpha_1_is_0_for_a_student_that_equals_its_teacher() -> None:
-    loss = DistillationLoss(Answers(LOGITS), 1.0, 4.0, 0.1)(INPUTS, LOGITS, LABELS)
+    loss = DistillationLoss(Answers(LOGITS), 1.0, 4.0, None, 0.1)(INPUTS, LOGITS, LABELS)
     assert float(loss) == pytest.approx(0, abs=1e-6)
 
 
 def test_alpha_1_ignores_the_labels() -> None:
-    criterion = DistillationLoss(Answers(TAUGHT), 1.0, 4.0, 0.1)
+    criterion = DistillationLoss(Answers(TAUGHT), 1.0, 4.0, None, 0.1)
     assert float(criterion(INPUTS, LOGITS, LABELS)) == float(criterion(INPUTS, LOGITS, (LABELS + 1) % 10))
 
 
 def gradient(alpha: float, temperature: float) -> Tensor:
     logits = LOGITS.clone().requires_grad_()
-    DistillationLoss(Answers(TAUGHT), alpha, temperature, 0.0)(INPUTS, logits, LABELS).backward()
+    DistillationLoss(Answers(TAUGHT), alpha, temperature, None, 0.0)(INPUTS, logits, LABELS).backward()
     assert logits.grad is not None
     return logits.grad
 
@@ -101,14 +135,14 @@ def test_the_gradient_tends_to_the_difference_of_the_logits() -> None:
 
 def test_the_teacher_sees_the_students_images() -> None:
     teacher = Answers(TAUGHT)
-    DistillationLoss(teacher, 0.5, 4.0, 0.0)(INPUTS, LOGITS, LABELS)
+    DistillationLoss(teacher, 0.5, 4.0, None, 0.0)(INPUTS, LOGITS, LABELS)
     assert [seen is INPUTS for seen in teacher.seen] == [True]
 
 
 def test_the_teacher_gets_no_gradient_and_does_not_change() -> None:
     teacher = tiny_net(seed=1).train()
     before = copy.deepcopy(teacher.state_dict())
-    criterion = DistillationLoss(teacher, 0.9, 4.0, 0.0)
+    criterion = DistillationLoss(teacher, 0.9, 4.0, None, 0.0)
     student = tiny_net(seed=2).train()
     for _ in range(2):
         criterion(INPUTS, student(INPUTS), LABELS).backward()

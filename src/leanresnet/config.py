@@ -259,6 +259,7 @@ class Distill(Section):
     teacher: Literal["baseline", "teacher"]
     alpha: Share
     temperature: Rate
+    beta: Rate | None
     student: Recipe
 
 

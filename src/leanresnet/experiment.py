@@ -25,7 +25,12 @@ from leanresnet.models.budget import check_budget
 from leanresnet.trainer import Criterion, Fitted, fit
 
 # Runs that were not distilled carry these too, so that runs compare without a missing column.
-NOT_DISTILLED: dict[str, str | float] = {"distill.teacher": "none", "distill.alpha": 0.0, "distill.temperature": 1.0}
+NOT_DISTILLED: dict[str, str | float] = {
+    "distill.teacher": "none",
+    "distill.alpha": 0.0,
+    "distill.temperature": 1.0,
+    "distill.beta": "none",
+}
 
 
 @dataclass(frozen=True)

@@ -17,28 +17,59 @@ class CrossEntropy:
 
 
 class DistillationLoss:
-    """(1 - alpha) * cross entropy + alpha * T^2 * KL(teacher_T || student_T).
+    """(1 - alpha) * cross entropy + alpha * T^2 * divergence of the student's answers from the teacher's.
 
-    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network"
-    (arXiv:1503.02531); T^2 keeps the gradient's size when the temperature changes. The
-    teacher sees the same augmented images as the student, stays in evaluation mode and
-    gets no gradient.
+    The divergence is KL(teacher_T || student_T) of Hinton, Vinyals and Dean, "Distilling the
+    Knowledge in a Neural Network" (arXiv:1503.02531), or, with `beta`, that of `decoupled`;
+    T^2 keeps the gradient's size when the temperature changes. The teacher sees the same
+    augmented images as the student, stays in evaluation mode and gets no gradient.
 
     Args:
         teacher: a network whose logits have the student's shape (B, 10).
         alpha: weight of the teacher, 0 to 1.
         temperature: T > 0, softens both distributions.
+        beta: weight of the wrong classes beside the right one, or None.
     """
 
-    def __init__(self, teacher: nn.Module, alpha: float, temperature: float, label_smoothing: float) -> None:
+    def __init__(
+        self, teacher: nn.Module, alpha: float, temperature: float, beta: float | None, label_smoothing: float
+    ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.alpha = alpha
         self.temperature = temperature
+        self.beta = beta
         self.hard = CrossEntropy(label_smoothing)
 
     def __call__(self, inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             target = F.log_softmax(self.teacher(inputs).float() / self.temperature, dim=1)
         soft = F.log_softmax(logits.float() / self.temperature, dim=1)
-        divergence = F.kl_div(soft, target, reduction="batchmean", log_target=True)
+        if self.beta is None:
+            divergence = F.kl_div(soft, target, reduction="batchmean", log_target=True)
+        else:
+            divergence = decoupled(soft, target, labels, self.beta)
         return (1 - self.alpha) * self.hard(inputs, logits, labels) + self.alpha * self.temperature**2 * divergence
+
+
+def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, beta: float) -> Tensor:
+    """KL of (right class, any wrong one), plus beta times KL among the wrong classes; the mean over images.
+
+    Zhao et al., "Decoupled Knowledge Distillation" (arXiv:2203.08679), equation 7 with alpha = 1.
+    A beta that is the teacher's doubt of the label, image by image, would give the plain KL
+    back: a teacher that is sure hides what it knows of the other classes, and this shows it.
+
+    Shapes: student, teacher (B, 10) log probabilities; labels (B,), or (B, 10) shares, of which
+        the largest is the right class.
+    """
+    right = (labels if labels.ndim == 1 else labels.argmax(1))[:, None]
+    # Finite, so that no infinity meets another; the probability is 0 all the same.
+    absent = torch.zeros_like(student).scatter(1, right, -1e4)
+
+    def parts(logs: Tensor) -> tuple[Tensor, Tensor]:
+        wrong = torch.logsumexp(logs + absent, 1, keepdim=True)
+        return torch.cat([logs.gather(1, right), wrong], 1), logs + absent - wrong
+
+    split, among = parts(student)
+    taught_split, taught_among = parts(teacher)
+    certainty = F.kl_div(split, taught_split, reduction="batchmean", log_target=True)
+    return certainty + beta * F.kl_div(among, taught_among, reduction="batchmean", log_target=True)
