@@ -91,7 +91,7 @@ def test_without_gradients_a_step_only_decays(name: str, everywhere: bool) -> No
         parameter.grad = torch.zeros_like(parameter)
     before = copy.deepcopy(net)
     # Nesterov's first step on a decayed gradient is 1 + momentum times as long.
-    shrink = 1 - 0.5 * 0.1 * (1 + settings.momentum if name == "sgd" else 1)
+    shrink = 1 - 0.5 * 0.1 * {"sgd": 1 + settings.momentum, "adamw": 1, "muon": Muon.REST}[name]
     optimizer.step()
     for old, new in zip(before.parameters(), net.parameters(), strict=True):
         decays = everywhere if old.ndim == 1 else not (name == "muon" and old.ndim == 4)
@@ -122,7 +122,7 @@ def test_muon_moves_filters_as_matrices_and_the_rest_by_adamw(monkeypatch: pytes
     optimizer = build_optimizer(ours, settings)
     vectors = [p for p in by_hand.parameters() if p.ndim == 1]
     dense = [{"params": [by_hand.classifier.weight], "weight_decay": 0.02}]
-    adamw = torch.optim.AdamW([*dense, {"params": vectors, "weight_decay": 0.0}], lr=0.01, betas=(0.8, 0.9))
+    adamw = torch.optim.AdamW([*dense, {"params": vectors, "weight_decay": 0.0}], lr=0.001, betas=(0.8, 0.9))
     averages: dict[nn.Parameter, Tensor] = {}
     for _ in range(3):
         take_step(ours, optimizer)
@@ -134,8 +134,7 @@ def test_muon_moves_filters_as_matrices_and_the_rest_by_adamw(monkeypatch: pytes
             ahead = 0.9 * averages[weight] + 0.1 * weight.grad
             # Column order does not matter to an orthogonal factor, so torch's own flattening serves.
             leveled = orthogonalize(ahead.flatten(1)).view_as(weight)
-            longer = max(len(weight), weight[0].numel())
-            moved = weight.data - 0.01 * 0.2 * math.sqrt(longer) * leveled
+            moved = weight.data - 0.01 * weight.data.norm() * leveled / leveled.norm()
             weight.data = moved * weight.data.norm() / moved.norm()
         adamw.step()
     for (name, mine), other in zip(ours.named_parameters(), by_hand.parameters(), strict=True):
@@ -143,7 +142,7 @@ def test_muon_moves_filters_as_matrices_and_the_rest_by_adamw(monkeypatch: pytes
 
 
 def test_muon_agrees_with_torchs_own_on_a_matrix() -> None:
-    """Brought back to the norm it began with, and to a few percent of the step: torch iterates in bfloat16."""
+    """In its direction, to a few percent of the step: torch iterates in bfloat16."""
     start, gradient = torch.randn(2, 24, 72, generator=torch.Generator().manual_seed(0))
     matrix = nn.Parameter(start.clone())
     filters = nn.Parameter(start.clone().view(24, 3, 3, 8).permute(0, 3, 1, 2))
@@ -155,7 +154,9 @@ def test_muon_agrees_with_torchs_own_on_a_matrix() -> None:
         optimizer_settings(name="muon", lr=0.1, weight_decay=0.0, momentum=0.9),
     ).step()
     ours = filters.detach().permute(0, 2, 3, 1).flatten(1)
-    theirs = matrix.detach() * start.norm() / matrix.detach().norm()
+    direction = matrix.detach() - start
+    theirs = start + 0.1 * start.norm() * direction / direction.norm()
+    theirs *= start.norm() / theirs.norm()
     torch.testing.assert_close(ours.norm(), start.norm())
     assert float((ours - theirs).abs().max()) < 0.05 * float((theirs - start).abs().max())
 
@@ -173,6 +174,19 @@ def test_muon_moves_every_parameter() -> None:
     before = copy.deepcopy(net.state_dict())
     take_step(net, build_optimizer(net, optimizer_settings(name="muon", lr=0.01)))
     assert not [name for name, p in net.named_parameters() if torch.equal(p, before[name])]
+
+
+def test_muon_turns_every_bank_by_the_same_angle_whatever_its_size_and_scale() -> None:
+    net = tiny_net()
+    with torch.no_grad():
+        net.layers[1][0].conv1[0].weight.mul_(7)
+    before = copy.deepcopy(net)
+    take_step(net, build_optimizer(net, optimizer_settings(name="muon", lr=0.05)))
+    for old, new in zip(before.parameters(), net.parameters(), strict=True):
+        if old.ndim == 4:
+            angle = F.cosine_similarity(old.detach().flatten(), new.detach().flatten(), dim=0).acos()
+            torch.testing.assert_close(new.norm(), old.norm())
+            assert float(angle) == pytest.approx(0.05, rel=0.05)
 
 
 def test_muon_clears_every_gradient() -> None:
