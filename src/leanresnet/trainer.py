@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from leanresnet.data.augmentation import seed_of
@@ -23,6 +24,8 @@ from leanresnet.sharpness import SharpnessAware
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 # (images, labels) -> the loss, and how many of them the network got right; what a step differentiates.
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Training images from which the averaged weights take batch norm's statistics, each epoch.
+NORM_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,16 @@ def fit(
 ) -> Fitted:
     """Train for `epochs` epochs, counted from 1; validate the averaged weights where `ema_decay` is given.
 
+    The averaged weights belong to no step, so neither do the statistics that a batch norm kept on
+    the way: they are taken anew, from the epoch's first batches.
+
     What the network itself draws (stochastic depth) is a function of (seed, epoch); the
     caller's random state is left as it was.
 
     Raises:
         DivergedError: the loss of an epoch is NaN or infinite.
     """
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True) if ema_decay else None
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
     judged = average.module if average else net
     history: list[Metrics] = []
     best_epoch, best_weights = 0, {}
@@ -104,6 +110,8 @@ def fit(
             if not math.isfinite(trained["loss"]):
                 raise DivergedError(f"epoch {epoch}: the training loss is {trained['loss']} at learning rate {rate:g}")
             with loop.autocast:
+                if average is not None:
+                    update_bn(islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size)), judged)
                 validated = evaluate(judged, validation, measures)
             loop.schedule.end_epoch(validated["loss"])
             row = {"lr": rate}
