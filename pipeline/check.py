@@ -81,7 +81,7 @@ def _echo_estimate(config: "Params", device: str) -> None:  # type: ignore[name-
     from leanresnet.estimate import seconds_per_epoch, seconds_per_inference
 
     chosen = choose_device(device)
-    images = TRAINING_IMAGES[config.download.dataset] - config.split.validation
+    images = config.split.training or TRAINING_IMAGES[config.download.dataset] - config.split.validation
     total = 0.0
     for name, recipe in config.recipes().items():
         epoch = seconds_per_epoch(recipe, images, chosen)

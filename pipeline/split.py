@@ -23,6 +23,8 @@ def split(params: Path, source: Path, out: Path, report: Path) -> None:
     settings = load_params(params).split
     training, test = read_source(source)
     train, validation = hold_out(training, settings.validation, settings.seed)
+    if settings.training is not None:
+        _, train = hold_out(train, settings.training, settings.seed, "split.training")
     about = {}
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         save_split(part, out / f"{name}.safetensors")

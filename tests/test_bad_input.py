@@ -142,7 +142,7 @@ CASES = [
     param(
         "unknown section", {"trian": {}}, "trian = {}: unknown key (did you mean train?)", "accepted: download, split"
     ),
-    param("far from any key", {"split.zzz": 1}, "split.zzz = 1: unknown key, accepted: validation, seed"),
+    param("far from any key", {"split.zzz": 1}, "split.zzz = 1: unknown key, accepted: validation, training, seed"),
     param("missing section", {"evaluate": ...}, "evaluate: missing", "presets/ has complete files"),
     param("missing key", {"distill.student.epochs": ...}, "distill.student.epochs: missing"),
     param("section as a number", {"split": 5}, "split = 5: accepted: ", "dictionary"),
@@ -343,6 +343,13 @@ CASES = [
         CONFIG,
         ("split.validation = 9: accepted: 10 to 190",),
         params({"split.validation": 9}),
+    ),
+    Case(
+        "too many training images",
+        SPLIT,
+        CONFIG,
+        ("split.training = 151: accepted: 10 to 140 of the 150 training images",),
+        params({"split.validation": 50, "split.training": 151}),
     ),
     Case(
         "no source", SPLIT, STORAGE, ("data/source/source.json: cannot be read",), file("data/source/source.json", None)

@@ -163,6 +163,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
         "https://a/b",
     ],
     "split.validation": [0, -5, 10.0, True],
+    "split.training": [0, -5, 10.0, True],
     "split.seed": [-1, 2**31, 0.0, None],
     f"{MODEL}.layers": [0, 7],
     f"{MODEL}.blocks": [[3, 3, 2], [3, 3, 0, 3], [3, 3, 2.0, 3], [True, 1, 1, 1], 3, "3,3,2,3"],
@@ -248,6 +249,7 @@ def test_the_table_of_refusals_has_every_key() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("split.training", 10),
         ("split.seed", 2**31 - 1),
         (f"{MODEL}.pool", 1),
         (f"{BASE}.budget", None),

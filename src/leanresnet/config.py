@@ -51,6 +51,7 @@ class Download(Section):
 
 class Split(Section):
     validation: Positive
+    training: Positive | None
     seed: Seed
 
 

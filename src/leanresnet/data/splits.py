@@ -45,8 +45,10 @@ class Split:
         return content.hexdigest()
 
 
-def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+def hold_out(split: Split, count: int, seed: int, key: str = "split.validation") -> tuple[Split, Split]:
     """Take `count` images apart, each class in proportion; the rest keeps its order.
+
+    `key` is the param that `count` comes from.
 
     Returns:
         (rest, held out)
@@ -60,9 +62,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
 
     smallest, largest = len(split.classes), len(split) - len(split.classes)
     if not smallest <= count <= largest:
-        raise ConfigError(
-            f"split.validation = {count}: accepted: {smallest} to {largest} of the {len(split):,} training images"
-        )
+        raise ConfigError(f"{key} = {count}: accepted: {smallest} to {largest} of the {len(split):,} training images")
     rarest, images = min(split.counts().items(), key=lambda item: item[1])
     if images < 2:
         raise DataError(f"training images: {images} of class {rarest!r}, accepted: at least 2 of each class")
