@@ -162,6 +162,18 @@ def test_a_network_beside_itself_agrees_without_a_gap() -> None:
     assert (found["teacher_agreement"], found["teacher_gap"]) == (1.0, 0.0)
 
 
+def test_predictions_give_the_same_metrics_as_a_pass_over_the_images() -> None:
+    student, teacher = Brightness(0.0), Brightness(0.7)
+    batches = EvalBatches(SPLIT, 10)
+    found = predict(student, batches).metrics(predict(teacher, batches))
+    assert found == pytest.approx(evaluate(student, batches, Versus(teacher).measures()), rel=1e-6)
+
+
+def test_a_probability_of_zero_has_a_finite_loss() -> None:
+    wrong = Predictions(torch.eye(2), torch.tensor([1, 0]))
+    assert 50 < wrong.metrics(wrong)["loss"] < 100
+
+
 def test_the_teacher_runs_once_a_batch_on_that_batch() -> None:
     student, teacher = Brightness(0.0), Brightness(0.7)
     measures = Versus(teacher).measures()

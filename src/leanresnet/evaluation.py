@@ -79,6 +79,17 @@ class Predictions:
     def chosen(self) -> Tensor:
         return self.probabilities.argmax(1)
 
+    def metrics(self, teacher: "Predictions") -> Metrics:
+        """The means of `Versus.measures` over all images, from what both networks said of them."""
+        log_probabilities = self.probabilities.double().clamp(min=1e-38).log()
+        right, taught = self.chosen == self.labels, teacher.chosen == teacher.labels
+        return {
+            "loss": float(F.nll_loss(log_probabilities, self.labels)),
+            "accuracy": float(right.double().mean()),
+            "teacher_agreement": float((self.chosen == teacher.chosen).double().mean()),
+            "teacher_gap": float((taught.double() - right.double()).mean()),
+        }
+
     def confusion(self) -> Tensor:
         """(classes, classes) counts, a row a true class, a column a predicted one."""
         classes = self.probabilities.shape[1]
