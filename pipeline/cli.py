@@ -11,6 +11,7 @@ from pipeline.distill import distill
 from pipeline.download import download
 from pipeline.evaluate import evaluate
 from pipeline.init import init
+from pipeline.search import search
 from pipeline.split import split
 from pipeline.train import train
 from pipeline.ui import ui
@@ -25,7 +26,7 @@ def cli() -> None:
     """
 
 
-for command in (check, init, download, split, train, distill, evaluate, compare, ui):
+for command in (check, init, download, split, train, distill, evaluate, compare, search, ui):
     cli.add_command(command)
 
 

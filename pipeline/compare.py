@@ -1,16 +1,19 @@
-"""The three models side by side."""
+"""Models side by side: a workspace's three, or those of its experiments."""
 
 from pathlib import Path
 
 import click
 
-from pipeline.options import path_option
-
 
 @click.command()
-@path_option("--results", "Folder with a folder of results a model.")
-def compare(results: Path) -> None:
-    """Print the evaluated models side by side."""
+@click.option("--results", type=click.Path(path_type=Path), help="A folder with a folder of results a model.")
+@click.option("--experiment", "experiments", multiple=True, help="DVC experiments of this name, or that begin with it.")
+@click.option("--out", type=click.Path(path_type=Path), help="With experiments: write OUT.md and OUT.png too.")
+def compare(results: Path | None, experiments: tuple[str, ...], out: Path | None) -> None:
+    """Print the three evaluated models side by side, or the runs of experiments and in what they differ."""
+    from leanresnet.comparison import compare_experiments
     from leanresnet.summary import comparison
 
-    click.echo(comparison(results))
+    if (results is None) == (not experiments):
+        raise click.UsageError("accepted: --results, or one --experiment or more")
+    click.echo(comparison(results) if results else compare_experiments(experiments, out))

@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["download", "split", "train", "distill", "evaluate", "check", "init", "compare", "ui"]
+    "command", ["download", "split", "train", "distill", "evaluate", "check", "init", "compare", "search", "ui"]
 )
 def test_each_command_explains_itself(command: str) -> None:
     done = program(command, "--help")
@@ -80,6 +80,36 @@ def test_compare_shows_the_models_side_by_side(checkout: Checkout) -> None:
     test = json.loads((checkout.folder / "results/student/test.json").read_text())
     assert f"{test['test']['accuracy']:.2%}" in shown[3]
     assert shown[2].endswith("+0.00")
+
+
+def test_search_lists_architectures_that_fill_the_budget() -> None:
+    common = ("search", "--params", str(ROOT / "params.yaml"), "--least", "0.5", "--count", "3")
+    narrow = ("--layers", "3", "--blocks", "1-2", "--channels", "64,128,256", "--kernels", "3", "--skip-kernels", "1")
+    done = program(*common, *narrow)
+    assert done.returncode == 0, done.stderr
+    *rows, last = done.stdout.splitlines()
+    assert len(rows) == 3
+    assert all(2_500_000 <= int(row.split()[1].replace(",", "")) <= 5_000_000 for row in rows)
+    # Ten ways to widen three layers, two blocks or one in each.
+    assert last.startswith("80 counted in ")
+    assert last.endswith("with 50% to 100% of 5,000,000")
+    lines = program(*common, *narrow, "--format", "dvc").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [row.split()[0] for row in rows]
+    assert all("train.baseline.model.channels=[" in line for line in lines)
+
+
+@pytest.mark.parametrize("numbers", ["", "a", "0", "3-1", "1,,2", "-1", "1-2-", "4", "17"])
+def test_search_refuses_what_are_no_sizes(numbers: str) -> None:
+    done = program("search", "--params", str(ROOT / "params.yaml"), f"--kernels={numbers}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "accepted: odd numbers from 1 to 15" in done.stderr
+
+
+def test_compare_takes_results_or_experiments() -> None:
+    for arguments in ((), ("--results", "a", "--experiment", "b")):
+        done = program("compare", *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "--experiment" in done.stderr
 
 
 def test_without_a_command_the_program_shows_its_help() -> None:

@@ -136,8 +136,8 @@ def test_going_back_restores_from_the_cache_without_training(checkout: Checkout)
     assert student.read_bytes() == weights
 
 
-def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(checkout: Checkout) -> None:
-    """Also the README's commands: exp run -S, exp show, params and metrics diff, plots show."""
+def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(checkout: Checkout, tmp_path: Path) -> None:
+    """Also the README's commands: exp run -S, exp show, compare, params and metrics diff, plots show."""
     shell = checkout.shell
     runs = count_runs(checkout.folder)
     overrides = ["-S", "distill.student.epochs=2", "-S", "distill.student.schedule.warmup_epochs=1"]
@@ -146,6 +146,10 @@ def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(checkout: Check
     assert shell("git", "status", "--porcelain").stdout == ""
     shown = shell("dvc", "exp", "show", "--csv").stdout
     assert "short" in shown
+    table = shell("leanresnet", "compare", "--experiment", "short", "--out", str(tmp_path / "short")).stdout
+    assert table.splitlines()[2].startswith("| short | student | ")
+    assert (tmp_path / "short.md").read_text() == table
+    assert (tmp_path / "short.png").exists()
     assert "distill.student.epochs" in shell("dvc", "params", "diff", "HEAD", "short").stdout
     assert "results/student/test.json" in shell("dvc", "metrics", "diff", "HEAD", "short").stdout
     assert "test.accuracy" in shell("dvc", "metrics", "show").stdout

@@ -14,7 +14,16 @@ PROGRAM = sorted(PACKAGES["pipeline"].rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"files", "config"},
-    {"data.augmentation", "data.splits", "losses", "device", "models.blocks", "models.budget", "models.resnet"},
+    {
+        "data.augmentation",
+        "data.splits",
+        "losses",
+        "device",
+        "models.blocks",
+        "models.budget",
+        "models.resnet",
+        "models.space",
+    },
     {
         "data.cifar",
         "data.digits",
@@ -27,7 +36,7 @@ LEVELS = [
         "tracking",
         "summary",
     },
-    {"data.sources", "trainer", "pictures"},
+    {"data.sources", "trainer", "pictures", "comparison"},
     {"assembly"},
     {"experiment", "estimate"},
     {"assessment"},

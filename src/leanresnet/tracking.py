@@ -13,16 +13,33 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from filelock import FileLock
 
+from leanresnet.errors import StorageError
 from leanresnet.files import workspace
 
 EXPERIMENT = "leanresnet"
 WEIGHTS_TAG = "leanresnet.weights_sha256"
+EXPERIMENT_TAG = "dvc.experiment"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A finished run of a DVC experiment, as MLflow has it.
+
+    `metrics` are the last ones; `validation` is the accuracy of each epoch.
+    """
+
+    experiment: str
+    model: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    validation: list[float]
 
 
 class Run:
@@ -130,6 +147,27 @@ def find_run(model: str, weights_sha256: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
+def find_experiments(question: str) -> list[Recorded]:
+    """The finished runs of the DVC experiments `question` and `question-...`, the newest of each model.
+
+    Raises:
+        StorageError: MLflow cannot be asked.
+    """
+    mlflow = _connect()
+    if mlflow is None:
+        raise StorageError(f"{tracking_uri()}: MLflow cannot be asked")
+    query = f"tags.`{EXPERIMENT_TAG}` LIKE '{question}%' and attributes.status = 'FINISHED'"
+    newest: dict[tuple[str, str], Recorded] = {}
+    client = mlflow.MlflowClient()
+    for run in mlflow.search_runs(filter_string=query, order_by=["attributes.start_time"], output_format="list"):
+        experiment, model = run.data.tags[EXPERIMENT_TAG], run.data.tags["model"]
+        if experiment == question or experiment.startswith(f"{question}-"):
+            history = sorted(client.get_metric_history(run.info.run_id, "val/accuracy"), key=lambda each: each.step)
+            curve = [each.value for each in history]
+            newest[experiment, model] = Recorded(experiment, model, run.data.params, run.data.metrics, curve)
+    return list(newest.values())
+
+
 def run_link(run_id: str) -> str:
     """The run's place in the UI, relative to the UI's address."""
     return f"#/experiments/{_experiment_id()}/runs/{run_id}"
@@ -221,7 +259,7 @@ def _code_version() -> dict[str, str]:
     dirty = "none" if status is None else str(bool(status)).lower()
     tags = {"git.commit": commit or "none", "git.dirty": dirty}
     if "DVC_EXP_NAME" in os.environ:
-        tags["dvc.experiment"] = os.environ["DVC_EXP_NAME"]
+        tags[EXPERIMENT_TAG] = os.environ["DVC_EXP_NAME"]
     return tags
 
 

@@ -1,0 +1,90 @@
+"""Architectures within the budget."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from pipeline.options import Command, params_option
+
+BASELINE = "train.baseline"
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Some of `accepted`: `1,2,4`, or `1-4` for all from 1 to 4."""
+
+    name = "numbers"
+
+    def __init__(self, accepted: range) -> None:
+        self._accepted = accepted
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        found: list[int] = []
+        for part in str(value).split(","):
+            first, dash, last = part.partition("-")
+            ends = (first, last if dash else first)
+            numbers = range(int(ends[0]), int(ends[1]) + 1) if all(end.isdecimal() for end in ends) else ()
+            if not numbers or not set(numbers) <= set(self._accepted):
+                kind = "odd" if self._accepted.step == 2 else "whole"
+                most = self._accepted[-1]
+                self.fail(f"{value!r}: accepted: {kind} numbers from 1 to {most}, as 1,3 or 1-4", param, ctx)
+            found += numbers
+        return tuple(found)
+
+
+def numbers_option(name: str, accepted: range, default: str, what: str) -> Callable[[Command], Command]:
+    return click.option(name, type=Numbers(accepted), default=default, show_default=True, help=what)
+
+
+@click.command()
+@params_option
+@click.option("--budget", type=click.IntRange(1), help="Most parameters.  [default: the baseline's budget]")
+@click.option("--least", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Share of it to fill.")
+@click.option("--count", type=click.IntRange(1), default=12, show_default=True, help="How many to show.")
+@numbers_option("--layers", range(1, 7), "3,4", "N, residual layers.")
+@numbers_option("--blocks", range(1, 101), "1-4", "B, blocks of a layer.")
+@numbers_option(
+    "--channels", range(1, 4097), "16,32,64,96,128,192,256,384,512", "C, channels of a layer; they never decrease."
+)
+@numbers_option("--kernels", range(1, 16, 2), "3,5", "F, size of the convolutions.")
+@numbers_option("--skip-kernels", range(1, 16, 2), "1,3", "K, size of the shortcuts' convolutions.")
+@click.option("--format", "layout", type=click.Choice(["table", "dvc"]), default="table", show_default=True)
+def search(
+    params: Path,
+    budget: int | None,
+    least: float,
+    count: int,
+    layers: tuple[int, ...],
+    blocks: tuple[int, ...],
+    channels: tuple[int, ...],
+    kernels: tuple[int, ...],
+    skip_kernels: tuple[int, ...],
+    layout: str,
+) -> None:
+    """List architectures that fill the budget, evenly from the cheapest to the dearest.
+
+    `--format dvc` prints a name and the values that `dvc exp run --set-param` takes, a line each:
+    experiments/architectures hands them to DVC's queue.
+    """
+    import time
+
+    from leanresnet.config import load_params
+    from leanresnet.errors import ConfigError
+    from leanresnet.models.space import enumerate_models, near_budget, spread
+
+    recipe = load_params(params).train.baseline
+    most = budget or recipe.budget
+    if most is None:
+        raise ConfigError(f"{params}: {BASELINE}.budget = null, accepted: a number there, or --budget")
+    begun = time.perf_counter()
+    models = enumerate_models(recipe.model, layers, blocks, channels, kernels, skip_kernels)
+    counted, found = near_budget(models, most, least)
+    seconds = time.perf_counter() - begun
+    chosen = spread(found, count)
+    if layout == "dvc":
+        for each in chosen:
+            click.echo(f"{each.name} {' '.join(each.overrides(f'{BASELINE}.model'))}")
+        return
+    for each in chosen:
+        click.echo(f"{each.name:44} {each.parameters:>12,} parameters  {each.macs / 1e6:>8,.1f} million MACs")
+    click.echo(f"{counted:,} counted in {seconds:.1f} s; {len(found):,} with {least:.0%} to 100% of {most:,}")

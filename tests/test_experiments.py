@@ -1,0 +1,77 @@
+"""The questions in experiments/: every run that they would queue is valid and fits, before hours are spent on it."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import outside_environment
+from imports import ROOT
+
+from leanresnet.config import Params
+from leanresnet.models.budget import check_budget
+
+QUESTIONS = sorted(path for path in (ROOT / "experiments").iterdir() if path.name != "run")
+PRESETS = {"cpu": "paper-cpu", "gpu": "paper"}
+Try = tuple[str, str, dict[str, Any]]
+
+
+def setting(scale: str) -> str:
+    """The lines of experiments/run that the questions rely on, with a `try` that prints."""
+    script = (ROOT / "experiments" / "run").read_text().splitlines()
+    variables = next(line for line in script if line.startswith("target="))
+    sizes = next(line for line in script if line.strip().startswith(f"{scale}) preset="))
+    values = sizes.strip().removeprefix(f"{scale}) ").removesuffix(";;")
+    return f'set -euo pipefail\n{variables}\n{values}\ntry() {{ echo "$target" "$@"; }}\n'
+
+
+def tries(question: Path, scale: str, folder: Path) -> list[Try]:
+    """(target, name, values) of each run, in a folder with the scale's params."""
+    preset = ROOT / "presets" / f"{PRESETS[scale]}.yaml"
+    (folder / "params.yaml").write_text(preset.read_text())
+    script = f"{setting(scale)}source {question}\n"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=outside_environment(), capture_output=True, text=True, check=True
+    )
+    found = []
+    for line in done.stdout.splitlines():
+        target, name, *values = line.split()
+        found.append((target, name, {key: yaml.safe_load(value) for key, value in (v.split("=", 1) for v in values)}))
+    return found
+
+
+@pytest.mark.parametrize("scale", PRESETS)
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda path: path.name)
+def test_a_question_queues_valid_runs_that_differ(question: Path, scale: str, tmp_path: Path) -> None:
+    assert question.read_text().startswith("# ")
+    found = tries(question, scale, tmp_path)
+    assert len(found) >= 2
+    assert len({name for _, name, _ in found}) == len(found)
+    seen = []
+    for target, name, values in found:
+        params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+        for key, value in values.items():
+            *sections, last = key.split(".")
+            section = params
+            for part in sections:
+                section = section[part]
+            assert last in section, key
+            section[last] = value
+        valid = Params.model_validate(params)
+        assert valid not in seen
+        seen.append(valid)
+        for model, recipe in valid.recipes().items():
+            check_budget(f"{name}: {model}", recipe.model, recipe.budget)
+        model = target.removeprefix("evaluate@")
+        assert model in valid.recipes()
+        # A baseline that asks for a teacher would train one.
+        assert valid.distill.teacher == ("teacher" if model == "student" else "baseline")
+
+
+@pytest.mark.parametrize("arguments", [["moon"], ["cpu", "colour"]])
+def test_an_unknown_scale_or_question_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([ROOT / "experiments" / "run", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert arguments[-1] in done.stderr
+    assert list(tmp_path.iterdir()) == []
