@@ -12,10 +12,10 @@ DATA ?= data
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo repro test bench bench-gpu check ui format clean lock
+.PHONY: help setup demo repro test bench bench-gpu experiments check ui format clean lock
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv from the hash-locked requirements.lock
 $(VENV)/.locked: requirements.lock
@@ -53,6 +53,10 @@ check: $(STAMP)  ## lint, format, types and the structure of the code
 	ruff format --check .
 	mypy
 	python -m pytest -q tests/test_structure.py
+
+SCALE ?= cpu
+experiments: $(STAMP)  ## the questions of experiments/ through DVC's queue (SCALE=cpu|gpu, QUESTIONS="depth ...")
+	experiments/run $(SCALE) $(QUESTIONS)
 
 DIR ?= .
 ui: $(STAMP)  ## MLflow on 127.0.0.1 (PORT=5000, DIR=a workspace)
