@@ -189,6 +189,15 @@ def test_muon_turns_every_bank_by_the_same_angle_whatever_its_size_and_scale() -
             assert float(angle) == pytest.approx(0.05, rel=0.05)
 
 
+def test_muon_leaves_what_no_batch_norm_follows_to_adamw() -> None:
+    net = tiny_net(squeeze_excite=4)
+    groups = build_optimizer(net, optimizer_settings(name="muon", weight_decay=0.01)).param_groups
+    squeezing = [p for name, p in net.named_parameters() if "squeeze" in name and p.ndim == 4]
+    assert len(squeezing) == 4
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in [*squeezing, net.classifier.weight]}
+    assert groups[1]["weight_decay"] == 0.01
+
+
 def test_muon_clears_every_gradient() -> None:
     net = tiny_net()
     optimizer = build_optimizer(net, optimizer_settings(name="muon"))

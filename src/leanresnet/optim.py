@@ -92,8 +92,10 @@ def build_optimizer(net: nn.Module, settings: Optimizer) -> torch.optim.Optimize
     decay, lr = settings.weight_decay, settings.lr
     others_group = {"params": others, "weight_decay": decay if settings.decay_norm_and_bias else 0.0}
     if settings.name == "muon":
-        dense = {"params": [p for p in weights if p.ndim == 2], "weight_decay": decay}
-        return Muon([p for p in weights if p.ndim == 4], [dense, others_group], settings)
+        # Convolutions with a bias, those of squeeze-and-excitation, have no batch norm behind them.
+        banks = {m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.bias is None}
+        dense = {"params": [p for p in weights if p not in banks], "weight_decay": decay}
+        return Muon([p for p in weights if p in banks], [dense, others_group], settings)
     groups = [{"params": weights, "weight_decay": decay}, others_group]
     match settings.name:
         case "sgd":
