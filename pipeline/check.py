@@ -86,7 +86,9 @@ def _echo_estimate(config: "Params", device: str) -> None:  # type: ignore[name-
     for name, recipe in config.recipes().items():
         epoch = seconds_per_epoch(recipe, images, chosen)
         if name == "student":
-            epoch += seconds_per_inference(getattr(config.train, config.distill.teacher), images, chosen)
+            # A previous student is as large as this one, as far as anyone knows here.
+            teacher = config.recipes().get(config.distill.teacher, recipe)
+            epoch += seconds_per_inference(teacher, images, chosen)
         total += epoch * recipe.epochs
         click.echo(
             f"{name:9} {epoch:>8,.1f} s an epoch, {epoch * recipe.epochs / 60:>8,.1f} min for {recipe.epochs} epochs"

@@ -20,8 +20,9 @@ def distill(
 ) -> None:
     """Train the student on its labels and on its teacher's answers."""
     from leanresnet.checkpoint import load_model
-    from leanresnet.config import load_params
+    from leanresnet.config import check_teacher, load_params
     from leanresnet.device import choose_device
+    from leanresnet.errors import ConfigError
     from leanresnet.evaluation import Versus
     from leanresnet.experiment import Lesson, Outputs, run_experiment
     from leanresnet.losses import DistillationLoss
@@ -29,18 +30,29 @@ def distill(
     settings = load_params(params).distill
     chosen = choose_device(device)
     master = load_model(teacher, chosen)
+    # The other teachers are in the params, which load_params has checked.
+    try:
+        check_teacher(f"{params}: distill", settings, master.net.model, "previous model")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     lesson = Lesson(
         stage="distill",
         key=f"{params}: distill.student",
         criterion=DistillationLoss(
-            master.net, settings.alpha, settings.temperature, settings.beta, settings.student.label_smoothing
+            master.net,
+            settings.alpha,
+            settings.temperature,
+            settings.beta,
+            settings.student.label_smoothing,
+            settings.attention,
         ),
         measures=Versus(master.net).measures(),
         params={
-            "distill.teacher": settings.teacher,
+            "distill.teacher": master.about["name"],
             "distill.alpha": settings.alpha,
             "distill.temperature": settings.temperature,
             "distill.beta": "none" if settings.beta is None else settings.beta,
+            "distill.attention": settings.attention,
         },
         teacher_sha256=master.sha256,
     )

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from conftest import outside_environment
-from helpers import synthetic_split, tiny_model, tiny_net
+from helpers import pooling_model, synthetic_split, tiny_model, tiny_net
 from imports import ROOT
 
 from leanresnet.checkpoint import save_model
@@ -115,6 +115,7 @@ def void(_: object) -> None:
     pass
 
 
+POOLING = pooling_model().model_dump(mode="json")
 ARCHIVE = "data/source/cifar-10-python.tar"
 SPLITS = "--train data/train.safetensors --validation data/validation.safetensors"
 SPLIT = "split --source data/source --out data --report results/split"
@@ -189,7 +190,7 @@ CASES = [
         "unknown schedule", {f"{SCHEDULE}.name": "onecycel"}, f"{SCHEDULE}.name = 'onecycel'", "did you mean onecycle?"
     ),
     param("unknown precision", {f"{BASE}.precision": "fp16"}, f"{BASE}.precision = 'fp16'", "'auto', 'fp32' or 'bf16'"),
-    param("unknown teacher", {"distill.teacher": "student"}, "distill.teacher = 'student'", "'baseline' or 'teacher'"),
+    param("unknown teacher", {"distill.teacher": "student"}, "distill.teacher = 'student'", "'teacher' or 'previous'"),
     param("unknown data set", {"download.dataset": "cifar"}, "download.dataset = 'cifar'", "did you mean cifar10?"),
     # models
     param("even kernel", {f"{MODEL}.kernels": [3, 4, 3]}, f"{MODEL}: kernels = [3, 4, 3]: 4 is even", "accepted: odd"),
@@ -479,6 +480,13 @@ CASES = [
         STORAGE,
         ("models/teacher/model.json: cannot be read (No such file or directory)",),
         file("models/teacher/model.json", None),
+    ),
+    Case(
+        "previous model with other maps",
+        DISTILL,
+        CONFIG,
+        ("params.yaml: distill.attention = 1 with layers of [15, 7] pixels and a previous model's of [32, 16]",),
+        params({"distill.teacher": "previous", "distill.attention": 1.0, "distill.student.model": POOLING}),
     ),
     # evaluation
     Case(

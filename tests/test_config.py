@@ -226,6 +226,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "distill.alpha": [-0.1, 1.1],
     "distill.temperature": [0.0, -1.0],
     "distill.beta": [0.0],
+    "distill.attention": [-1.0, None],
     "evaluate.batch_size": [0],
     "evaluate.calibration_bins": [1],
     "evaluate.mistakes": [0, 101],
@@ -261,6 +262,7 @@ def test_the_table_of_refusals_has_every_key() -> None:
         ("distill.alpha", 0),
         ("distill.alpha", 1.0),
         ("distill.teacher", "baseline"),
+        ("distill.teacher", "previous"),
     ],
 )
 def test_a_value_at_the_edge_of_its_range_is_accepted(tmp_path: Path, key: str, value: Any) -> None:
@@ -332,6 +334,14 @@ def test_a_teacher_has_to_take_the_students_small_images(tmp_path: Path) -> None
     small = {"distill.student.progressive.epochs": 2, "train.teacher.model.pool": 2}
     assert "progressive.epochs = 2 with a teacher that pools 2 of 4 pixels" in refusal(tmp_path, small)
     assert load_params(write(tmp_path, with_changes(small | {"distill.teacher": "baseline"})))
+
+
+def test_attention_needs_layers_of_the_same_side(tmp_path: Path) -> None:
+    pooled = {"stem": "whitening", "downsample": "pool", "pool": 1}
+    changes = {"distill.attention": 1.5} | {f"train.teacher.model.{key}": value for key, value in pooled.items()}
+    said = "distill.attention = 1.5 with layers of [32, 16, 8, 4] pixels and a teacher's of [15, 7, 3, 1], accepted: 0"
+    assert said in refusal(tmp_path, changes)
+    assert load_params(write(tmp_path, with_changes(changes | {"distill.teacher": "baseline"})))
 
 
 def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The pipeline under the real DVC: what runs, what reruns, what is restored."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,24 @@ def test_going_back_restores_from_the_cache_without_training(checkout: Checkout)
     restored = checkout.shell("dvc", "repro").stdout
     assert "Running stage" not in restored
     assert student.read_bytes() == weights
+
+
+def test_a_student_teaches_the_next_one(checkout: Checkout) -> None:
+    """README: born-again networks. Their maps are compared too."""
+    file = checkout.folder / "params.yaml"
+    first = json.loads((checkout.folder / "models/student/model.json").read_text())
+    shutil.copytree(checkout.folder / "models/student", checkout.folder / "models/previous")
+    params = yaml.safe_load(file.read_text())
+    params["distill"] |= {"teacher": "previous", "attention": 1.0}
+    params["distill"]["student"] |= {"epochs": 1}
+    params["distill"]["student"]["schedule"] |= {"warmup_epochs": 0.5}
+    with edited(file, yaml.safe_dump(params)):
+        checkout.shell("dvc", "repro", "distill")
+        second = json.loads((checkout.folder / "models/student/model.json").read_text())
+    checkout.shell("dvc", "repro")
+    assert second["teacher_sha256"] == first["sha256"]
+    assert (second["params"]["distill.teacher"], second["params"]["distill.attention"]) == ("student", 1.0)
+    assert json.loads((checkout.folder / "models/student/model.json").read_text()) == first
 
 
 def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(checkout: Checkout, tmp_path: Path) -> None:

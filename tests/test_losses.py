@@ -1,6 +1,7 @@
 """The losses against formulas by hand, in float64."""
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from helpers import random_images, tiny_net
 from torch import Tensor, nn
 
-from leanresnet.losses import CrossEntropy, DistillationLoss, decoupled
+from leanresnet.losses import CrossEntropy, DistillationLoss, attention_distance, decoupled
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.tensor([3, 1, 9, 0, 3, 7])
@@ -30,6 +31,11 @@ class Answers(nn.Module):
         return self.logits * 1
 
 
+def said(logits: Tensor) -> Callable[[Tensor], Tensor]:
+    """A network that answers with `logits`."""
+    return lambda images: logits
+
+
 def log_softmax(logits: Tensor) -> np.ndarray:
     values = logits.double().numpy()
     return values - np.log(np.exp(values).sum(1, keepdims=True))
@@ -44,12 +50,12 @@ def smoothed_cross_entropy(logits: Tensor, smoothing: float) -> float:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_cross_entropy_with_label_smoothing(smoothing: float) -> None:
-    loss = CrossEntropy(smoothing)(INPUTS, LOGITS, LABELS)
+    loss = CrossEntropy(smoothing).of(LOGITS, LABELS)
     assert float(loss) == pytest.approx(smoothed_cross_entropy(LOGITS, smoothing), rel=1e-5)
 
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
-    loss = CrossEntropy(0.1)(INPUTS, LOGITS.bfloat16(), LABELS)
+    loss = CrossEntropy(0.1).of(LOGITS.bfloat16(), LABELS)
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(smoothed_cross_entropy(LOGITS.bfloat16(), 0.1), rel=1e-5)
 
@@ -61,7 +67,7 @@ def test_distillation_follows_its_formula(alpha: float, temperature: float, smoo
     teacher, student = (log_softmax(logits.double() / temperature) for logits in (TAUGHT, LOGITS))
     divergence = (np.exp(teacher) * (teacher - student)).sum(1).mean()
     expected = (1 - alpha) * smoothed_cross_entropy(LOGITS, smoothing) + alpha * temperature**2 * divergence
-    loss = DistillationLoss(Answers(TAUGHT), alpha, temperature, None, smoothing)(INPUTS, LOGITS, LABELS)
+    loss = DistillationLoss(Answers(TAUGHT), alpha, temperature, None, smoothing)(said(LOGITS), INPUTS, LABELS)[0]
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
@@ -76,9 +82,9 @@ def test_decoupled_distillation_follows_its_formula(beta: float) -> None:
         found.append(certainty + beta * (among * np.log(among / others)).sum())
     expected = 0.1 * smoothed_cross_entropy(LOGITS, 0.1) + 0.9 * 16 * np.mean(found)
     criterion = DistillationLoss(Answers(TAUGHT), 0.9, 4.0, beta, 0.1)
-    assert float(criterion(INPUTS, LOGITS, LABELS)) == pytest.approx(expected, rel=1e-5)
+    assert float(criterion(said(LOGITS), INPUTS, LABELS)[0]) == pytest.approx(expected, rel=1e-5)
     shares = 0.6 * torch.eye(10)[LABELS] + 0.4 * torch.eye(10)[(LABELS + 1) % 10]
-    mixed = DistillationLoss(Answers(TAUGHT), 1.0, 4.0, beta, 0.0)(INPUTS, LOGITS, shares)
+    mixed = DistillationLoss(Answers(TAUGHT), 1.0, 4.0, beta, 0.0)(said(LOGITS), INPUTS, shares)[0]
     assert float(mixed) == pytest.approx(16 * np.mean(found), rel=1e-5)
 
 
@@ -92,7 +98,7 @@ def test_a_beta_of_the_teachers_doubt_is_the_plain_divergence() -> None:
 def test_decoupled_distillation_of_a_teacher_without_doubt_is_finite() -> None:
     sure = torch.full((6, 10), -60.0).scatter(1, LABELS[:, None], 60.0)
     logits = LOGITS.clone().requires_grad_()
-    loss = DistillationLoss(Answers(sure), 1.0, 1.0, 8.0, 0.0)(INPUTS, logits, LABELS)
+    loss = DistillationLoss(Answers(sure), 1.0, 1.0, 8.0, 0.0)(said(logits), INPUTS, LABELS)[0]
     loss.backward()
     assert logits.grad is not None
     assert bool(loss.isfinite())
@@ -100,23 +106,25 @@ def test_decoupled_distillation_of_a_teacher_without_doubt_is_finite() -> None:
 
 
 def test_alpha_0_is_cross_entropy() -> None:
-    loss = DistillationLoss(Answers(TAUGHT), 0.0, 4.0, None, 0.1)(INPUTS, LOGITS, LABELS)
-    assert float(loss) == float(CrossEntropy(0.1)(INPUTS, LOGITS, LABELS))
+    loss = DistillationLoss(Answers(TAUGHT), 0.0, 4.0, None, 0.1)(said(LOGITS), INPUTS, LABELS)[0]
+    assert float(loss) == float(CrossEntropy(0.1).of(LOGITS, LABELS))
 
 
 def test_alpha_1_is_0_for_a_student_that_equals_its_teacher() -> None:
-    loss = DistillationLoss(Answers(LOGITS), 1.0, 4.0, None, 0.1)(INPUTS, LOGITS, LABELS)
+    loss = DistillationLoss(Answers(LOGITS), 1.0, 4.0, None, 0.1)(said(LOGITS), INPUTS, LABELS)[0]
     assert float(loss) == pytest.approx(0, abs=1e-6)
 
 
 def test_alpha_1_ignores_the_labels() -> None:
     criterion = DistillationLoss(Answers(TAUGHT), 1.0, 4.0, None, 0.1)
-    assert float(criterion(INPUTS, LOGITS, LABELS)) == float(criterion(INPUTS, LOGITS, (LABELS + 1) % 10))
+    assert float(criterion(said(LOGITS), INPUTS, LABELS)[0]) == float(
+        criterion(said(LOGITS), INPUTS, (LABELS + 1) % 10)[0]
+    )
 
 
 def gradient(alpha: float, temperature: float) -> Tensor:
     logits = LOGITS.clone().requires_grad_()
-    DistillationLoss(Answers(TAUGHT), alpha, temperature, None, 0.0)(INPUTS, logits, LABELS).backward()
+    DistillationLoss(Answers(TAUGHT), alpha, temperature, None, 0.0)(said(logits), INPUTS, LABELS)[0].backward()
     assert logits.grad is not None
     return logits.grad
 
@@ -135,7 +143,7 @@ def test_the_gradient_tends_to_the_difference_of_the_logits() -> None:
 
 def test_the_teacher_sees_the_students_images() -> None:
     teacher = Answers(TAUGHT)
-    DistillationLoss(teacher, 0.5, 4.0, None, 0.0)(INPUTS, LOGITS, LABELS)
+    DistillationLoss(teacher, 0.5, 4.0, None, 0.0)(said(LOGITS), INPUTS, LABELS)[0]
     assert [seen is INPUTS for seen in teacher.seen] == [True]
 
 
@@ -145,8 +153,43 @@ def test_the_teacher_gets_no_gradient_and_does_not_change() -> None:
     criterion = DistillationLoss(teacher, 0.9, 4.0, None, 0.0)
     student = tiny_net(seed=2).train()
     for _ in range(2):
-        criterion(INPUTS, student(INPUTS), LABELS).backward()
+        criterion(student, INPUTS, LABELS)[0].backward()
     assert not any(module.training for module in teacher.modules())
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_a_loss_hands_on_the_networks_answers() -> None:
+    net = tiny_net()
+    for criterion in (CrossEntropy(0.1), DistillationLoss(Answers(TAUGHT), 0.5, 4.0, None, 0.1)):
+        assert torch.equal(criterion(net, INPUTS, LABELS)[1], net(INPUTS))
+
+
+def test_attention_distance_equals_a_count_by_hand() -> None:
+    student = [torch.randn(6, 4, side, side, generator=GENERATOR) for side in (8, 4)]
+    teacher = [torch.randn(6, 7, side, side, generator=GENERATOR) for side in (16, 8, 4)]
+    expected = 0.0
+    for own, other in zip(student, teacher[1:], strict=True):
+        for mine, theirs in zip(own.double().numpy(), other.double().numpy(), strict=True):
+            first, second = (np.square(each).mean(0).ravel() for each in (mine, theirs))
+            expected += np.square(first / np.linalg.norm(first) - second / np.linalg.norm(second)).sum() / 6
+    assert float(attention_distance(student, teacher)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_attention_is_blind_to_scale_and_sign_and_the_order_of_channels() -> None:
+    maps = [torch.randn(6, 4, 8, 8, generator=GENERATOR)]
+    assert float(attention_distance(maps, [-3 * maps[0].flip(1)])) == pytest.approx(0, abs=1e-6)
+
+
+def test_attention_is_added_with_its_weight() -> None:
+    student, teacher = tiny_net(seed=2).eval(), tiny_net(seed=1, channels=(16, 16))
+    plain = DistillationLoss(teacher, 0.9, 4.0, None, 0.0)(student, INPUTS, LABELS)[0]
+    criterion = DistillationLoss(teacher, 0.9, 4.0, None, 0.0, attention=2.5)
+    loss, logits = criterion(student, INPUTS, LABELS)
+    distance = attention_distance(student.maps(INPUTS)[0], teacher.maps(INPUTS)[0])
+    assert distance.item() > 0.01
+    torch.testing.assert_close(loss, plain + 2.5 * distance)
+    torch.testing.assert_close(logits, student(INPUTS))
+    loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -184,9 +184,10 @@ def test_clip_norm_bounds_the_gradient(optimizer: str) -> None:
 def test_a_loss_that_is_no_number_stops_with_the_epoch_and_the_learning_rate(value: float) -> None:
     calls = []
 
-    def criterion(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def criterion(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         calls.append(len(labels))
-        return (1 + logits.square().sum()) * (value if len(calls) == 6 else 0.0)
+        logits = net(images)
+        return (1 + logits.square().sum()) * (value if len(calls) == 6 else 0.0), logits
 
     training = Training(criterion, epochs=4, schedule={"name": "step", "step_epochs": 1, "factor": 0.1})
     with pytest.raises(DivergedError, match=rf"^epoch 2: the training loss is {value} at learning rate 0\.005$"):
@@ -231,11 +232,11 @@ def test_the_schedule_steps_once_a_batch_and_hears_the_validation_loss_once_an_e
 def test_training_metrics_are_means_over_the_epoch() -> None:
     training, losses, hits = Training(), [], []
 
-    def criterion(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = CrossEntropy(0.1)(inputs, logits, labels)
+    def criterion(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = CrossEntropy(0.1)(net, images, labels)
         losses.append(loss.item())
         hits.append((logits.argmax(1) == labels).sum().item())
-        return loss
+        return loss, logits
 
     loop = Loop(**vars(training.loop) | {"objective": objective_of(training.net, criterion)})
     metrics = train_one_epoch(training.net, training.train.epoch(1), loop)
@@ -247,9 +248,9 @@ def test_training_metrics_are_means_over_the_epoch() -> None:
 def test_epochs_differ_in_what_they_show() -> None:
     training, shown = Training(epochs=3), []
 
-    def criterion(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        shown.append(inputs)
-        return CrossEntropy(0.0)(inputs, logits, labels)
+    def criterion(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        shown.append(images)
+        return CrossEntropy(0.0)(net, images, labels)
 
     training.loop = Loop(**vars(training.loop) | {"objective": objective_of(training.net, criterion)})
     training.run()
@@ -281,10 +282,10 @@ def test_bf16_stays_close_to_fp32_over_twenty_steps() -> None:
     def losses(precision: str) -> list[float]:
         found: list[float] = []
 
-        def criterion(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-            loss = CrossEntropy(0.0)(inputs, logits, labels)
+        def criterion(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            loss, logits = CrossEntropy(0.0)(net, images, labels)
             found.append(loss.item())
-            return loss
+            return loss, logits
 
         Training(criterion, epochs=7, precision=precision, optimizer={"lr": 0.1}).run()
         return found[:20]

@@ -257,10 +257,11 @@ class Train(Section):
 
 
 class Distill(Section):
-    teacher: Literal["baseline", "teacher"]
+    teacher: Literal["baseline", "teacher", "previous"]
     alpha: Share
     temperature: Rate
     beta: Rate | None
+    attention: Decay
     student: Recipe
 
 
@@ -271,6 +272,22 @@ class Evaluate(Section):
     timing_repeats: Annotated[int, Field(ge=3)]
 
 
+def check_teacher(key: str, settings: Distill, teacher: Model, name: str) -> None:
+    """Raises ValueError where what the student asks of a teacher, this one cannot give."""
+    student, small = settings.student.model, settings.student.progressive
+    if small.epochs and (teacher.pool != teacher.last_map or teacher.maps(small.size)[-1] == 0):
+        raise ValueError(
+            f"{key}.student.progressive.epochs = {small.epochs} with a {name} that pools {teacher.pool} of "
+            f"{teacher.last_map} pixels, accepted: 0, or a teacher that takes smaller images"
+        )
+    sides, taught = student.maps()[1:], teacher.maps()[1:]
+    if settings.attention and not set(sides) & set(taught):
+        raise ValueError(
+            f"{key}.attention = {settings.attention:g} with layers of {sides} pixels and a {name}'s of {taught}, "
+            f"accepted: 0, or layers of the same side"
+        )
+
+
 class Params(Section):
     download: Download
     split: Split
@@ -279,14 +296,10 @@ class Params(Section):
     evaluate: Evaluate
 
     @model_validator(mode="after")
-    def _teacher_takes_small_images(self) -> "Params":
-        small = self.distill.student.progressive
-        teacher: Model = getattr(self.train, self.distill.teacher).model
-        if small.epochs and (teacher.pool != teacher.last_map or teacher.maps(small.size)[-1] == 0):
-            raise ValueError(
-                f"distill.student.progressive.epochs = {small.epochs} with a {self.distill.teacher} that pools "
-                f"{teacher.pool} of {teacher.last_map} pixels, accepted: 0, or a teacher that takes smaller images"
-            )
+    def _teacher_suits(self) -> "Params":
+        recipe = self.recipes().get(self.distill.teacher)
+        if recipe is not None:
+            check_teacher("distill", self.distill, recipe.model, self.distill.teacher)
         return self
 
     def recipes(self) -> dict[str, Recipe]:

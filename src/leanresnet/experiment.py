@@ -30,6 +30,7 @@ NOT_DISTILLED: dict[str, str | float] = {
     "distill.alpha": 0.0,
     "distill.temperature": 1.0,
     "distill.beta": "none",
+    "distill.attention": 0.0,
 }
 
 

@@ -21,7 +21,8 @@ from leanresnet.evaluation import Measure, Metrics, evaluate
 from leanresnet.optim import LearningRate
 from leanresnet.sharpness import SharpnessAware
 
-Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (network, images, labels) -> the loss, and the network's logits.
+Criterion = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 # (images, labels) -> the loss, and how many of them the network got right; what a step differentiates.
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Training images from which the averaged weights take batch norm's statistics, each epoch.
@@ -63,9 +64,9 @@ def objective_of(net: nn.Module, criterion: Criterion) -> Objective:
     """
 
     def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = net(images)
+        loss, logits = criterion(net, images, labels)
         right = labels if labels.ndim == 1 else labels.argmax(1)
-        return criterion(images, logits, labels), (logits.detach().argmax(1) == right).sum()
+        return loss, (logits.detach().argmax(1) == right).sum()
 
     return objective
 

@@ -74,7 +74,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self._model = model
+        self.model = model
         self._activation = ACTIVATIONS[model.activation]
         self._drop = stochastic_depth / max(1, sum(model.blocks))
         width = WHITENING_FILTERS if model.stem == "whitening" else model.channels[0]
@@ -89,12 +89,12 @@ class ResNet(nn.Module):
         self.classifier = nn.Linear(width * (model.last_map // model.pool) ** 2, CLASSES)
 
     def _stem(self, width: int) -> nn.Module:
-        if self._model.stem == "whitening":
+        if self.model.stem == "whitening":
             return Whitening()
-        return convolution(3, width, 3) if self._model.block == "preactivation" else conv_bn(3, width, 3)
+        return convolution(3, width, 3) if self.model.block == "preactivation" else conv_bn(3, width, 3)
 
     def _layer(self, n: int, width: int) -> nn.Sequential:
-        model, channels = self._model, self._model.channels[n]
+        model, channels = self.model, self.model.channels[n]
         pooled = model.downsample == "pool"
         parts: list[nn.Module] = []
         if pooled:
@@ -121,17 +121,25 @@ class ResNet(nn.Module):
         return (images.float() / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images)[1]
+
+    def maps(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What each layer makes of the images, (B, C_i, side, side), and the logits."""
         x = self.stem(self.normalize(images))
-        x = self.layers(x if self.norm else self._activation(x))
+        x = x if self.norm else self._activation(x)
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x)
         x = self._activation(self.norm(x)) if self.norm else x
         logits: Tensor = self.classifier(self._pool(x).flatten(1))
-        return logits
+        return found, logits
 
     def _pool(self, x: Tensor) -> Tensor:
-        whole = self._model.pool == self._model.last_map
-        pool = F.avg_pool2d if self._model.pool_kind == "average" else F.max_pool2d
+        whole = self.model.pool == self.model.last_map
+        pool = F.avg_pool2d if self.model.pool_kind == "average" else F.max_pool2d
         # Not amax, whose gradient divides by the number of maxima it finds again: compiled, in bfloat16, that is none.
-        return pool(x, tuple(x.shape[2:]) if whole else self._model.pool)
+        return pool(x, tuple(x.shape[2:]) if whole else self.model.pool)
 
 
 def build_model(
