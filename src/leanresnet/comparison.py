@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from leanresnet.errors import DataError
 from leanresnet.files import save_figure, save_text
@@ -70,6 +71,7 @@ def picture(runs: Sequence[Recorded]) -> Figure:
         label = f"{run.experiment} ({run.model})"
         axes[0].plot(range(1, len(run.validation) + 1), [100 * value for value in run.validation], label=label)
     axes[0].set(xlabel="epoch", ylabel="validation accuracy, %")
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(fontsize=7)
     axes[0].grid(alpha=0.3)
     for place, (label, key) in zip(axes[1:], drawn.items(), strict=True):
