@@ -11,9 +11,14 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), help="With experiments: write OUT.md and OUT.png too.")
 def compare(results: Path | None, experiments: tuple[str, ...], out: Path | None) -> None:
     """Print the three evaluated models side by side, or the runs of experiments and in what they differ."""
-    from leanresnet.comparison import compare_experiments
-    from leanresnet.summary import comparison
 
     if (results is None) == (not experiments):
         raise click.UsageError("accepted: --results, or one --experiment or more")
-    click.echo(comparison(results) if results else compare_experiments(experiments, out))
+    if results is not None:
+        from leanresnet.summary import comparison
+
+        click.echo(comparison(results))
+    else:
+        from leanresnet.comparison import compare_experiments
+
+        click.echo(compare_experiments(experiments, out))

@@ -10,7 +10,7 @@ from pipeline.options import Command, params_option
 BASELINE = "train.baseline"
 
 
-class Numbers(click.ParamType[tuple[int, ...]]):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
     """Some of `accepted`: `1,2,4`, or `1-4` for all from 1 to 4."""
 
     name = "numbers"

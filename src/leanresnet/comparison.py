@@ -11,8 +11,8 @@ from leanresnet.errors import DataError
 from leanresnet.files import save_figure, save_text
 from leanresnet.tracking import Recorded, find_experiments
 
-# They follow from what else differs, or say nothing of how a model came to be good.
-NOT_COMPARED = {"budget", "model.kernels", "model.skip_kernels", "model.layers", "model.pool"}
+# The first says nothing of how a model came to be; the others follow from its blocks.
+NOT_COMPARED = {"budget", "model.layers", "model.pool"}
 
 
 def compare_experiments(questions: Sequence[str], out: Path | None) -> str:
