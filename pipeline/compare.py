@@ -11,7 +11,6 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), help="With experiments: write OUT.md and OUT.png too.")
 def compare(results: Path | None, experiments: tuple[str, ...], out: Path | None) -> None:
     """Print the three evaluated models side by side, or the runs of experiments and in what they differ."""
-
     if (results is None) == (not experiments):
         raise click.UsageError("accepted: --results, or one --experiment or more")
     if results is not None:
