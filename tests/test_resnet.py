@@ -131,9 +131,9 @@ def test_a_preactivated_block_normalises_first_and_adds_last(
 def test_a_preactivated_network_normalises_what_it_pools() -> None:
     net = tiny_net(block="preactivation").eval()
     unsettled(net).float()
-    found = outputs_of(net, ["stem", "layers"], images := random_images(4))
+    found = outputs_of(net, ["stem", "layers.1"], images := random_images(4))
     assert found["stem"].min() < 0
-    pooled = batch_norm(found["layers"], net.norm, training=False).clamp(min=0).mean((2, 3))
+    pooled = batch_norm(found["layers.1"], net.norm, training=False).clamp(min=0).mean((2, 3))
     torch.testing.assert_close(net(images), net.classifier(pooled))
 
 
