@@ -6,7 +6,7 @@ import pytest
 
 from leanresnet import tracking
 from leanresnet.comparison import compare_experiments, differing, front, picture, table
-from leanresnet.errors import DataError
+from leanresnet.errors import DataError, StorageError
 from leanresnet.tracking import Recorded, find_experiments
 
 
@@ -69,6 +69,11 @@ def test_a_comparison_is_written_as_a_table_and_a_picture(workspace: Path, monke
 def test_a_question_without_runs_is_a_mistake(workspace: Path) -> None:
     with pytest.raises(DataError, match=r"^experiment = nothing: no finished run, accepted: "):
         compare_experiments(["nothing"], None)
+
+
+def test_a_name_that_mlflow_cannot_search_is_a_mistake(workspace: Path) -> None:
+    with pytest.raises(StorageError, match=r"MLflow does not answer for"):
+        compare_experiments(["it's"], None)
 
 
 def test_only_params_that_differ_are_shown_and_none_that_follow_from_others() -> None:

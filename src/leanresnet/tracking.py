@@ -159,7 +159,11 @@ def find_experiments(question: str) -> list[Recorded]:
     query = f"tags.`{EXPERIMENT_TAG}` LIKE '{question}%' and attributes.status = 'FINISHED'"
     newest: dict[tuple[str, str], Recorded] = {}
     client = mlflow.MlflowClient()
-    for run in mlflow.search_runs(filter_string=query, order_by=["attributes.start_time"], output_format="list"):
+    try:
+        runs = mlflow.search_runs(filter_string=query, order_by=["attributes.start_time"], output_format="list")
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not answer for {question!r} ({error})") from error
+    for run in runs:
         experiment, model = run.data.tags[EXPERIMENT_TAG], run.data.tags["model"]
         if experiment == question or experiment.startswith(f"{question}-"):
             history = sorted(client.get_metric_history(run.info.run_id, "val/accuracy"), key=lambda each: each.step)
