@@ -89,6 +89,28 @@ def test_a_row_has_the_figures_of_its_run() -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviation() -> None:
+    runs = [
+        recorded("one-b", 0.52, seed="1", lr="1"),
+        recorded("one-a", 0.50, seed="0", lr="1"),
+        recorded("two", 0.54, seed="0", lr="2"),
+        recorded("one-c", 0.57, seed="2", lr="1"),
+    ]
+    lines = table(runs).splitlines()
+    assert [line.split(" | ")[:4] for line in lines[2:]] == [
+        ["| two", "baseline", "0", "2"],
+        ["| one-a", "baseline", "0, 1, 2", "1"],
+    ]
+    # Of 50, 52 and 57: the mean 53, deviations -3, -1, 4, and the root of 26 / 2.
+    assert lines[3].split(" | ")[6:8] == ["53.00% ± 3.61", "52.00% ± 3.61"]
+
+
+def test_a_group_in_which_a_run_was_not_evaluated_has_no_test_accuracy() -> None:
+    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1")]
+    del runs[1].metrics["test/accuracy"]
+    assert table(runs).splitlines()[2].split(" | ")[-3:] == ["55.00% ± 7.07", "", "1.5 |"]
+
+
 def test_the_front_is_what_nothing_cheaper_beats() -> None:
     points = [(3, 0.9, "c"), (1, 0.5, "a"), (2, 0.4, "beaten"), (3, 0.8, "also"), (4, 0.9, "equal"), (1, 0.3, "worse")]
     assert front(points) == [(1, 0.5, "a"), (3, 0.9, "c")]

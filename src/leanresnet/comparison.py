@@ -1,5 +1,6 @@
 """The runs of a question side by side: in what they differ, and what came of it."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,24 +42,57 @@ def differing(runs: Sequence[Recorded]) -> list[str]:
     return [key for key in keys if key not in NOT_COMPARED and len({run.params.get(key) for run in runs}) > 1]
 
 
+def over_seeds(runs: Sequence[Recorded]) -> list[list[Recorded]]:
+    """Runs that differ in nothing but their seed, together and by seed; the best group first, by the mean."""
+    groups: dict[tuple[object, ...], list[Recorded]] = {}
+    for run in sorted(runs, key=lambda run: int(run.params.get("seed", 0))):
+        compared = {key: value for key, value in run.params.items() if key != "seed"}
+        groups.setdefault((run.model, *sorted(compared.items())), []).append(run)
+    return sorted(groups.values(), key=lambda group: _mean(group, "val/best_accuracy") or 0.0, reverse=True)
+
+
 def table(runs: Sequence[Recorded]) -> str:
+    """A line a run, or a line for all that differ in their seed alone, called after the first of them."""
     keys = differing(runs)
     figures = ["parameters", "million MACs", "validation", "test", "minutes"]
     head = ["experiment", "model", *keys, *figures]
     rule = ["---"] * (2 + len(keys)) + ["---:"] * len(figures)
-    rows = [[run.experiment, run.model, *(run.params.get(key, "") for key in keys), *_figures(run)] for run in runs]
+    rows = [
+        [
+            group[0].experiment,
+            group[0].model,
+            *(", ".join(dict.fromkeys(run.params.get(key, "") for run in group)) for key in keys),
+            *_figures(group),
+        ]
+        for group in over_seeds(runs)
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
-def _figures(run: Recorded) -> list[str]:
-    test, seconds = run.metrics.get("test/accuracy"), run.metrics.get("train_seconds")
+def _figures(group: Sequence[Recorded]) -> list[str]:
+    seconds = _mean(group, "train_seconds")
     return [
-        f"{run.metrics['model/parameters']:,.0f}",
-        f"{run.metrics['model/macs'] / 1e6:,.1f}",
-        f"{run.metrics['val/best_accuracy']:.2%}",
-        "" if test is None else f"{test:.2%}",
+        f"{group[0].metrics['model/parameters']:,.0f}",
+        f"{group[0].metrics['model/macs'] / 1e6:,.1f}",
+        _accuracy(group, "val/best_accuracy"),
+        _accuracy(group, "test/accuracy"),
         "" if seconds is None else f"{seconds / 60:.1f}",
     ]
+
+
+def _accuracy(group: Sequence[Recorded], key: str) -> str:
+    """The mean, and the sample's standard deviation where there are several seeds."""
+    mean = _mean(group, key)
+    if mean is None:
+        return ""
+    deviation = f" ± {100 * statistics.stdev(run.metrics[key] for run in group):.2f}" if len(group) > 1 else ""
+    return f"{mean:.2%}{deviation}"
+
+
+def _mean(group: Sequence[Recorded], key: str) -> float | None:
+    """None where one of the runs has no such metric."""
+    values = [run.metrics.get(key) for run in group]
+    return None if None in values else statistics.mean(value for value in values if value is not None)
 
 
 def picture(runs: Sequence[Recorded]) -> Figure:
