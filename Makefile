@@ -12,7 +12,7 @@ DATA ?= data
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo repro test bench bench-gpu experiments check ui format clean lock
+.PHONY: help setup demo repro test torture bench bench-gpu experiments check ui format clean lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10
 
 test: $(STAMP)  ## the whole test suite
 	python -m pytest
+
+torture: $(STAMP)  ## kill and damage trainings at random (about 40 minutes); ends at the first loss
+	PYTHONPATH=tests python tests/torture.py
 
 bench: $(STAMP)  ## measure the training engine on this machine (about 20 minutes on 2 cores)
 	python -m bench all

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.report import alternate, median, record, seconds
 from bench.trainers import WARM_UP_STEPS, Engine, PlainProcess, paper_recipe, random_split, wider
-from leanresnet import tracking
+from leanresnet import reporting
 from leanresnet.config import Recipe
 from leanresnet.data.batches import EvalBatches
 from leanresnet.device import engine
@@ -65,7 +65,7 @@ def efficiency(device: torch.device, steps: int, compile_it: bool) -> None:
     ratios, spent = [], []
     with tempfile.TemporaryDirectory() as folder:
         moments: list[float] = []
-        with tracking_in(folder), tracking.start_run("bench", {}, {}) as run:
+        with tracking_in(folder), reporting.start_run("bench", {}, {}) as run:
 
             def log(metrics: dict[str, float], epoch: int) -> None:
                 run.log_metrics(metrics, epoch)

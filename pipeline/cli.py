@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from leanresnet.errors import LeanResNetError
+from leanresnet.errors import LeanResNetError, redacted
 from pipeline.check import check
 from pipeline.compare import compare
 from pipeline.distill import distill
@@ -13,6 +13,7 @@ from pipeline.evaluate import evaluate
 from pipeline.init import init
 from pipeline.search import search
 from pipeline.split import split
+from pipeline.sync import sync
 from pipeline.train import train
 from pipeline.ui import ui
 
@@ -26,7 +27,7 @@ def cli() -> None:
     """
 
 
-for command in (check, init, download, split, train, distill, evaluate, compare, search, ui):
+for command in (check, init, download, split, train, distill, evaluate, compare, search, sync, ui):
     cli.add_command(command)
 
 
@@ -36,13 +37,13 @@ def main() -> None:
         cli(prog_name="leanresnet", standalone_mode=False)
         sys.exit(0)
     except LeanResNetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        print(f"error: {redacted(error.format_message())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)

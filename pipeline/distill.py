@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import device_option, params_option, path_option
+from pipeline.options import device_option, extend_option, params_option, path_option, snapshot_option
 
 
 @click.command()
@@ -15,8 +15,18 @@ from pipeline.options import device_option, params_option, path_option
 @path_option("--model", "Folder for the model.")
 @path_option("--results", "Folder for the history and the summary.")
 @device_option
+@snapshot_option
+@extend_option
 def distill(
-    params: Path, teacher: Path, train: Path, validation: Path, model: Path, results: Path, device: str
+    params: Path,
+    teacher: Path,
+    train: Path,
+    validation: Path,
+    model: Path,
+    results: Path,
+    device: str,
+    snapshot_seconds: float,
+    extend: bool,
 ) -> None:
     """Train the student on its labels and on its teacher's answers."""
     from leanresnet.checkpoint import load_model
@@ -56,4 +66,5 @@ def distill(
         },
         teacher_sha256=master.sha256,
     )
-    run_experiment("student", settings.student, lesson, (train, validation), Outputs(model, results), chosen)
+    outputs = Outputs(model, results)
+    run_experiment("student", settings.student, lesson, (train, validation), outputs, chosen, snapshot_seconds, extend)

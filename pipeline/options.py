@@ -14,6 +14,20 @@ params_option = click.option(
 device_option = click.option(
     "--device", envvar="LEANRESNET_DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
+snapshot_option = click.option(
+    "--snapshot-seconds",
+    type=click.FloatRange(0),
+    envvar="LEANRESNET_SNAPSHOT_SECONDS",
+    default=60.0,
+    show_default=True,
+    help="Between two saves of a training's state; 0: after each step.",
+)
+extend_option = click.option(
+    "--extend",
+    is_flag=True,
+    envvar="LEANRESNET_EXTEND",
+    help="Go on from the finished training of the same for fewer epochs.",
+)
 
 
 def path_option(name: str, what: str) -> Callable[[Command], Command]:

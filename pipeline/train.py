@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import device_option, params_option, path_option
+from pipeline.options import device_option, extend_option, params_option, path_option, snapshot_option
 
 
 @click.command()
@@ -15,7 +15,19 @@ from pipeline.options import device_option, params_option, path_option
 @path_option("--model", "Folder for the model.")
 @path_option("--results", "Folder for the history and the summary.")
 @device_option
-def train(name: str, params: Path, train: Path, validation: Path, model: Path, results: Path, device: str) -> None:
+@snapshot_option
+@extend_option
+def train(
+    name: str,
+    params: Path,
+    train: Path,
+    validation: Path,
+    model: Path,
+    results: Path,
+    device: str,
+    snapshot_seconds: float,
+    extend: bool,
+) -> None:
     """Train a model on its labels alone."""
     from leanresnet.config import load_params
     from leanresnet.device import choose_device
@@ -24,4 +36,5 @@ def train(name: str, params: Path, train: Path, validation: Path, model: Path, r
 
     recipe = getattr(load_params(params).train, name)
     lesson = Lesson(f"train@{name}", f"{params}: train.{name}", CrossEntropy(recipe.label_smoothing))
-    run_experiment(name, recipe, lesson, (train, validation), Outputs(model, results), choose_device(device))
+    outputs = Outputs(model, results)
+    run_experiment(name, recipe, lesson, (train, validation), outputs, choose_device(device), snapshot_seconds, extend)

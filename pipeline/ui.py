@@ -10,11 +10,12 @@ import click
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 def ui(port: int) -> None:
     """Serve MLflow on 127.0.0.1 and print the address of the runs table."""
+    from leanresnet.errors import redacted
     from leanresnet.files import workspace
     from leanresnet.tracking import runs_table, tracking_uri
 
     if tracking_uri().startswith("http"):
-        click.echo(f"runs: {tracking_uri().rstrip('/')}/{runs_table()}")
+        click.echo(f"runs: {redacted(tracking_uri()).rstrip('/')}/{runs_table()}")
         return
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"

@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["download", "split", "train", "distill", "evaluate", "check", "init", "compare", "search", "ui"]
+    "command", ["download", "split", "train", "distill", "evaluate", "check", "init", "compare", "search", "sync", "ui"]
 )
 def test_each_command_explains_itself(command: str) -> None:
     done = program(command, "--help")
@@ -130,8 +130,10 @@ def test_init_keeps_a_gitignore_that_is_there(tmp_path: Path) -> None:
     assert (tmp_path / ".gitignore").read_text() == "mine\n"
 
 
-def test_ui_with_a_server_of_its_own_points_there(tmp_path: Path) -> None:
+def test_ui_with_a_server_of_its_own_that_is_dead_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "ui"]
-    environment = outside_environment(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("runs: http://127.0.0.1:9/#/experiments/")
+    environment = outside_environment(MLFLOW_TRACKING_URI="http://ann:secret@127.0.0.1:9")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+    assert done.stderr.startswith("error: http://***@127.0.0.1:9: MLflow does not answer")
+    assert "secret" not in done.stderr

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from leanresnet import tracking
+from leanresnet import reporting
 from leanresnet.comparison import compare_experiments, differing, front, picture, table
 from leanresnet.errors import DataError, StorageError
 from leanresnet.tracking import Recorded, find_experiments
@@ -25,7 +25,7 @@ def track(
     monkeypatch: pytest.MonkeyPatch, experiment: str, model: str, accuracies: list[float], fail: bool = False
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", experiment)
-    with tracking.start_run(experiment, {"lr": accuracies[-1]}, {"model": model}) as run:
+    with reporting.start_run(experiment, {"lr": accuracies[-1]}, {"model": model}) as run:
         for epoch, accuracy in enumerate(accuracies, start=1):
             run.log_metrics({"val/accuracy": accuracy, "val/best_accuracy": max(accuracies[:epoch])}, epoch)
         run.log_metrics({"model/parameters": 1000, "model/macs": 2e6}, 1)

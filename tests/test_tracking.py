@@ -1,4 +1,4 @@
-"""MLflow, for real: on a database in a workspace, and on a server that does not answer."""
+"""MLflow, for real, on a database in a workspace."""
 
 import json
 import shutil
@@ -13,8 +13,6 @@ import torch
 from conftest import Checkout, outside_environment, shell_in
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-
-from leanresnet import tracking
 
 MODELS = ("baseline", "teacher", "student")
 
@@ -138,44 +136,18 @@ def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout,
     assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 8
 
 
-class TestWithoutAServer:
-    def test_one_warning_and_no_error(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        with tracking.start_run("name", {"a": 1}, {}) as run:
-            run.log_metrics({"loss": 1.0}, 1)
-            run.set_tags({"a": "b"})
-        error = capsys.readouterr().err
-        assert error.count("warning: not tracked in MLflow") == 1
-        assert run.run_id is None
-
-
-def test_an_exception_marks_the_run_failed_and_an_interrupt_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name, error in (("failed", ZeroDivisionError), ("killed", KeyboardInterrupt)):
-        with pytest.raises(error), tracking.start_run(name, {}, {}):
-            raise error
-    client = client_of(tmp_path)
-    found = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
-    assert {run.info.run_name: run.info.status for run in found} == {"failed": "FAILED", "killed": "KILLED"}
-
-
 def test_processes_share_a_fresh_database(tmp_path: Path) -> None:
     script = (
-        "from leanresnet.tracking import start_run\n"
+        "from leanresnet.reporting import start_run\n"
         "with start_run('r', {}, {}) as run: [run.log_metrics({'m': s}, s) for s in range(20)]"
     )
     started: list[Any] = [
         subprocess.Popen(
             [sys.executable, "-c", script], cwd=tmp_path, env=outside_environment(), stderr=subprocess.PIPE
         )
-        for _ in range(4)
+        for _ in range(8)
     ]
-    assert [process.communicate()[1] for process in started] == [b""] * 4
+    assert [process.communicate()[1] for process in started] == [b""] * 8
     client = client_of(tmp_path)
     found = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
-    assert [len(client.get_metric_history(run.info.run_id, "m")) for run in found] == [20] * 4
+    assert [len(client.get_metric_history(run.info.run_id, "m")) for run in found] == [20] * 8

@@ -17,7 +17,8 @@ from leanresnet.evaluation import MEASURES, Measure, Metrics, evaluate
 from leanresnet.losses import CrossEntropy
 from leanresnet.models.resnet import build_model
 from leanresnet.optim import LearningRate, build_optimizer, build_schedule
-from leanresnet.trainer import Criterion, Fitted, Loop, fit, objective_of, train_one_epoch
+from leanresnet.progress import Progress
+from leanresnet.trainer import Criterion, Loop, fit, objective_of, train_one_epoch
 
 BATCH, CPU = 20, torch.device("cpu")
 Weights = dict[str, Tensor]
@@ -54,7 +55,7 @@ class Training:
         self.logged.append((epoch, metrics))
         self.snapshots.append(copy.deepcopy(self.net.state_dict()))
 
-    def run(self, ema_decay: float | None = None, measures: dict[str, Measure] = MEASURES) -> Fitted:
+    def run(self, ema_decay: float | None = None, measures: dict[str, Measure] = MEASURES) -> Progress:
         return fit(
             self.net,
             self.train,
@@ -190,7 +191,9 @@ def test_a_loss_that_is_no_number_stops_with_the_epoch_and_the_learning_rate(val
         return (1 + logits.square().sum()) * (value if len(calls) == 6 else 0.0), logits
 
     training = Training(criterion, epochs=4, schedule={"name": "step", "step_epochs": 1, "factor": 0.1})
-    with pytest.raises(DivergedError, match=rf"^epoch 2: the training loss is {value} at learning rate 0\.005$"):
+    with pytest.raises(
+        DivergedError, match=rf"^epoch 2, step 3: the training loss is {value} at learning rate 0\.005$"
+    ):
         training.run()
     assert [epoch for epoch, _ in training.logged] == [1]
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from leanresnet import pictures, tracking
+from leanresnet import pictures
 from leanresnet.checkpoint import load_model
 from leanresnet.config import Evaluate
 from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_split
 from leanresnet.device import describe, exact_float32
 from leanresnet.evaluation import Metrics, Predictions, measure_speed, predict
-from leanresnet.experiment import Outputs, read_history, recorded_run
+from leanresnet.experiment import Outputs, read_history, run_of
 from leanresnet.files import save_csv, save_figure, save_json
 
 
@@ -53,7 +53,7 @@ def assess(
     save_csv(["true", "predicted"], rows, results / "confusion.csv")
     save_figure(pictures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
     save_figure(pictures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
-    with tracking.resume_run(recorded_run(outputs)) as run:
+    with run_of(outputs) as run:
         run.log_metrics(_for_mlflow(report, speed), len(read_history(outputs.history)) + 1)
         run.set_tags({"evaluate.device": describe(device)})
         for name in ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png"):

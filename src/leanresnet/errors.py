@@ -4,10 +4,15 @@ LeanResNetError        1
 ├── ConfigError        2   a value in params.yaml, an option or the environment
 ├── DataError          3   an archive, a split or a download
 ├── DivergedError      4   the loss became NaN or infinite
-└── StorageError       5   a file that cannot be read or written
+├── StorageError       5   a file that cannot be read or written
+├── SnapshotError      6   a training that stopped has no state left to go on from
+├── MemoryLimitError   7   a batch that does not fit into memory
+└── StoppedError     130   by SIGINT; 143 by SIGTERM: 128 and the signal's number
 
 Internal invariants use `assert`; only these reach the user, as one line.
 """
+
+import re
 
 
 class LeanResNetError(Exception):
@@ -28,3 +33,23 @@ class DivergedError(LeanResNetError):
 
 class StorageError(LeanResNetError):
     exit_code = 5
+
+
+class SnapshotError(LeanResNetError):
+    exit_code = 6
+
+
+class MemoryLimitError(LeanResNetError):
+    exit_code = 7
+
+
+class StoppedError(LeanResNetError):
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
+def redacted(text: object) -> str:
+    """One line, in which an address shows no user and no password, and nothing of its query."""
+    line = re.sub(r"(\w://)[^\s/@]*@", r"\1***@", " ".join(str(text).split()))
+    return re.sub(r"(\w://[^\s?]*)\?[^\s'\")]*", r"\1?***", line)

@@ -5,24 +5,33 @@ they hand over and in what they measure on validation.
 """
 
 import csv
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from leanresnet import checkpoint, pictures, tracking
+from leanresnet import checkpoint, pictures, reporting
 from leanresnet.assembly import assemble
 from leanresnet.config import Recipe, flatten
 from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_split
 from leanresnet.device import describe, engine
-from leanresnet.errors import ConfigError, DataError, StorageError
+from leanresnet.errors import ConfigError, DataError, MemoryLimitError, StorageError
 from leanresnet.evaluation import MEASURES, Measure
 from leanresnet.files import file_hashes, load_json, save_csv, save_figure, save_json
+from leanresnet.interruption import stop_requests
+from leanresnet.journal import new_id
+from leanresnet.memory import is_out_of_memory, largest_fit
 from leanresnet.models.budget import check_budget
-from leanresnet.trainer import Criterion, Fitted, fit
+from leanresnet.progress import Progress
+from leanresnet.reporting import Run
+from leanresnet.tracking import WEIGHTS_TAG
+from leanresnet.trainer import Criterion, fit, objective_of, train_one_epoch
+from leanresnet.work import FINISHED_KEPT, Keeper, Work, load_state, work_on
 
 # Runs that were not distilled carry these too, so that runs compare without a missing column.
 NOT_DISTILLED: dict[str, str | float] = {
@@ -71,16 +80,30 @@ class Lesson:
 
 
 def run_experiment(
-    name: str, recipe: Recipe, lesson: Lesson, data: tuple[Path, Path], outputs: Outputs, device: torch.device
+    name: str,
+    recipe: Recipe,
+    lesson: Lesson,
+    data: tuple[Path, Path],
+    outputs: Outputs,
+    device: torch.device,
+    seconds: float,
+    extend: bool = False,
 ) -> None:
     """Train `recipe` and write the model, its history and its summary.
 
+    A training of the same that was stopped goes on, in the same MLflow run.
+
     Args:
         data: the files of the training and of the validation split.
+        seconds: between two snapshots of a training.
+        extend: go on from the finished training of the same for fewer epochs, as a child of its run.
 
     Raises:
-        ConfigError: the model exceeds its budget, or a batch is larger than the split.
-        DivergedError: the loss became NaN or infinite.
+        ConfigError: the model exceeds its budget, a batch is larger than the split, or there is nothing to extend.
+        DivergedError: a loss became NaN or infinite.
+        MemoryLimitError: a batch does not fit into memory.
+        StoppedError: by SIGTERM, SIGINT or the death of dvc; the state is kept.
+        SnapshotError: of a training that was stopped nothing whole is left.
     """
     check_budget(lesson.key, recipe.model, recipe.budget)
     train, validation = (load_split(path) for path in data)
@@ -96,29 +119,62 @@ def run_experiment(
         "validation_md5": file_hashes(data[1])[0],
         "teacher_sha256": lesson.teacher_sha256,
     }
-    with _start_run(made_by) as run:
-        run.set_tags({"device": describe(device), "torch": torch.__version__})
-        fitted = _fit(recipe, lesson, train, validation, run, device)
-        checkpoint.save_model(fitted.best_weights, recipe.model, train.classes, made_by, outputs.model)
-        _write_results(fitted, outputs)
-        _log_outputs(run, outputs)
+    with stop_requests() as requested, work_on(made_by) as work:
+        keeper = Keeper(work.snapshots, seconds, requested)
+        start, elsewhere = load_state(work.snapshots, device)
+        if extend and start is None:
+            start, elsewhere = _extend(work, recipe, lesson.key, device)
+        parent = work.parent(work.extended_from) if work.extended_from else None
+        if work.extended_from:
+            made_by["extended_from"] = work.extended_from
+        run_id = work.run_id or new_id()
+        work.keep_run_id(run_id)
+        with reporting.start_run(*_described(made_by), run_id) as run:
+            # Whatever became of the database since.
+            run.log_history(start["history"] if start else [])
+            run.set_tags({"device": describe(device), "torch": torch.__version__})
+            if parent is not None and parent.run_id is not None:
+                run.log_parent(parent.run_id)
+            if elsewhere:
+                print(f"warning: this training began elsewhere, so its bytes may differ: {elsewhere}", file=sys.stderr)
+                run.set_tags({"leanresnet.resumed_from": elsewhere})
+            fitted = _fit(recipe, lesson, train, validation, run, device, start, keeper)
+            checkpoint.save_model(fitted.best_weights, recipe.model, train.classes, made_by, outputs.model)
+            _write_results(fitted, outputs)
+            _log_outputs(run, outputs)
+        work.finish(file_hashes(outputs.model / checkpoint.WEIGHTS)[0])
 
 
-def recorded_run(outputs: Outputs) -> str | None:
-    """The id of the run that trained a model; made from the outputs when MLflow knows none.
+def _extend(work: Work, recipe: Recipe, key: str, device: torch.device) -> tuple[dict[str, Any] | None, str | None]:
+    """The last state of the finished training with fewer epochs, and in what this machine differs."""
+    parent = work.parent()
+    if parent is None:
+        kept = f"accepted: with a finished training of the same but fewer epochs; the last {FINISHED_KEPT} are kept"
+        raise ConfigError(f"{key}.epochs = {work.epochs} with --extend: {kept}")
+    state, elsewhere = load_state(parent.snapshots, device)
+    if state is not None:
+        work.extend(parent)
+        if recipe.schedule.name in ("linear", "onecycle"):
+            # They are stretched over all epochs, so that of more epochs is another one.
+            del state["schedule"]
+    return state, elsewhere
 
-    That is so when training was restored from DVC's cache, or ran while the server was away.
+
+@contextmanager
+def run_of(outputs: Outputs) -> Iterator[Run]:
+    """The run that trained a model, to be added to; made from the outputs where MLflow knows none.
+
+    That is so when training was restored from DVC's cache.
     """
     model = checkpoint.load_model(outputs.model)
-    found = tracking.find_run(model.about["name"], model.sha256)
-    if found is not None:
-        return found
-    with _start_run(model.about) as run:
-        unknown = dict.fromkeys(("git.commit", "git.dirty", "device", "torch"), "unknown")
-        run.set_tags({"leanresnet.recorded": "from outputs", **unknown})
-        run.log_history(read_history(outputs.history))
-        _log_outputs(run, outputs)
-    return run.run_id
+    with reporting.add_to_run(*_described(model.about), (model.about["name"], model.sha256)) as run:
+        with run.only_if_new():
+            unknown = dict.fromkeys(("git.commit", "git.dirty", "device", "torch"), "unknown")
+            run.set_tags({"leanresnet.recorded": "from outputs", **unknown})
+            run.log_history(read_history(outputs.history))
+            _log_outputs(run, outputs)
+            run.end("FINISHED")
+        yield run
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -134,24 +190,46 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def _fit(
-    recipe: Recipe, lesson: Lesson, train: Split, validation: Split, run: tracking.Run, device: torch.device
-) -> Fitted:
+    recipe: Recipe,
+    lesson: Lesson,
+    train: Split,
+    validation: Split,
+    run: Run,
+    device: torch.device,
+    start: dict[str, Any] | None,
+    keeper: Keeper,
+) -> Progress:
     with engine(device, recipe.deterministic):
         assembly = assemble(recipe, lesson.criterion, train, device)
-        return fit(
-            assembly.net,
-            assembly.batches,
-            EvalBatches(validation, recipe.batch_size, device),
-            assembly.loop,
-            epochs=recipe.epochs,
-            seed=recipe.seed,
-            ema_decay=recipe.ema_decay,
-            measures=lesson.measures,
-            log_metrics=run.log_metrics,
+        try:
+            fitted = fit(
+                assembly.net,
+                assembly.batches,
+                EvalBatches(validation, recipe.batch_size, device),
+                assembly.loop,
+                epochs=recipe.epochs,
+                seed=recipe.seed,
+                ema_decay=recipe.ema_decay,
+                measures=lesson.measures,
+                log_metrics=run.log_metrics,
+                start=start,
+                offer=keeper,
+            )
+            keeper.save(fitted)
+            return fitted
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        loop = replace(assembly.loop, objective=objective_of(assembly.net, lesson.criterion))
+        images, labels = next(assembly.batches.epoch(1))
+        fitting = largest_fit(
+            recipe.batch_size, lambda count: train_one_epoch(assembly.net, [(images[:count], labels[:count])], loop)
         )
+    hint = "none was found" if fitting is None else f"{fitting}, which was tried and fits"
+    raise MemoryLimitError(f"{lesson.key}.batch_size = {recipe.batch_size}: out of memory, accepted: {hint}")
 
 
-def _write_results(fitted: Fitted, outputs: Outputs) -> None:
+def _write_results(fitted: Progress, outputs: Outputs) -> None:
     columns = list(fitted.history[0])
     rows = [[epoch, *row.values()] for epoch, row in enumerate(fitted.history, start=1)]
     save_csv(["epoch", *columns], rows, outputs.history)
@@ -160,7 +238,8 @@ def _write_results(fitted: Fitted, outputs: Outputs) -> None:
     save_figure(pictures.curves(fitted.history, fitted.best_epoch), outputs.curves)
 
 
-def _start_run(made_by: dict[str, Any]) -> AbstractContextManager[tracking.Run]:
+def _described(made_by: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """A run's name, params and tags."""
     params = made_by["params"]
     name = f"{made_by['name']}-{params['optimizer.name']}-e{params['epochs']}"
     tags = {
@@ -171,14 +250,14 @@ def _start_run(made_by: dict[str, Any]) -> AbstractContextManager[tracking.Run]:
         "dataset": str(made_by["dataset"]),
         "seed": str(params["seed"]),
     }
-    return tracking.start_run(name, params, tags)
+    return name, params, tags
 
 
-def _log_outputs(run: tracking.Run, outputs: Outputs) -> None:
+def _log_outputs(run: Run, outputs: Outputs) -> None:
     """All that is known of a finished training once its outputs are written."""
     model = checkpoint.load_model(outputs.model)
     about, summary = model.about, load_json(outputs.summary)
-    run.set_tags({tracking.WEIGHTS_TAG: model.sha256, "dvc.weights_md5": model.md5})
+    run.set_tags({WEIGHTS_TAG: model.sha256, "dvc.weights_md5": model.md5})
     run.log_metrics(
         {
             "model/parameters": model.parameters,
@@ -194,11 +273,7 @@ def _log_outputs(run: tracking.Run, outputs: Outputs) -> None:
         run.log_artifact(path, "checkpoint")
     for path in (outputs.history, outputs.summary, outputs.curves):
         run.log_artifact(path, "results")
-    run.log_model(model.net)
+    run.log_model("checkpoint")
     teacher = about["teacher_sha256"]
-    teacher_run = tracking.find_run(about["params"]["distill.teacher"], teacher) if teacher else None
     note = f"{model.parameters:,} parameters, {model.macs / 1e6:.1f} million MACs."
-    if teacher_run:
-        run.set_tags({"teacher.run_id": teacher_run})
-        note += f" Distilled from [its teacher]({tracking.run_link(teacher_run)})."
-    run.set_tags({"mlflow.note.content": note})
+    run.log_note(note, (about["params"]["distill.teacher"], teacher) if teacher else None)

@@ -37,11 +37,21 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.umask(umask)
         partial.chmod(0o666 & ~umask)
         partial.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Without it, a file's new name may be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def workspace() -> Path:

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules by name: torch's own, and Muon for convolutions."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,6 +121,24 @@ class LearningRate:
     ) -> None:
         self._by_step = by_step
         self._plateau = plateau
+
+    def state_dict(self) -> dict[str, Any]:
+        plateau = None if self._plateau is None else self._plateau.state_dict()
+        return {"by_step": self._by_step.state_dict(), "plateau": plateau}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._by_step.load_state_dict(state["by_step"])
+        if self._plateau is not None:
+            self._plateau.load_state_dict(state["plateau"])
+
+    def go_to(self, step: int) -> list[float]:
+        """Take so many steps at once, from a fresh start; the learning rate of each group of the optimizer."""
+        with warnings.catch_warnings():
+            # torch misses the optimizer's steps, which were made elsewhere.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for _ in range(step):
+                self._by_step.step()
+        return [float(group["lr"]) for group in self._by_step.optimizer.param_groups]
 
     def step(self) -> None:
         self._by_step.step()

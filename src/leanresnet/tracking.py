@@ -1,29 +1,29 @@
-"""MLflow, and nothing else imports it: a run as a context manager.
+"""MLflow, and nothing else imports it: a journal's events delivered, and runs found again.
 
-A run is found again by the SHA-256 of the weights it made, so no run id has to be kept in a
-stage's output. Tracking never costs a training: when the server fails, one line says so,
-the run goes on without it, and evaluation records what is missing from the outputs.
+A run is found by the id of its journal, a model's run by the SHA-256 of its weights, so no
+run id has to be kept in a stage's output.
 """
 
 import importlib.util
 import logging
 import os
 import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import FileLock
 
+from leanresnet.checkpoint import load_model
 from leanresnet.errors import StorageError
 from leanresnet.files import workspace
+from leanresnet.journal import Event
 
 EXPERIMENT = "leanresnet"
+JOURNAL_TAG = "leanresnet.journal"
 WEIGHTS_TAG = "leanresnet.weights_sha256"
 EXPERIMENT_TAG = "dvc.experiment"
 
@@ -42,109 +42,134 @@ class Recorded:
     validation: list[float]
 
 
-class Run:
-    """One MLflow run; every method is a no-op once tracking is unavailable."""
+class Delivery:
+    """Hands the events of a journal on to MLflow, where each arrives once, however often it is handed on.
 
-    def __init__(self, run_id: str | None) -> None:
-        self.run_id = run_id
+    Args:
+        journal_id: the run has it as a tag.
+        files: folder of what the events name.
+        begin: the first event. With weights, (name of the model, SHA-256), the run that made them is
+            added to, and events that are `only_if_new` do not count if there is one.
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._call(lambda mlflow: mlflow.log_metrics(dict(metrics), step=step))
+    Raises whatever MLflow does where it cannot be reached.
+    """
 
-    def log_history(self, rows: list[dict[str, float]]) -> None:
-        """Rows of epochs 1, 2, ... of a training that ended before."""
-        for epoch, row in enumerate(rows, start=1):
-            self.log_metrics(row, epoch)
+    def __init__(self, journal_id: str, files: Path, begin: Event) -> None:
+        self._mlflow = _connect()
+        self._client = self._mlflow.MlflowClient()
+        self._files = files
+        self._experiment = self._client.get_experiment_by_name(EXPERIMENT).experiment_id
+        self._adds = begin["weights"] is not None
+        run = self._find(_of_journal(journal_id))
+        self._is_new = run is not None
+        if run is None and self._adds:
+            run = self._find(_of_weights(*begin["weights"]))
+        if run is None:
+            self._is_new = True
+            tags = {**begin["tags"], JOURNAL_TAG: journal_id}
+            run = self._client.create_run(self._experiment, begin["time"], tags, begin["name"])
+        self._run_id = str(run.info.run_id)
+        histories = [self._client.get_metric_history(self._run_id, name) for name in run.data.metrics]
+        self._known = {(each.key, each.step, each.value) for history in histories for each in history}
+        self._logged = {(name, step) for name, step, _ in self._known}
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._call(lambda mlflow: mlflow.set_tags(dict(tags)))
+    def __call__(self, event: Event) -> None:
+        if self._is_new or not event.get("only_if_new"):
+            getattr(self, f"_{event['type']}")(event)
 
-    def log_artifact(self, path: Path, folder: str) -> None:
-        self._call(lambda mlflow: mlflow.log_artifact(str(path), folder))
+    def _begin(self, event: Event) -> None:
+        from mlflow.entities import Param
 
-    def log_dataset(self, name: str, digest: str, context: str) -> None:
-        """Name the data the run used; `digest` is the DVC md5 of the split's file."""
+        if self._is_new:
+            params = [Param(key, str(value)) for key, value in event["params"].items()]
+            self._client.log_batch(self._run_id, params=params)
+            self._client.update_run(self._run_id, status="RUNNING")
 
-        def log(mlflow: Any) -> None:
-            from mlflow.data.code_dataset_source import CodeDatasetSource
-            from mlflow.data.meta_dataset import MetaDataset
+    def _metrics(self, event: Event) -> None:
+        from mlflow.entities import Metric
 
-            mlflow.log_input(MetaDataset(CodeDatasetSource({}), name, digest), context)
+        step, values = event["step"], event["values"]
+        # Two evaluations may differ at one step; two of a training do not, but for the time that it took.
+        fresh = {
+            name: value
+            for name, value in values.items()
+            if ((name, step, value) not in self._known if self._adds else (name, step) not in self._logged)
+        }
+        metrics = [Metric(name, value, event["time"], step) for name, value in fresh.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+        self._known |= {(name, step, value) for name, value in fresh.items()}
+        self._logged |= {(name, step) for name in fresh}
 
-        self._call(log)
+    def _tags(self, event: Event) -> None:
+        from mlflow.entities import RunTag
 
-    def log_model(self, net: torch.nn.Module) -> None:
-        """The network as a model that `mlflow.pytorch.load_model` loads: raw pixels in, logits out."""
+        self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in event["tags"].items()])
 
-        def log(mlflow: Any) -> None:
-            from mlflow.models import infer_signature
-            from mlflow.pytorch import log_model
+    def _artifact(self, event: Event) -> None:
+        folder = event["folder"]
+        self._client.log_artifact(self._run_id, str(self._files / folder / event["name"]), folder)
 
-            example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-            on_cpu = net.to("cpu").eval()
-            with torch.no_grad():
-                signature = infer_signature(example.numpy(), on_cpu(example).numpy())
-            with warnings.catch_warnings():
-                # torch says this of every exported buffer, and on the CPU it does not matter.
-                warnings.filterwarnings("ignore", "No complete tensor found")
-                log_model(
-                    on_cpu,
-                    name="model",
-                    input_example=example.numpy(),
-                    signature=signature,
-                    pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={mlflow.__version__}"],
-                )
+    def _dataset(self, event: Event) -> None:
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
 
-        self._call(log)
+        dataset = MetaDataset(CodeDatasetSource({}), event["name"], event["digest"])
+        tags = [InputTag("mlflow.data.context", event["context"])]
+        self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
 
-    def _call(self, action: Callable[[Any], None]) -> None:
-        if self.run_id is None:
+    def _model(self, event: Event) -> None:
+        """In MLflow's own format, which `mlflow.pytorch.load_model` loads: raw pixels in, logits out."""
+        from mlflow.models import infer_signature
+        from mlflow.pytorch import log_model
+
+        query = f"source_run_id = '{self._run_id}'"
+        if self._client.search_logged_models([self._experiment], query, max_results=1):
             return
-        import mlflow
+        net = load_model(self._files / event["folder"]).net
+        example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        with torch.no_grad():
+            signature = infer_signature(example.numpy(), net(example).numpy())
+        with warnings.catch_warnings(), self._mlflow.start_run(run_id=self._run_id):
+            # torch says this of every exported buffer, and on the CPU it does not matter.
+            warnings.filterwarnings("ignore", "No complete tensor found")
+            log_model(
+                net,
+                name="model",
+                input_example=example.numpy(),
+                signature=signature,
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={self._mlflow.__version__}"],
+            )
 
-        try:
-            action(mlflow)
-        except Exception as error:  # servers, disks and exporters fail in many ways; none may cost a training
-            _warn(error)
-            self.run_id = None
+    def _note(self, event: Event) -> None:
+        tags, text = {}, event["text"]
+        teacher = self._find(_of_weights(*event["teacher"])) if event["teacher"] else None
+        if teacher is not None:
+            run_id = str(teacher.info.run_id)
+            tags["teacher.run_id"] = run_id
+            text += f" Distilled from [its teacher](#/experiments/{self._experiment}/runs/{run_id})."
+        self._tags({"tags": {**tags, "mlflow.note.content": text}})
+
+    def _parent(self, event: Event) -> None:
+        parent = self._find(_of_journal(event["journal"]))
+        if parent is not None:
+            self._tags({"tags": {"mlflow.parentRunId": str(parent.info.run_id)}})
+
+    def _end(self, event: Event) -> None:
+        self._client.set_terminated(self._run_id, event["status"], event["time"])
+
+    def _find(self, query: str) -> Any:
+        """The newest, or None."""
+        found = self._client.search_runs([self._experiment], query, max_results=1)
+        return found[0] if found else None
 
 
-@contextmanager
-def start_run(name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> Iterator[Run]:
-    """A new run; an exception inside the block marks it FAILED."""
-    all_tags = {**_code_version(), **tags}
-
-    def start(mlflow: Any) -> Any:
-        run = mlflow.start_run(run_name=name, tags=all_tags)
-        mlflow.log_params(dict(params))
-        return run
-
-    with _entered(start) as run:
-        yield run
+def _of_journal(journal_id: str) -> str:
+    return f"tags.`{JOURNAL_TAG}` = '{journal_id}'"
 
 
-@contextmanager
-def resume_run(run_id: str | None) -> Iterator[Run]:
-    """Add to a run that exists; None when it is unavailable."""
-    if run_id is None:
-        yield Run(None)
-        return
-    with _entered(lambda mlflow: mlflow.start_run(run_id=run_id)) as run:
-        yield run
-
-
-def find_run(model: str, weights_sha256: str) -> str | None:
-    """The id of the newest finished run of `model` that made these weights; None when there is none."""
-    mlflow = _connect()
-    if mlflow is None:
-        return None
-    query = f"tags.`{WEIGHTS_TAG}` = '{weights_sha256}' and tags.model = '{model}' and attributes.status = 'FINISHED'"
-    try:
-        found = mlflow.search_runs(filter_string=query, max_results=1, output_format="list")
-    except (mlflow.exceptions.MlflowException, OSError) as error:
-        _warn(error)
-        return None
-    return str(found[0].info.run_id) if found else None
+def _of_weights(model: str, sha256: str) -> str:
+    return f"tags.`{WEIGHTS_TAG}` = '{sha256}' and tags.model = '{model}'"
 
 
 def find_experiments(question: str) -> list[Recorded]:
@@ -153,15 +178,13 @@ def find_experiments(question: str) -> list[Recorded]:
     Raises:
         StorageError: MLflow cannot be asked.
     """
-    mlflow = _connect()
-    if mlflow is None:
-        raise StorageError(f"{tracking_uri()}: MLflow cannot be asked")
     query = f"tags.`{EXPERIMENT_TAG}` LIKE '{question}%' and attributes.status = 'FINISHED'"
     newest: dict[tuple[str, str], Recorded] = {}
-    client = mlflow.MlflowClient()
     try:
+        mlflow = _connect()
+        client = mlflow.MlflowClient()
         runs = mlflow.search_runs(filter_string=query, order_by=["attributes.start_time"], output_format="list")
-    except (mlflow.exceptions.MlflowException, OSError) as error:
+    except Exception as error:
         raise StorageError(f"{tracking_uri()}: MLflow does not answer for {question!r} ({error})") from error
     for run in runs:
         experiment, model = run.data.tags[EXPERIMENT_TAG], run.data.tags["model"]
@@ -172,23 +195,17 @@ def find_experiments(question: str) -> list[Recorded]:
     return list(newest.values())
 
 
-def run_link(run_id: str) -> str:
-    """The run's place in the UI, relative to the UI's address."""
-    return f"#/experiments/{_experiment_id()}/runs/{run_id}"
-
-
 def runs_table() -> str:
-    """The runs table's place in the UI, relative to the UI's address; a fresh database is made if there is none."""
-    return f"#/experiments/{_experiment_id()}/runs?workflowType=machine_learning"
+    """The runs table's place in the UI, relative to the UI's address; a fresh database is made if there is none.
 
-
-def _experiment_id() -> str:
-    mlflow = _connect()
+    Raises:
+        StorageError: MLflow cannot be asked.
+    """
     try:
-        return str(mlflow.get_experiment_by_name(EXPERIMENT).experiment_id) if mlflow else "0"
-    except (mlflow.exceptions.MlflowException, OSError) as error:
-        _warn(error)
-        return "0"
+        number = _connect().get_experiment_by_name(EXPERIMENT).experiment_id
+    except Exception as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not answer ({error})") from error
+    return f"#/experiments/{number}/runs?workflowType=machine_learning"
 
 
 def tracking_uri() -> str:
@@ -196,66 +213,8 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace() / 'mlflow.db'}"
 
 
-@contextmanager
-def _entered(start: Callable[[Any], Any]) -> Iterator[Run]:
-    mlflow = _connect()
-    if mlflow is None:
-        yield Run(None)
-        return
-    try:
-        active = start(mlflow)
-    except (mlflow.exceptions.MlflowException, OSError) as error:
-        _warn(error)
-        yield Run(None)
-        return
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
-    run = Run(active.info.run_id)
-    try:
-        yield run
-        # A run that lost its server halfway is not whole: evaluation records it anew from the outputs.
-        status = "FINISHED" if run.run_id else "FAILED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        try:
-            mlflow.end_run(status)
-        except (mlflow.exceptions.MlflowException, OSError) as error:
-            _warn(error)
-
-
-def _connect() -> Any:
-    """The mlflow module with its experiment chosen, or None when it is missing or its server does not answer."""
-    if importlib.util.find_spec("mlflow") is None:
-        _warn("mlflow is not installed")
-        return None
-    # Unset, these let one call to a dead server wait four minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    import mlflow
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    uri, root = tracking_uri(), workspace()
-    local = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-    mlflow.set_tracking_uri(uri)
-    try:
-        # Two processes that create a fresh database at once break it.
-        (root / ".work").mkdir(exist_ok=True)
-        with FileLock(root / ".work" / "mlflow.lock"):
-            experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                mlflow.create_experiment(EXPERIMENT, artifact_location=local)
-            mlflow.set_experiment(EXPERIMENT)
-    except (mlflow.exceptions.MlflowException, OSError) as error:
-        _warn(error)
-        return None
-    return mlflow
-
-
-def _code_version() -> dict[str, str]:
-    """The git commit of the code and whether files differ from it; "none" outside git."""
+def code_version() -> dict[str, str]:
+    """Tags: the git commit of the code and whether files differ from it, "none" outside git; DVC's experiment."""
     commit = _git("rev-parse", "HEAD")
     # dvc.lock changes while the stages run; what determines a run are the code and the values.
     parts = [f":(top){part}" for part in ("src", "pipeline", "params.yaml", "dvc.yaml")]
@@ -267,14 +226,34 @@ def _code_version() -> dict[str, str]:
     return tags
 
 
+def _connect() -> Any:
+    """The mlflow module with its experiment chosen; raises whatever MLflow does where it cannot be reached."""
+    if importlib.util.find_spec("mlflow") is None:
+        raise StorageError("mlflow is not installed")
+    # Unset, these let one call to a dead server wait four minutes. Whoever calls tries again by himself.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    import mlflow
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    uri, root = tracking_uri(), workspace()
+    local = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    mlflow.set_tracking_uri(uri)
+    (root / ".work").mkdir(exist_ok=True)
+    # Two processes that create a fresh database at once break it.
+    with FileLock(root / ".work" / "mlflow.lock") if local else nullcontext():
+        experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            mlflow.create_experiment(EXPERIMENT, artifact_location=local)
+        mlflow.set_experiment(EXPERIMENT)
+    return mlflow
+
+
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _warn(reason: object) -> None:
-    line = " ".join(str(reason).split())
-    print(f"warning: not tracked in MLflow: {line[:200]}", file=sys.stderr)

@@ -1,24 +1,25 @@
 """The one training loop. It knows no recipe: the loss, the optimizer, the schedule, the data and
 what is measured on validation are handed in; only `log_metrics(metrics, step)` leads out."""
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
-from leanresnet.data.augmentation import seed_of
 from leanresnet.data.batches import EvalBatches, TrainBatches
 from leanresnet.errors import DivergedError
 from leanresnet.evaluation import Measure, Metrics, evaluate
 from leanresnet.optim import LearningRate
+from leanresnet.progress import Progress, Tally
 from leanresnet.sharpness import SharpnessAware
 
 # (network, images, labels) -> the loss, and the network's logits.
@@ -27,15 +28,6 @@ Criterion = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Training images from which the averaged weights take batch norm's statistics, each epoch.
 NORM_IMAGES = 10_000
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """One row of metrics an epoch, and the weights of the epoch with the best validation accuracy."""
-
-    history: list[Metrics]
-    best_epoch: int
-    best_weights: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -82,65 +74,84 @@ def fit(
     ema_decay: float | None,
     measures: dict[str, Measure],
     log_metrics: Callable[[Metrics, int], None],
-) -> Fitted:
+    start: Mapping[str, Any] | None = None,
+    offer: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
     """Train for `epochs` epochs, counted from 1; validate the averaged weights where `ema_decay` is given.
 
     The averaged weights belong to no step, so neither do the statistics that a batch norm kept on
     the way: they are taken anew, from the epoch's first batches.
 
-    What the network itself draws (stochastic depth) is a function of (seed, epoch); the
-    caller's random state is left as it was.
+    The caller's random state is left as it was.
+
+    Args:
+        start: a state of `Progress`, from which a training goes on as if it had never stopped.
+        offer: is shown the progress after each step, each epoch and each batch of validation; it may keep
+            the state, or end the training by an exception.
 
     Raises:
-        DivergedError: the loss of an epoch is NaN or infinite.
+        DivergedError: a loss is NaN or infinite.
     """
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
     judged = average.module if average else net
-    history: list[Metrics] = []
-    best_epoch, best_weights = 0, {}
-    trained_seconds = 0.0
     gpus = {parameter.device for parameter in net.parameters() if parameter.is_cuda}
-    bar = tqdm(range(1, epochs + 1), desc="epochs", unit="epoch", disable=None)
-    with bar, torch.random.fork_rng(gpus):
-        for epoch in bar:
-            torch.manual_seed(seed_of(seed, epoch))
-            start = time.perf_counter()
-            rate = loop.schedule.value
-            trained = train_one_epoch(net, _steps(train, epoch, epochs), loop, average)
-            seconds = time.perf_counter() - start
-            if not math.isfinite(trained["loss"]):
-                raise DivergedError(f"epoch {epoch}: the training loss is {trained['loss']} at learning rate {rate:g}")
-            with loop.autocast:
-                if average is not None:
-                    update_bn(islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size)), judged)
-                validated = evaluate(judged, validation, measures)
-            loop.schedule.end_epoch(validated["loss"])
-            row = {"lr": rate}
-            row |= {f"train/{name}": value for name, value in trained.items()}
-            row |= {f"val/{name}": value for name, value in validated.items()}
-            if not history or row["val/accuracy"] > history[best_epoch - 1]["val/accuracy"]:
-                best_epoch, best_weights = epoch, copy.deepcopy(judged.state_dict())
-            history.append(row)
-            speed = len(train) * train.batch_size / seconds
-            trained_seconds += seconds
-            best = history[best_epoch - 1]["val/accuracy"]
-            timing = {"images_per_second": speed, "train_seconds": trained_seconds}
-            log_metrics({**row, "val/best_accuracy": best, **timing}, epoch)
-            accuracy = f"train {trained['accuracy']:.2%}, val {validated['accuracy']:.2%}"
-            bar.set_postfix_str(f"loss {trained['loss']:.3f}, {accuracy}, {speed:.0f} images/s")
-    return Fitted(history, best_epoch, best_weights)
+    with torch.random.fork_rng(gpus):
+        progress = Progress(net, loop.optimizer, loop.schedule, average, seed)
+        if start is not None:
+            progress.load_state_dict(start, len(train))
+        begun = progress.epoch
+        bar = tqdm(range(begun, epochs + 1), "epochs", epochs, initial=begun - 1, unit="epoch", disable=None)
+        with bar:
+            for epoch in bar:
+                tally, rate = progress.tally, progress.rate
+                try:
+                    after_step = partial(offer, progress)
+                    trained = train_one_epoch(net, _steps(train, progress, epochs), loop, average, tally, after_step)
+                except DivergedError as error:
+                    raise DivergedError(f"epoch {epoch}, {error}") from None
+                with loop.autocast:
+                    if average is not None:
+                        progress.seed_draws()
+                        images = islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size))
+                        update_bn(_offering(images, after_step), judged)
+                    validated = evaluate(judged, _offering(validation, after_step), measures)
+                loop.schedule.end_epoch(validated["loss"])
+                row = {"lr": rate}
+                row |= {f"train/{name}": value for name, value in trained.items()}
+                row |= {f"val/{name}": value for name, value in validated.items()}
+                progress.end_epoch(row, judged)
+                speed = tally.images / tally.seconds
+                best = progress.history[progress.best_epoch - 1]["val/accuracy"]
+                timing = {"images_per_second": speed, "train_seconds": progress.seconds}
+                log_metrics({**row, "val/best_accuracy": best, **timing}, epoch)
+                accuracy = f"train {trained['accuracy']:.2%}, val {validated['accuracy']:.2%}"
+                bar.set_postfix_str(f"loss {trained['loss']:.3f}, {accuracy}, {speed:.0f} images/s")
+                offer(progress)
+    return progress
 
 
 def train_one_epoch(
-    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loop: Loop, average: AveragedModel | None = None
+    net: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loop: Loop,
+    average: AveragedModel | None = None,
+    tally: Tally | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """One pass over `batches`; the device is waited for once, at the end.
 
+    Args:
+        tally: of the epoch's earlier steps, where it goes on.
+
     Returns:
         loss and accuracy, means over the augmented images as they were seen.
+
+    Raises:
+        DivergedError: a loss is NaN or infinite.
     """
     net.train()
-    losses, hits, seen = [], [], 0
+    tally = tally or Tally()
+    begun = time.perf_counter() - tally.seconds
     for images, labels in batches:
         loop.optimizer.zero_grad(set_to_none=True)
         with loop.autocast:
@@ -154,17 +165,28 @@ def train_one_epoch(
                 uphill.backward()
         if loop.clip_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), loop.clip_norm)
+        tally.watch.see(loss.detach(), len(tally.losses) + 1, loop.schedule.value)
         loop.optimizer.step()
         loop.schedule.step()
         if average is not None:
             average.update_parameters(net)
-        losses.append(loss.detach())
-        hits.append(right)
-        seen += len(labels)
-    return {"loss": float(torch.stack(losses).mean()), "accuracy": float(torch.stack(hits).sum()) / seen}
+        tally.add(loss.detach(), right, len(labels))
+        tally.seconds = time.perf_counter() - begun
+        after_step()
+    tally.watch.settle()
+    metrics = tally.metrics()
+    tally.seconds = time.perf_counter() - begun
+    return metrics
 
 
-def _steps(train: TrainBatches, epoch: int, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The epoch's batches behind a bar, where there is a terminal."""
-    label = f"epoch {epoch}/{epochs}"
-    yield from tqdm(train.epoch(epoch), label, len(train), leave=False, position=1, unit="step", disable=None)
+def _steps(train: TrainBatches, progress: Progress, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rest of the epoch's batches behind a bar, where there is a terminal."""
+    label, done = f"epoch {progress.epoch}/{epochs}", progress.step
+    rest = train.epoch(progress.epoch, done)
+    yield from tqdm(rest, label, len(train), leave=False, initial=done, position=1, unit="step", disable=None)
+
+
+def _offering(batches: Iterable[tuple[Tensor, Tensor]], offer: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        yield batch
+        offer()

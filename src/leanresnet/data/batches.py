@@ -40,8 +40,8 @@ class TrainBatches:
     def __len__(self) -> int:
         return len(self._labels) // self.batch_size
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, 3, 32, 32) in 0..255, labels) of one epoch.
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images (B, 3, 32, 32) in 0..255, labels) of one epoch, without its `first` batches.
 
         Images are uint8 in channels_last memory, float where mixup or scaling made them so.
         Labels are (B,) int64, or (B, 10) shares where pairs are mixed.
@@ -52,7 +52,7 @@ class TrainBatches:
         if self._images is not None:
             images = apply_policy(self._images, settings.policy, self._seed, number)
             padded = pad(images, settings.crop_padding, settings.crop_mode)
-        for step in range(len(self)):
+        for step in range(first, len(self)):
             part = slice(step * self.batch_size, (step + 1) * self.batch_size)
             chosen = draws.order[part]
             images = crop_and_flip(padded, chosen, draws.rows[part], draws.columns[part], draws.flips[part])

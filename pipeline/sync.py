@@ -1,0 +1,23 @@
+"""Runs that MLflow has not got yet."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+def sync(folder: Path | None) -> None:
+    """Log to MLflow what runs reported while it was away.
+
+    FOLDER is a workspace, this one unless told: copy .work/journals of a machine without MLflow into
+    an empty folder, and its runs are logged here.
+    """
+    from leanresnet.errors import StorageError
+    from leanresnet.files import workspace
+    from leanresnet.reporting import sync as hand_on
+
+    arrived, left = hand_on(folder or workspace())
+    click.echo(f"{arrived} logged, {left} left")
+    if left:
+        raise StorageError(f"{left} of {arrived + left} could not be logged, accepted: a server that answers")

@@ -1,0 +1,70 @@
+"""When a training has to end: SIGTERM, SIGINT, or the death of the dvc that started it."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+ORPHAN_CHECK_SECONDS = 1.0
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
+    """Inside, signals end nothing; the function that it gives says which one came, and the training sees to it.
+
+    A second SIGINT ends the process at once. A dvc that is killed takes no stage with it, so its death
+    counts as a SIGTERM.
+    """
+    requested: signal.Signals | None = None
+    dvc = _starting_dvc()
+    looked = time.monotonic()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested == signal.SIGINT == number:
+            os._exit(128 + number)
+        requested = requested or signal.Signals(number)
+
+    def request() -> signal.Signals | None:
+        nonlocal requested, looked
+        if requested is None and dvc is not None and time.monotonic() - looked >= ORPHAN_CHECK_SECONDS:
+            looked = time.monotonic()
+            requested = None if _alive(dvc) else signal.SIGTERM
+        return requested
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _starting_dvc() -> psutil.Process | None:
+    """The dvc among this process's ancestors; the stage's shell may stand between them."""
+    if "DVC_STAGE" not in os.environ:
+        return None
+    for ancestor in psutil.Process().parents():
+        try:
+            if "dvc" in [Path(part).name for part in ancestor.cmdline()[:3]]:
+                return ancestor
+        except psutil.Error:
+            continue
+    return None
+
+
+def _alive(process: psutil.Process) -> bool:
+    # A dead process whose own parent has not asked for it yet is a zombie.
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

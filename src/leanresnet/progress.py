@@ -1,0 +1,178 @@
+"""How far a training has come: what the loop counts, and the state from which it can go on."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from leanresnet.data.augmentation import seed_of
+from leanresnet.errors import DivergedError
+from leanresnet.evaluation import Metrics
+from leanresnet.optim import LearningRate
+
+
+class LossWatch:
+    """Stops a training at a loss that is NaN or infinite.
+
+    A GPU is not made to wait: its loss is looked at while it computes the next step.
+    """
+
+    def __init__(self) -> None:
+        self._on_its_way: tuple[Tensor, torch.cuda.Event, int, float] | None = None
+
+    def see(self, loss: Tensor, step: int, rate: float) -> None:
+        """Raises DivergedError for this loss, or for the one before it that was still on its way."""
+        self.settle()
+        if not loss.is_cuda:
+            _check(float(loss), step, rate)
+            return
+        value = torch.empty((), dtype=loss.dtype, pin_memory=True)
+        value.copy_(loss, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._on_its_way = value, event, step, rate
+
+    def settle(self) -> None:
+        """Wait for the loss that is on its way, if one is."""
+        if self._on_its_way is not None:
+            value, event, step, rate = self._on_its_way
+            self._on_its_way = None
+            event.synchronize()
+            _check(float(value), step, rate)
+
+
+def _check(loss: float, step: int, rate: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(f"step {step}: the training loss is {loss} at learning rate {rate:g}")
+
+
+@dataclass
+class Tally:
+    """Losses and hits of an epoch's steps; they stay on the device until `metrics` waits for them.
+
+    `seconds` is the time spent on them.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    hits: list[Tensor] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+    watch: LossWatch = field(default_factory=LossWatch)
+
+    def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
+        self.losses.append(loss)
+        self.hits.append(hits)
+        self.images += images
+
+    def metrics(self) -> Metrics:
+        """loss and accuracy, means over the augmented images as they were seen."""
+        loss, hits = torch.stack(self.losses).mean(), torch.stack(self.hits).sum()
+        return {"loss": float(loss), "accuracy": float(hits) / self.images}
+
+
+class Progress:
+    """A training between two steps: all on which the next one depends, and what those before it gave.
+
+    Attributes:
+        epoch: the one under way, from 1.
+        tally: of its steps so far; the images that they saw follow from their number.
+        rate: the learning rate with which it began.
+        history: a row of metrics for each epoch that ended.
+        best_epoch, best_weights: of the highest validation accuracy; the first of several.
+        seconds: of training in the epochs that ended.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: LearningRate,
+        average: AveragedModel | None,
+        seed: int,
+    ) -> None:
+        self._parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "schedule": schedule}
+        if average is not None:
+            self._parts["average"] = average
+        self._schedule = schedule
+        self._seed = seed
+        self.device = next(net.parameters()).device
+        self.epoch = 1
+        self.tally = Tally()
+        self.rate = schedule.value
+        self.history: list[Metrics] = []
+        self.best_epoch = 0
+        self.best_weights: dict[str, Tensor] = {}
+        self.seconds = 0.0
+        self.seed_draws()
+
+    @property
+    def step(self) -> int:
+        """Steps of the epoch that were made."""
+        return len(self.tally.losses)
+
+    def end_epoch(self, row: Metrics, judged: nn.Module) -> None:
+        """Keep the epoch's metrics, and the weights of `judged` if none before were better."""
+        if not self.history or row["val/accuracy"] > self.history[self.best_epoch - 1]["val/accuracy"]:
+            self.best_epoch, self.best_weights = self.epoch, copy.deepcopy(judged.state_dict())
+        self.history.append(row)
+        self.seconds += self.tally.seconds
+        self.epoch += 1
+        self.tally = Tally()
+        self.rate = self._schedule.value
+        self.seed_draws()
+
+    def seed_draws(self) -> None:
+        """What the network itself draws from here on is a function of (seed, epoch)."""
+        torch.manual_seed(seed_of(self._seed, self.epoch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and containers of them: `torch.load(weights_only=True)` takes them.
+
+        Raises:
+            DivergedError: the last loss is NaN or infinite; there is nothing behind it to keep.
+        """
+        self.tally.watch.settle()
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        counted = {
+            "losses": torch.stack(self.tally.losses) if self.tally.losses else torch.empty(0),
+            "hits": torch.stack(self.tally.hits) if self.tally.hits else torch.empty(0),
+            "images": self.tally.images,
+            "seconds": self.tally.seconds,
+        }
+        draws = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            draws["cuda"] = torch.cuda.get_rng_state(self.device)
+        names = ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds")
+        return {**state, "tally": counted, "draws": draws, **{name: getattr(self, name) for name in names}}
+
+    def load_state_dict(self, state: Mapping[str, Any], steps: int) -> None:
+        """Go on from `state`.
+
+        Args:
+            steps: of an epoch. A state without a schedule comes from a training of fewer epochs: this one's own
+                schedule is brought to the same step.
+        """
+        rates = None if "schedule" in state else self._schedule.go_to((state["epoch"] - 1) * steps)
+        for name, part in self._parts.items():
+            if name in state:
+                part.load_state_dict(state[name])
+        for name in ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds"):
+            setattr(self, name, state[name])
+        if rates is not None:
+            for group, rate in zip(self._parts["optimizer"].param_groups, rates, strict=True):
+                group["lr"] = rate
+            self.rate = rates[0]
+        counted = state["tally"]
+        losses, hits = (list(counted[name].to(self.device).unbind()) for name in ("losses", "hits"))
+        self.tally = Tally(losses, hits, counted["images"], counted["seconds"])
+        if self.step == 0:
+            self.seed_draws()
+            return
+        torch.set_rng_state(state["draws"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["draws"]["cuda"], self.device)

@@ -1,0 +1,212 @@
+"""A run as training sees it: what it reports is written to a journal, and a thread hands it on to MLflow.
+
+Tracking never costs a training: a server that refuses, hangs or dies holds up the thread alone.
+What MLflow did not get stays in the journal, and `leanresnet sync` hands it on later.
+"""
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from leanresnet import tracking
+from leanresnet.errors import StoppedError, redacted
+from leanresnet.files import workspace
+from leanresnet.journal import Event, Journal, left_behind, new_id, open_journal
+
+# How long the end of a run waits for MLflow, and the longest pause between two attempts.
+LAST_SECONDS, PAUSE_SECONDS = 30.0, 30.0
+
+
+class Run:
+    """One run; its methods return at once.
+
+    Attributes:
+        id: of its journal; the MLflow run has it as a tag.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.id = journal.id
+        self._journal = journal
+        self._sender = _Sender(journal)
+        self._only_if_new: dict[str, bool] = {}
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._report({"type": "metrics", "values": dict(metrics), "step": step})
+
+    def log_history(self, rows: list[dict[str, float]]) -> None:
+        """Rows of epochs 1, 2, ... of a training that ended before."""
+        for epoch, row in enumerate(rows, start=1):
+            self.log_metrics(row, epoch)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._report({"type": "tags", "tags": dict(tags)})
+
+    def log_artifact(self, path: Path, folder: str) -> None:
+        self._journal.keep(path, folder)
+        self._report({"type": "artifact", "name": path.name, "folder": folder})
+
+    def log_dataset(self, name: str, digest: str, context: str) -> None:
+        """Name the data the run used; `digest` is the DVC md5 of the split's file."""
+        self._report({"type": "dataset", "name": name, "digest": digest, "context": context})
+
+    def log_parent(self, run_id: str) -> None:
+        """Show this run below the one of this id."""
+        self._report({"type": "parent", "journal": run_id})
+
+    def log_model(self, folder: str) -> None:
+        """The model whose two files were logged as artifacts of `folder`, in MLflow's own format."""
+        self._report({"type": "model", "folder": folder})
+
+    def log_note(self, text: str, teacher: tuple[str, str] | None) -> None:
+        """The run's description, with a link to the run of its teacher, (name, SHA-256 of its weights)."""
+        self._report({"type": "note", "text": text, "teacher": teacher})
+
+    @contextmanager
+    def only_if_new(self) -> Iterator[None]:
+        """What is reported inside counts only where MLflow has no run of this model yet."""
+        self._only_if_new = {"only_if_new": True}
+        try:
+            yield
+        finally:
+            self._only_if_new = {}
+
+    def end(self, status: str) -> None:
+        self._report({"type": "end", "status": status})
+
+    def begin(
+        self, name: str, params: Mapping[str, object], tags: Mapping[str, str], weights: tuple[str, str] | None = None
+    ) -> None:
+        described = {"name": name, "params": dict(params), "tags": {**tracking.code_version(), **tags}}
+        self._report({"type": "begin", **described, "weights": weights})
+
+    def close(self) -> None:
+        """Wait for MLflow, but not for long."""
+        if self._sender.close():
+            self._journal.discard()
+
+    def _report(self, event: Event) -> None:
+        self._journal.append({**event, **self._only_if_new})
+        self._sender.wake()
+
+
+@contextmanager
+def start_run(
+    name: str, params: Mapping[str, object], tags: Mapping[str, str], run_id: str | None = None
+) -> Iterator[Run]:
+    """A new run; or that of `run_id`, which goes on if it was begun.
+
+    An exception inside the block marks it FAILED, or KILLED where it was asked to stop.
+    """
+    with open_journal(run_id or new_id()) as journal:
+        run = Run(journal)
+        run.begin(name, params, tags)
+        status = "FAILED"
+        try:
+            yield run
+            status = "FINISHED"
+        except (KeyboardInterrupt, StoppedError):
+            status = "KILLED"
+            raise
+        finally:
+            run.end(status)
+            run.close()
+
+
+@contextmanager
+def add_to_run(
+    name: str, params: Mapping[str, object], tags: Mapping[str, str], weights: tuple[str, str]
+) -> Iterator[Run]:
+    """The run that made `weights`, (model, SHA-256); a new one where MLflow has none (see `Run.only_if_new`)."""
+    with open_journal(new_id()) as journal:
+        run = Run(journal)
+        run.begin(name, params, tags, weights)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+def sync(root: Path) -> tuple[int, int]:
+    """Hand the journals of a workspace on to MLflow; those that arrived are removed.
+
+    A training that died without a word becomes KILLED.
+
+    Returns:
+        how many arrived, and how many did not.
+    """
+    arrived, left = 0, 0
+    for journal in left_behind(root):
+        try:
+            _hand_on(journal)
+            arrived += 1
+        except Exception as error:  # as in _Sender
+            _warn(error, journal)
+            left += 1
+    return arrived, left
+
+
+def _hand_on(journal: Journal) -> None:
+    if journal.events:
+        first = journal.events[0]
+        if first["weights"] is None and journal.events[-1]["type"] != "end":
+            journal.append({"type": "end", "status": "KILLED"})
+        delivery = tracking.Delivery(journal.id, journal.files, first)
+        for event in journal.events:
+            delivery(event)
+    journal.discard()
+
+
+class _Sender:
+    """A thread that hands a journal's events on as they come, and tries again after a pause where it cannot."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._sent = 0
+        self._closing = False
+        self._failed = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        if not self._failed:
+            self._wake.set()
+
+    def close(self) -> bool:
+        """Whether everything arrived."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(LAST_SECONDS)
+        arrived = self._sent == len(self._journal.events)
+        if not arrived and not self._failed:
+            _warn("it does not answer", self._journal)
+        return arrived
+
+    def _work(self) -> None:
+        delivery, pause = None, 1.0
+        while True:
+            self._wake.wait(pause if self._failed else None)
+            self._wake.clear()
+            closing = self._closing
+            try:
+                if delivery is None:
+                    for other in left_behind(workspace()):
+                        _hand_on(other)
+                    delivery = tracking.Delivery(self._journal.id, self._journal.files, self._journal.events[0])
+                while self._sent < len(self._journal.events):
+                    delivery(self._journal.events[self._sent])
+                    self._sent += 1
+                self._failed, pause = False, 1.0
+            except Exception as error:  # servers, disks and exporters fail in many ways; none may cost a training
+                if not self._failed:
+                    _warn(error, self._journal)
+                delivery, self._failed, pause = None, True, min(2 * pause, PAUSE_SECONDS)
+            if closing:
+                return
+
+
+def _warn(reason: object, journal: Journal) -> None:
+    missing = f"warning: MLflow has not got all of this run ({redacted(reason)[:200]})"
+    print(f"{missing}; {journal.folder} keeps it for `leanresnet sync`", file=sys.stderr)

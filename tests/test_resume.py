@@ -1,0 +1,264 @@
+"""Real processes, killed: the same command goes on, in the same run, and ends as if nothing had happened."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from conftest import outside_environment
+from helpers import synthetic_split, tiny_recipe
+from imports import ROOT
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from leanresnet.data.splits import load_split, save_split
+
+EPOCHS, STEPS = 6, 3
+COMMAND = ["train", "baseline", "--train", "data/train.safetensors", "--validation", "data/validation.safetensors"]
+COMMAND = ["leanresnet", *COMMAND, "--model", "models/baseline", "--results", "results/baseline"]
+# Runs in each process before anything else. It sends itself a signal in the so many-th call of os.fsync, or so many
+# seconds after the first. A file that is written whole takes two calls, for itself and for its folder: 1 and 2 are the
+# run's id, 3 and 4 the first snapshot.
+SIGNAL_ITSELF = """
+import os, pathlib, threading
+real, calls = os.fsync, 0
+at, after = int(os.environ.get("SIGNAL_AT", 0)), float(os.environ.get("SIGNAL_AFTER", 0))
+def send():
+    pathlib.Path("signalled").touch()
+    os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+def fsync(descriptor):
+    global calls
+    calls += 1
+    if calls == 1 and after:
+        threading.Timer(after, send).start()
+    if calls == at:
+        send()
+    real(descriptor)
+os.fsync = fsync
+"""
+
+
+def prepare(folder: Path) -> Path:
+    """A workspace with tiny splits and a training of 18 steps."""
+    params = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text())
+    (folder / "code").mkdir(exist_ok=True)
+    (folder / "code" / "sitecustomize.py").write_text(SIGNAL_ITSELF)
+    recipe = tiny_recipe(epochs=EPOCHS, batch_size=20, ema_decay=0.9)
+    params["train"]["baseline"] = recipe.model_dump(mode="json")
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    save_split(synthetic_split(60), folder / "data" / "train.safetensors")
+    save_split(synthetic_split(40, seed=1), folder / "data" / "validation.safetensors")
+    return folder
+
+
+def train(folder: Path, **environment: object) -> tuple[int, str]:
+    """The command's exit code and what it said on stderr."""
+    settings = {
+        "LEANRESNET_SNAPSHOT_SECONDS": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(folder / "code"),
+        **{name: str(value) for name, value in environment.items()},
+    }
+    done = subprocess.run(COMMAND, cwd=folder, env=outside_environment(**settings), capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def die(folder: Path, at: int, number: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
+    """Train, with the signal in the so many-th call of os.fsync."""
+    return train(folder, SIGNAL_AT=at, SIGNAL=int(number))
+
+
+def results(folder: Path) -> dict[str, str]:
+    files = ["models/baseline/model.safetensors", "models/baseline/model.json", "results/baseline/history.csv"]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+
+
+def the_run(folder: Path) -> tuple[Run, dict[str, list[tuple[int, float]]]]:
+    """The only run, and (step, value) of each of its metrics but times."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    names = [name for name in run.data.metrics if "second" not in name]
+    return run, {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in names}
+
+
+def newest(folder: Path) -> int:
+    """The number of the newest snapshot."""
+    names = [path.name for path in folder.glob(".work/training/*/*.pt")]
+    return max((int(name[:8]) for name in names), default=0)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def is_dead(process: psutil.Process) -> bool:
+    """A zombie is: whoever adopted it has not asked for it yet."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+class Whole:
+    """What the training gives that nobody interrupts."""
+
+    def __init__(self, folder: Path) -> None:
+        prepare(folder)
+        assert train(folder) == (0, "")
+        self.results = results(folder)
+        self.run, self.metrics = the_run(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return Whole(tmp_path_factory.mktemp("whole"))
+
+
+def assert_is_whole(folder: Path, whole: Whole) -> None:
+    assert results(folder) == whole.results
+    run, metrics = the_run(folder)
+    assert run.info.status == "FINISHED"
+    assert metrics == whole.metrics
+    assert max(Counter(step for step, _ in metrics["train/loss"]).values()) == 1
+    assert run.data.params == whole.run.data.params
+
+
+def test_killed_between_and_inside_saves_it_ends_the_same(whole: Whole, tmp_path: Path) -> None:
+    """In writing the run's id; in writing and after writing the first snapshot and later ones."""
+    folder = prepare(tmp_path)
+    for at in (1, 3, 20):
+        assert die(folder, at)[0] == -signal.SIGKILL
+    assert newest(folder) == 9
+    assert train(folder) == (0, "")
+    assert_is_whole(folder, whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_the_run_as_killed(
+    number: signal.Signals, code: int, whole: Whole, tmp_path: Path
+) -> None:
+    folder = prepare(tmp_path)
+    returned, error = die(folder, 9, number)
+    assert time.time() - (folder / "signalled").stat().st_mtime < 5
+    assert returned == code
+    # It came while the fourth snapshot was written, that of the first epoch's end; the step after it was the last.
+    assert error.startswith(f"error: stopped by {number.name} after epoch 2, step 1; the same command goes on from")
+    assert error.count("\n") == 1
+    assert newest(folder) == 5
+    assert the_run(folder)[0].info.status == "KILLED"
+    # How a training goes on does not depend on the signal.
+    if number == signal.SIGTERM:
+        assert train(folder) == (0, "")
+        assert_is_whole(folder, whole)
+
+
+def test_another_value_does_not_go_on_from_this_state_and_the_dead_run_is_marked(whole: Whole, tmp_path: Path) -> None:
+    folder = prepare(tmp_path)
+    die(folder, 9)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["train"]["baseline"]["optimizer"]["lr"] *= 2
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    assert train(folder) == (0, "")
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    new, dead = sorted(runs, key=lambda run: -float(run.data.params["optimizer.lr"]))
+    assert (new.info.status, dead.info.status) == ("FINISHED", "KILLED")
+    history = client.get_metric_history(new.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, EPOCHS + 1))
+    assert history[0].value != whole.metrics["train/loss"][0][1]
+
+
+def test_damaged_states_fall_back_or_end_the_command_and_another_machine_is_named(whole: Whole, tmp_path: Path) -> None:
+    folder = prepare(tmp_path)
+    die(folder, 9)
+    paths = sorted(folder.glob(".work/training/*/*.pt"))
+    contents = {path: path.read_bytes() for path in paths}
+    for path in paths:
+        path.write_bytes(contents[path][:-1])
+    code, error = train(folder)
+    assert (code, error.count("\n")) == (6, 1)
+    assert f"{paths[0].parent}: all 3 snapshots" in error
+    paths[0].write_bytes(contents[paths[0]])
+    code, error = train(folder, OMP_NUM_THREADS=2)
+    assert code == 0
+    damaged, elsewhere = error.splitlines()
+    assert damaged.startswith(f"warning: {paths[0].parent}: damaged, so an earlier one is used: ")
+    assert elsewhere.startswith("warning: this training began elsewhere, so its bytes may differ: device: ")
+    assert "threads: 1, now 2" in the_run(folder)[0].data.tags["leanresnet.resumed_from"]
+    assert [step for step, _ in the_run(folder)[1]["train/loss"]] == list(range(1, EPOCHS + 1))
+
+
+def test_a_larger_epochs_goes_on_from_the_finished_model_only_when_asked(whole: Whole, tmp_path: Path) -> None:
+    folder = prepare(tmp_path)
+    assert train(folder) == (0, "")
+    text = (folder / "params.yaml").read_text()
+    params = yaml.safe_load(text)
+    params["train"]["baseline"]["epochs"] = EPOCHS + 3
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    # Asked, and killed on the way: it goes on without being asked again.
+    assert train(folder, LEANRESNET_EXTEND="1", SIGNAL_AT=11, SIGNAL=int(signal.SIGKILL))[0] == -signal.SIGKILL
+    assert train(folder) == (0, "")
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    child, parent = sorted(runs, key=lambda run: -int(run.data.params["epochs"]))
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    losses = [m.value for m in client.get_metric_history(child.info.run_id, "train/loss")]
+    assert losses[:EPOCHS] == [value for _, value in whole.metrics["train/loss"]]
+    assert len(losses) == EPOCHS + 3
+    about = json.loads((folder / "models/baseline/model.json").read_text())
+    assert (about["params"]["epochs"], about["extended_from"]) == (EPOCHS + 3, EPOCHS)
+
+
+def test_nothing_to_extend_is_one_line(tmp_path: Path) -> None:
+    code, error = train(prepare(tmp_path), LEANRESNET_EXTEND="1")
+    assert (code, error.count("\n")) == (2, 1)
+    assert f"train.baseline.epochs = {EPOCHS} with --extend: accepted: with a finished training" in error
+
+
+def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(tmp_path: Path) -> None:
+    """The stage has no terminal and gets no signal; it sees that its dvc is gone."""
+    environment = outside_environment(LEANRESNET_SNAPSHOT_SECONDS="0", OMP_NUM_THREADS="1")
+    command = ["leanresnet", "init", str(tmp_path / "space"), "--preset", "demo"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    folder = tmp_path / "space"
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["train"]["baseline"]["epochs"] = 3
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    repro = ["dvc", "repro", "train@baseline"]
+    dvc = subprocess.Popen(repro, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: newest(folder) >= 80)
+    children = psutil.Process(dvc.pid).children(recursive=True)
+    assert any("train" in child.cmdline() for child in children)
+    os.kill(dvc.pid, signal.SIGKILL)
+    dvc.wait()
+    wait_for(lambda: all(is_dead(child) for child in children), 5)
+    left = newest(folder)
+    assert the_run(folder)[0].info.status == "KILLED"
+    again = subprocess.run(
+        ["dvc", "repro", "train@baseline"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    run, metrics = the_run(folder)
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in metrics["train/loss"]] == [1, 2, 3]
+    # A snapshot a step and an epoch, and none twice: it did not begin anew.
+    steps = len(load_split(folder / "data/train.safetensors")) // 32
+    assert left < newest(folder) == 3 * steps + 3
+    about = json.loads((folder / "models/baseline/model.json").read_text())
+    assert run.data.tags["leanresnet.weights_sha256"] == about["sha256"]
+    # DVC has the outputs now: to run the stage again is to train again.
+    environment |= {"LEANRESNET_SNAPSHOT_SECONDS": "60"}
+    subprocess.run(
+        ["dvc", "repro", "--force", "train@baseline"], cwd=folder, env=environment, check=True, capture_output=True
+    )
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    assert len(client.search_runs([run.info.experiment_id])) == 2
+    assert json.loads((folder / "models/baseline/model.json").read_text()) == about

@@ -1,0 +1,166 @@
+"""What a training keeps while it lasts, and when it is asked to stop."""
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from leanresnet import work
+from leanresnet.errors import StoppedError, StorageError
+from leanresnet.snapshots import Snapshots
+from leanresnet.work import FINISHED_KEPT, Keeper, work_on
+
+CPU = torch.device("cpu")
+MADE_BY = {"params": {"epochs": 3}}
+
+
+class At:
+    """A progress that stands somewhere."""
+
+    device = CPU
+
+    def __init__(self, epoch: int, step: int) -> None:
+        self.epoch, self.step = epoch, step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": [self.epoch, self.step]}
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def places(snapshots: Snapshots) -> Any:
+    state = snapshots.load()
+    return state and state["progress"]["place"]
+
+
+def test_a_state_is_saved_after_the_period_and_each_place_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(work.time, "monotonic", lambda: now)
+    snapshots = Snapshots(Path("kept"))
+    keeper = Keeper(snapshots, 60, lambda: None)
+    saved = []
+    for seconds, progress in (
+        (10, At(1, 1)),
+        (59, At(1, 2)),
+        (60, At(1, 3)),
+        (61, At(2, 0)),
+        (119, At(2, 1)),
+        (120, At(2, 2)),
+    ):
+        now = 100.0 + seconds
+        keeper(progress)  # type: ignore[arg-type]
+        saved.append(places(snapshots))
+    assert saved == [None, None, [1, 3], [1, 3], [1, 3], [2, 2]]
+    always = Keeper(Snapshots(Path("always")), 0, lambda: None)
+    for _ in range(3):
+        always(At(1, 3))  # type: ignore[arg-type]
+    assert len(Snapshots(Path("always")).paths()) == 1
+
+
+def test_a_state_that_cannot_be_saved_costs_a_line_but_a_stop_needs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Snapshots, state: Mapping[str, Any]) -> None:
+        raise StorageError("kept: cannot be written (No space left on device)")
+
+    asked: list[signal.Signals] = []
+    keeper = Keeper(Snapshots(Path("kept")), 0, lambda: asked[0] if asked else None)
+    with monkeypatch.context() as patched:
+        patched.setattr(Snapshots, "save", full)
+        keeper(At(1, 1))  # type: ignore[arg-type]
+        error = capsys.readouterr().err
+        assert (error.count("\n"), "No space left" in error) == (1, True)
+        asked.append(signal.SIGTERM)
+        with pytest.raises(StorageError):
+            keeper(At(1, 2))  # type: ignore[arg-type]
+    with pytest.raises(StoppedError, match=r"^stopped by SIGTERM after epoch 1, step 2; ") as caught:
+        keeper(At(1, 2))  # type: ignore[arg-type]
+    assert caught.value.exit_code == 143
+    assert places(Snapshots(Path("kept"))) == [1, 2]
+
+
+def test_the_folder_depends_on_the_values_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(made_by: dict[str, Any]) -> Path:
+        with work_on(made_by) as held:
+            return held.snapshots.folder
+
+    assert folder(MADE_BY) == folder({"params": {"epochs": 3}})
+    assert folder(MADE_BY) != folder({"params": {"epochs": 4}})
+    before = folder(MADE_BY)
+    monkeypatch.setattr(work, "_code_digest", lambda: "edited")
+    assert folder(MADE_BY) != before
+
+
+def test_two_processes_do_not_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "LOCK_SECONDS", 0.1)
+    with work_on(MADE_BY) as held:
+        folder = held.snapshots.folder
+    with (
+        FileLock(f"{folder}.lock"),
+        pytest.raises(StorageError, match="another process trains this very model"),
+        work_on(MADE_BY),
+    ):
+        pass
+    with work_on(MADE_BY):
+        pass
+
+
+def finish(epochs: int, **state: Any) -> Path:
+    with work_on({"params": {"epochs": epochs}}) as held:
+        held.snapshots.save(state)
+        held.finish("0a1b")
+        return held.snapshots.folder
+
+
+def test_without_dvc_a_finished_training_is_not_gone_on_with() -> None:
+    finish(3, number=1)
+    with work_on(MADE_BY) as held:
+        assert held.snapshots.load() is None
+
+
+def test_under_dvc_it_is_until_the_outputs_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train@baseline")
+    finish(3, number=1)
+    with work_on(MADE_BY) as held:
+        assert held.snapshots.load() == {"number": 1}
+    Path("dvc.lock").write_text("outs:\n- path: models/baseline\n  md5: 0a1b\n")
+    with work_on(MADE_BY) as held:
+        assert held.snapshots.load() is None
+
+
+def test_of_the_finished_the_newest_stay_and_of_the_stopped_all() -> None:
+    with work_on({"params": {"epochs": 100}}) as held:
+        held.snapshots.save({"kept": 1})
+        stopped = held.snapshots.folder
+    folders = []
+    for epochs in range(1, FINISHED_KEPT + 3):
+        folders.append(finish(epochs))
+        os.utime(folders[-1] / "finished", (0, epochs))
+    assert [folder.exists() for folder in folders] == [False] * 2 + [True] * FINISHED_KEPT
+    assert stopped.exists()
+
+
+def test_the_parent_is_the_longest_finished_one_with_fewer_epochs() -> None:
+    for epochs in (2, 4, 9):
+        finish(epochs)
+    with work_on({"params": {"epochs": 3, "lr": 1}}) as held:
+        held.finish("0a1b")
+    with work_on({"params": {"epochs": 6}}) as held:
+        parent = held.parent()
+        assert parent is not None
+        assert (parent.epochs, held.extended_from) == (4, None)
+        held.extend(parent)
+        shortest = held.parent(2)
+        assert shortest is not None
+        assert (shortest.epochs, held.extended_from) == (2, 4)
+    with work_on({"params": {"epochs": 2}}) as held:
+        assert held.parent() is None
