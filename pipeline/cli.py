@@ -1,10 +1,11 @@
 """The `leanresnet` program: the group of commands, and errors as one line with an exit code."""
 
+import os
 import sys
 
 import click
 
-from leanresnet.errors import LeanResNetError, redacted
+from leanresnet.errors import LeanResNetError, StoppedError, redacted
 from pipeline.check import check
 from pipeline.compare import compare
 from pipeline.distill import distill
@@ -38,6 +39,10 @@ def main() -> None:
         sys.exit(0)
     except LeanResNetError as error:
         print(f"error: {redacted(error)}", file=sys.stderr)
+        if isinstance(error, StoppedError):
+            # At once: the thread that hands a run on to MLflow may be in the middle of something.
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import outside_environment
+from conftest import Checkout, outside_environment
 from helpers import synthetic_split, tiny_recipe
 from imports import ROOT
 from mlflow.entities import Run
@@ -150,9 +151,10 @@ def test_a_signal_saves_and_ends_the_run_as_killed(
     assert time.time() - (folder / "signalled").stat().st_mtime < 5
     assert returned == code
     # It came while the fourth snapshot was written, that of the first epoch's end; the step after it was the last.
-    assert error.startswith(f"error: stopped by {number.name} after epoch 2, step 1; the same command goes on from")
-    assert error.count("\n") == 1
+    assert f"error: stopped by {number.name} after epoch 2, step 1; the same command goes on from" in error
     assert newest(folder) == 5
+    # So soon after its start, MLflow may not have been imported yet.
+    subprocess.run(["leanresnet", "sync"], cwd=folder, env=outside_environment(), check=True, capture_output=True)
     assert the_run(folder)[0].info.status == "KILLED"
     # How a training goes on does not depend on the signal.
     if number == signal.SIGTERM:
@@ -223,12 +225,13 @@ def test_nothing_to_extend_is_one_line(tmp_path: Path) -> None:
     assert f"train.baseline.epochs = {EPOCHS} with --extend: accepted: with a finished training" in error
 
 
-def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(tmp_path: Path) -> None:
+def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Checkout, tmp_path: Path) -> None:
     """The stage has no terminal and gets no signal; it sees that its dvc is gone."""
-    environment = outside_environment(LEANRESNET_SNAPSHOT_SECONDS="0", OMP_NUM_THREADS="1")
-    command = ["leanresnet", "init", str(tmp_path / "space"), "--preset", "demo"]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
     folder = tmp_path / "space"
+    shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work"))
+    environment = outside_environment(
+        LEANRESNET_SNAPSHOT_SECONDS="0", PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}"
+    )
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["train"]["baseline"]["epochs"] = 3
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -242,9 +245,7 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(tmp_path: Path
     wait_for(lambda: all(is_dead(child) for child in children), 5)
     left = newest(folder)
     assert the_run(folder)[0].info.status == "KILLED"
-    again = subprocess.run(
-        ["dvc", "repro", "train@baseline"], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    again = subprocess.run(repro, cwd=folder, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     run, metrics = the_run(folder)
     assert run.info.status == "FINISHED"
@@ -256,9 +257,7 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(tmp_path: Path
     assert run.data.tags["leanresnet.weights_sha256"] == about["sha256"]
     # DVC has the outputs now: to run the stage again is to train again.
     environment |= {"LEANRESNET_SNAPSHOT_SECONDS": "60"}
-    subprocess.run(
-        ["dvc", "repro", "--force", "train@baseline"], cwd=folder, env=environment, check=True, capture_output=True
-    )
+    subprocess.run([*repro, "--force"], cwd=folder, env=environment, check=True, capture_output=True)
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     assert len(client.search_runs([run.info.experiment_id])) == 2
     assert json.loads((folder / "models/baseline/model.json").read_text()) == about

@@ -71,5 +71,7 @@ def test_a_step_takes_the_gradient_uphill(adaptive: bool) -> None:
 class Still:
     """A schedule that leaves the learning rate alone."""
 
+    value = 0.1
+
     def step(self) -> None:
         pass

@@ -1,5 +1,6 @@
 """When a batch does not fit into memory: which one would."""
 
+import ctypes
 import gc
 from collections.abc import Callable
 
@@ -23,9 +24,7 @@ def largest_fit(batch_size: int, step: Callable[[int], object]) -> int | None:
     """
     while batch_size >= 4:
         batch_size //= 2
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _give_back()
         try:
             step(batch_size)
             return batch_size
@@ -33,3 +32,13 @@ def largest_fit(batch_size: int, step: Callable[[int], object]) -> int | None:
             if not is_out_of_memory(error):
                 raise
     return None
+
+
+def _give_back() -> None:
+    """To the system, what was freed and kept."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -15,8 +15,10 @@ from leanresnet.errors import StoppedError, redacted
 from leanresnet.files import workspace
 from leanresnet.journal import Event, Journal, left_behind, new_id, open_journal
 
-# How long the end of a run waits for MLflow, and the longest pause between two attempts.
-LAST_SECONDS, PAUSE_SECONDS = 30.0, 30.0
+# How long the end of a run waits for MLflow, and that of one that was asked to stop.
+LAST_SECONDS, STOP_SECONDS = 30.0, 3.0
+# The longest pause between two attempts.
+PAUSE_SECONDS = 30.0
 
 
 class Run:
@@ -81,9 +83,9 @@ class Run:
         described = {"name": name, "params": dict(params), "tags": {**tracking.code_version(), **tags}}
         self._report({"type": "begin", **described, "weights": weights})
 
-    def close(self) -> None:
-        """Wait for MLflow, but not for long."""
-        if self._sender.close():
+    def close(self, seconds: float = LAST_SECONDS) -> None:
+        """Wait for MLflow, but not for longer."""
+        if self._sender.close(seconds):
             self._journal.discard()
 
     def _report(self, event: Event) -> None:
@@ -111,7 +113,7 @@ def start_run(
             raise
         finally:
             run.end(status)
-            run.close()
+            run.close(STOP_SECONDS if status == "KILLED" else LAST_SECONDS)
 
 
 @contextmanager
@@ -174,11 +176,11 @@ class _Sender:
         if not self._failed:
             self._wake.set()
 
-    def close(self) -> bool:
+    def close(self, seconds: float) -> bool:
         """Whether everything arrived."""
         self._closing = True
         self._wake.set()
-        self._thread.join(LAST_SECONDS)
+        self._thread.join(seconds)
         arrived = self._sent == len(self._journal.events)
         if not arrived and not self._failed:
             _warn("it does not answer", self._journal)
