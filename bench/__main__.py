@@ -48,6 +48,7 @@ def run_all(device: str, steps: int | None) -> None:
         speed.efficiency(chosen, count, compile_it=True)
         speed.hardware(chosen, count, compile_it=True)
         speed.determinism(chosen, count, compile_it=True)
+        speed.snapshots(chosen)
         speed.growth(chosen, count, compile_it=chosen.type == "cuda")
         overheads.overheads()
 
@@ -91,6 +92,14 @@ def determinism(device: str, steps: int | None, compile_it: bool) -> None:
     """The price of `deterministic: true`."""
     chosen = choose_device(device)
     _figures(chosen, lambda count: speed.determinism(chosen, count, compile_it), steps)
+
+
+@bench.command()
+@device_option
+def snapshots(device: str) -> None:
+    """The price of going on after a kill."""
+    chosen = choose_device(device)
+    _figures(chosen, lambda _: speed.snapshots(chosen))
 
 
 @bench.command()

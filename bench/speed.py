@@ -8,8 +8,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 from torch.profiler import ProfilerActivity, profile
 
 from bench.report import alternate, median, record, seconds
@@ -20,7 +22,10 @@ from leanresnet.data.batches import EvalBatches
 from leanresnet.device import engine
 from leanresnet.evaluation import MEASURES
 from leanresnet.models.budget import count_macs, count_parameters
+from leanresnet.progress import Progress
+from leanresnet.snapshots import Snapshots
 from leanresnet.trainer import fit
+from pipeline.options import SNAPSHOT_SECONDS
 
 REPEATS = 5
 
@@ -171,6 +176,24 @@ def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
     ratios = [slow / free for slow, free in zip(found["deterministic"], found["free"], strict=True)]
     context = {"batch": 128, "steps": steps, "repetitions": REPEATS, "compiled": compile_it}
     record("determinism/deterministic_over_free", median(ratios), "x", **context)
+
+
+def snapshots(device: torch.device) -> None:
+    """What saving a training's state costs at the default period: the paper's network with averaged weights."""
+    trainer = Engine(paper_recipe(batch_size=128), 1, device, compile=False)
+    trainer.warm_up()
+    average = AveragedModel(trainer.net)
+    progress = Progress(trainer.net, trainer.loop.optimizer, trainer.loop.schedule, average, seed=0)
+    progress.end_epoch({"val/accuracy": 0.0}, average.module)
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        kept = Snapshots(Path(folder))
+        spent = median(
+            [seconds(lambda: kept.save({"progress": progress.state_dict()}), device) for _ in range(REPEATS)]
+        )
+        size = kept.paths()[-1].stat().st_size
+    record("snapshot/size", size / 2**20, "MiB")
+    record("snapshot/seconds", spent, "s", repetitions=REPEATS)
+    record("snapshot/share", 100 * spent / SNAPSHOT_SECONDS, "% of the time", period=SNAPSHOT_SECONDS)
 
 
 def growth(device: torch.device, steps: int, compile_it: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 Command = Callable[..., Any]
+SNAPSHOT_SECONDS = 60.0
 
 params_option = click.option(
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="The params file."
@@ -18,7 +19,7 @@ snapshot_option = click.option(
     "--snapshot-seconds",
     type=click.FloatRange(0),
     envvar="LEANRESNET_SNAPSHOT_SECONDS",
-    default=60.0,
+    default=SNAPSHOT_SECONDS,
     show_default=True,
     help="Between two saves of a training's state; 0: after each step.",
 )
