@@ -2,10 +2,11 @@
 
 import os
 import sys
+import threading
 
 import click
 
-from leanresnet.errors import LeanResNetError, StoppedError, redacted
+from leanresnet.errors import LeanResNetError, redacted
 from pipeline.check import check
 from pipeline.compare import compare
 from pipeline.distill import distill
@@ -36,14 +37,10 @@ def main() -> None:
     """Run the program; a user's mistake is one line on stderr and the error's exit code."""
     try:
         cli(prog_name="leanresnet", standalone_mode=False)
-        sys.exit(0)
+        _leave(0)
     except LeanResNetError as error:
         print(f"error: {redacted(error)}", file=sys.stderr)
-        if isinstance(error, StoppedError):
-            # At once: the thread that hands a run on to MLflow may be in the middle of something.
-            sys.stderr.flush()
-            os._exit(error.exit_code)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
@@ -51,4 +48,13 @@ def main() -> None:
         print(f"error: {redacted(error.format_message())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.Abort:
-        sys.exit(130)
+        _leave(130)
+
+
+def _leave(code: int) -> None:
+    """At once where a run's end gave up on MLflow: its thread may be in the middle of an import or a request."""
+    if any(thread.name == "mlflow" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

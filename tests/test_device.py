@@ -1,6 +1,7 @@
 """The engine's settings, compilation and its fallback."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch._inductor.exc import InductorError
 
 from leanresnet.config import Model
 from leanresnet.device import autocast, compiled, engine, exact_float32
+from leanresnet.errors import StoppedError
 from leanresnet.losses import CrossEntropy, DistillationLoss
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.trainer import objective_of
@@ -151,6 +153,20 @@ def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
     eager, _ = three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=False)
     assert losses == eager
     assert capfd.readouterr().err.count("torch.compile failed") == 1
+
+
+def test_a_compiler_that_a_signal_ends_ends_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its next steps would be other ones than those of the training that goes on later."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise InductorError(RuntimeError("g++ was interrupted"), None)
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_backward", refuse)
+    monkeypatch.setattr("leanresnet.device.requested_stop", lambda: signal.SIGINT)
+    no_cache(monkeypatch, tmp_path)
+    with pytest.raises(StoppedError, match=r"^stopped by SIGINT during torch\.compile$") as caught:
+        three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=True)
+    assert caught.value.exit_code == 130
 
 
 def test_a_gpu_has_a_fixed_workspace_whatever_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:

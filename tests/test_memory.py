@@ -13,6 +13,7 @@ from leanresnet.memory import is_out_of_memory, largest_fit
 # Above 500 MB at 2,000 images a step; what a process keeps for later allocations counts too.
 SCRIPT = """
 import resource, sys
+import mlflow.pytorch
 from pathlib import Path
 import torch
 from helpers import synthetic_split, tiny_recipe

@@ -122,7 +122,8 @@ def test_a_server_that_does_not_serve_costs_a_line_and_no_metric(
         error = capsys.readouterr().err
         assert error.startswith("warning: MLflow has not got all of this run")
         assert error.count("\n") == 1
-        assert slowest < 0.1
+        # A call to the server that hangs takes a second.
+        assert slowest < 0.5
         assert sync(Path.cwd()) == (0, 1)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     # The stage's file is another one by then.
@@ -260,6 +261,38 @@ def test_a_run_that_died_without_a_word_is_marked_at_the_next_start_and_goes_on_
     # What it had is not logged again.
     assert steps(found) == [(epoch, 1 / epoch) for epoch in range(1, EPOCHS + 1)]
     assert steps(found, "accuracy") == [(3, 0.3), (4, 0.4), (5, 0.5)]
+
+
+def test_a_journal_that_cannot_arrive_holds_nothing_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with reporting.open_journal("1-damaged") as journal:
+        (journal.folder / "events.jsonl").write_text("neither JSON\n")
+    with reporting.open_journal("2-unknown") as journal:
+        journal.append({"type": "begin", "name": "odd", "params": {}, "tags": {}, "weights": None})
+        journal.append({"type": "from a later version"})
+        journal.append({"type": "end", "status": "FINISHED"})
+    with start_run("name", {"lr": 0.1}, {}) as run:
+        report(run)
+    assert_is_complete(next(run for run in recorded() if run.info.run_name == "name"))
+    assert [journal.name for journal in journals()] == ["1-damaged", "2-unknown"]
+    error = capsys.readouterr().err
+    assert "1-damaged" in error
+    assert "2-unknown" in error
+    assert sync(Path.cwd()) == (0, 2)
+
+
+def test_a_database_that_was_removed_gets_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_run("name", {"lr": 0.1}, {}) as run:
+        run.log_metrics({"loss": 1.0, "accuracy": 0.1}, 1)
+        end = time.monotonic() + 30
+        while run._sender._sent < 2:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        (first,) = recorded()
+        client().delete_run(first.info.run_id)
+        # As a client does that is told there is no such run.
+        report(run, first=2)
+    (found,) = recorded()
+    assert_is_complete(found)
 
 
 def test_a_journal_in_use_is_left_alone() -> None:

@@ -194,7 +194,7 @@ def test_damaged_states_fall_back_or_end_the_command_and_another_machine_is_name
     damaged, elsewhere = error.splitlines()
     assert damaged.startswith(f"warning: {paths[0].parent}: damaged, so an earlier one is used: ")
     assert elsewhere.startswith("warning: this training began elsewhere, so its bytes may differ: device: ")
-    assert "threads: 1, now 2" in the_run(folder)[0].data.tags["leanresnet.resumed_from"]
+    assert "1 threads, now " in the_run(folder)[0].data.tags["leanresnet.resumed_from"]
     assert [step for step, _ in the_run(folder)[1]["train/loss"]] == list(range(1, EPOCHS + 1))
 
 
@@ -206,7 +206,7 @@ def test_a_larger_epochs_goes_on_from_the_finished_model_only_when_asked(whole: 
     params["train"]["baseline"]["epochs"] = EPOCHS + 3
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     # Asked, and killed on the way: it goes on without being asked again.
-    assert train(folder, LEANRESNET_EXTEND="1", SIGNAL_AT=11, SIGNAL=int(signal.SIGKILL))[0] == -signal.SIGKILL
+    assert train(folder, LEANRESNET_EXTEND="1", SIGNAL_AT=5, SIGNAL=int(signal.SIGKILL))[0] == -signal.SIGKILL
     assert train(folder) == (0, "")
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
@@ -242,8 +242,9 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Chec
     assert any("train" in child.cmdline() for child in children)
     os.kill(dvc.pid, signal.SIGKILL)
     dvc.wait()
-    wait_for(lambda: all(is_dead(child) for child in children), 5)
+    wait_for(lambda: all(is_dead(child) for child in children), 30)
     left = newest(folder)
+    subprocess.run(["leanresnet", "sync"], cwd=folder, env=environment, check=True, capture_output=True)
     assert the_run(folder)[0].info.status == "KILLED"
     again = subprocess.run(repro, cwd=folder, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

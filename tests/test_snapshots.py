@@ -81,11 +81,20 @@ def test_a_snapshot_that_was_renamed_is_damaged(tmp_path: Path) -> None:
     assert state["number"] == 1
 
 
-def test_after_a_damaged_one_the_next_is_the_newest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_after_a_damaged_one_the_next_are_the_newest(damage: Callable[[Path], None], tmp_path: Path) -> None:
     snapshots = filled(tmp_path)
-    empty(snapshots.paths()[-1])
-    snapshots.save({"number": 7})
-    assert snapshots.load() == {"number": 7}
+    damage(snapshots.paths()[-1])
+    for number in range(4):
+        snapshots.save({"number": number})
+        assert snapshots.load() == {"number": number}
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    snapshots = filled(tmp_path)
+    (snapshots.folder / f".{snapshots.paths()[-1].name}.k2j3").write_bytes(b"half")
+    snapshots.save({"number": 3})
+    assert len(list(snapshots.folder.iterdir())) == 3
 
 
 def test_a_full_disk_is_one_line_with_path_and_bytes_and_costs_no_snapshot(

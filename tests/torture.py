@@ -103,7 +103,7 @@ def _repros(root: Path, count: int, choices: random.Random) -> tuple[int, int]:
                 wait_for(lambda dvc=dvc, step=step: newest(folder) >= step or dvc.poll() is not None)  # type: ignore[misc]  # noqa: B023
                 children = psutil.Process(dvc.pid).children(recursive=True) if dvc.poll() is None else []
                 dvc.kill()
-            wait_for(lambda children=children: all(is_dead(child) for child in children), 5)  # type: ignore[misc]
+            wait_for(lambda children=children: all(is_dead(child) for child in children), 30)  # type: ignore[misc]
             kills += 1
         complete(folder)
         assert results(folder) == results(untouched)

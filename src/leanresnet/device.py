@@ -14,7 +14,8 @@ import torch.utils.deterministic
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
-from leanresnet.errors import ConfigError
+from leanresnet.errors import ConfigError, StoppedError
+from leanresnet.interruption import requested_stop
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,6 +121,10 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
             with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
                 return chosen(*args, **kwargs)
         except (TorchDynamoException, InductorError) as error:
+            # Ctrl-C ends the compiler too, and what goes on later must be compiled as well.
+            stop = requested_stop()
+            if stop is not None:
+                raise StoppedError(f"stopped by {stop.name} during torch.compile", stop) from None
             # A mistake of the function itself comes up again here, as what it is.
             result = function(*args, **kwargs)
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

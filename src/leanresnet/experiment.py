@@ -122,7 +122,7 @@ def run_experiment(
     with stop_requests() as requested, work_on(made_by) as work:
         keeper = Keeper(work.snapshots, seconds, requested)
         start, elsewhere = load_state(work.snapshots, device)
-        if extend and start is None:
+        if start is None and (extend or work.extended_from):
             start, elsewhere = _extend(work, recipe, lesson.key, device)
         parent = work.parent(work.extended_from) if work.extended_from else None
         if work.extended_from:
@@ -147,7 +147,7 @@ def run_experiment(
 
 def _extend(work: Work, recipe: Recipe, key: str, device: torch.device) -> tuple[dict[str, Any] | None, str | None]:
     """The last state of the finished training with fewer epochs, and in what this machine differs."""
-    parent = work.parent()
+    parent = work.parent(work.extended_from)
     if parent is None:
         kept = f"accepted: with a finished training of the same but fewer epochs; the last {FINISHED_KEPT} are kept"
         raise ConfigError(f"{key}.epochs = {work.epochs} with --extend: {kept}")

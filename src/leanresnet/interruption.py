@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from types import FrameType
 import psutil
 
 ORPHAN_CHECK_SECONDS = 1.0
+_requests: list[Callable[[], signal.Signals | None]] = []
 
 
 @contextmanager
@@ -21,13 +21,13 @@ def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
     A second SIGINT ends the process at once. A dvc that is killed takes no stage with it, so its death
     counts as a SIGTERM.
     """
-    requested: signal.Signals | None = None
     dvc = _starting_dvc()
+    requested = signal.SIGTERM if dvc is None and _is_orphan() else None
     looked = time.monotonic()
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal requested
-        if requested == signal.SIGINT == number:
+        if requested is not None and number == signal.SIGINT:
             os._exit(128 + number)
         requested = requested or signal.Signals(number)
 
@@ -38,15 +38,19 @@ def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
             requested = None if _alive(dvc) else signal.SIGTERM
         return requested
 
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    _requests.append(request)
     try:
         yield request
     finally:
+        _requests.pop()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def requested_stop() -> signal.Signals | None:
+    """For those who cannot be handed the function."""
+    return _requests[-1]() if _requests else None
 
 
 def _starting_dvc() -> psutil.Process | None:
@@ -60,6 +64,11 @@ def _starting_dvc() -> psutil.Process | None:
         except psutil.Error:
             continue
     return None
+
+
+def _is_orphan() -> bool:
+    """Whether dvc had died before it was looked for."""
+    return "DVC_STAGE" in os.environ and os.getppid() == 1
 
 
 def _alive(process: psutil.Process) -> bool:

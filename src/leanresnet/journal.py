@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ Event = dict[str, Any]
 
 
 class Journal:
-    """The events of one run, in order; those of earlier processes first.
+    """The events of one run, in order, those of earlier processes first; each has a `type` and a `time` in ms.
 
     Attributes:
-        events: what was reported; each has a `type` and a `time` in milliseconds.
         files: a folder for what the events name, as `<folder>/<name>`.
     """
 
@@ -34,7 +34,6 @@ class Journal:
         self.folder = folder
         self.files = folder / "files"
         self._lines = folder / "events.jsonl"
-        self.events: list[Event] = self._read()
 
     @property
     def id(self) -> str:
@@ -42,13 +41,13 @@ class Journal:
 
     def append(self, event: Event) -> None:
         """Raises StorageError when it cannot be written."""
-        stamped = {**event, "time": time.time_ns() // 1_000_000}
+        events, stamped = self.events, {**event, "time": time.time_ns() // 1_000_000}
         try:
             with self._lines.open("a") as file:
                 file.write(json.dumps(stamped) + "\n")
         except OSError as error:
             raise StorageError(f"{self._lines}: cannot be written ({error.strerror})") from error
-        self.events.append(stamped)
+        events.append(stamped)
 
     def keep(self, path: Path, folder: str) -> None:
         """A file as it is now, as `<folder>/<its name>`."""
@@ -66,8 +65,11 @@ class Journal:
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        _lock(self.folder).unlink(missing_ok=True)
 
-    def _read(self) -> list[Event]:
+    @cached_property
+    def events(self) -> list[Event]:
+        """Raises StorageError where the file holds something else."""
         if not self._lines.exists():
             return []
         text = self._lines.read_text()
@@ -75,7 +77,10 @@ class Journal:
         if whole != text:
             # A process that died in the middle of a line left the rest.
             self._lines.write_text(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise StorageError(f"{self._lines}: damaged ({error})") from error
 
 
 def new_id() -> str:
@@ -91,7 +96,9 @@ def open_journal(journal_id: str) -> Iterator[Journal]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror})") from error
-    with FileLock(folder / "lock"):
+    with FileLock(_lock(folder)):
+        # Whoever handed the journal on in the meantime has removed it.
+        folder.mkdir(exist_ok=True)
         yield Journal(folder)
 
 
@@ -99,10 +106,15 @@ def left_behind(root: Path) -> Iterator[Journal]:
     """The journals of a workspace on which no process works, the oldest first; each is locked while it is out."""
     for folder in sorted(_journals(root).glob("*/")):
         try:
-            with FileLock(folder / "lock", timeout=0):
-                yield Journal(folder)
-        except (Timeout, FileNotFoundError):
+            with FileLock(_lock(folder), timeout=0):
+                if folder.exists():
+                    yield Journal(folder)
+        except Timeout:
             continue
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _journals(root: Path) -> Path:

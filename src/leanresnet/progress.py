@@ -170,9 +170,9 @@ class Progress:
         counted = state["tally"]
         losses, hits = (list(counted[name].to(self.device).unbind()) for name in ("losses", "hits"))
         self.tally = Tally(losses, hits, counted["images"], counted["seconds"])
-        if self.step == 0:
-            self.seed_draws()
-            return
-        torch.set_rng_state(state["draws"]["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["draws"]["cuda"], self.device)
+        self.seed_draws()
+        if self.step > 0:
+            torch.set_rng_state(state["draws"]["cpu"])
+            # A training that began on a CPU has none.
+            if self.device.type == "cuda" and "cuda" in state["draws"]:
+                torch.cuda.set_rng_state(state["draws"]["cuda"], self.device)

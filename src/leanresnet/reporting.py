@@ -16,7 +16,7 @@ from leanresnet.files import workspace
 from leanresnet.journal import Event, Journal, left_behind, new_id, open_journal
 
 # How long the end of a run waits for MLflow, and that of one that was asked to stop.
-LAST_SECONDS, STOP_SECONDS = 30.0, 3.0
+LAST_SECONDS, STOP_SECONDS = 30.0, 2.0
 # The longest pause between two attempts.
 PAUSE_SECONDS = 30.0
 
@@ -141,7 +141,16 @@ def sync(root: Path) -> tuple[int, int]:
     arrived, left = 0, 0
     for journal in left_behind(root):
         try:
-            _hand_on(journal)
+            # An evaluation adds to a run that may be in a journal which did not arrive.
+            if left and _adds(journal):
+                left += 1
+                continue
+            _mark_dead(journal)
+            if journal.events:
+                delivery = tracking.Delivery(journal.id, journal.files, journal.events[0])
+                for event in journal.events:
+                    delivery(event)
+            journal.discard()
             arrived += 1
         except Exception as error:  # as in _Sender
             _warn(error, journal)
@@ -149,15 +158,17 @@ def sync(root: Path) -> tuple[int, int]:
     return arrived, left
 
 
-def _hand_on(journal: Journal) -> None:
-    if journal.events:
-        first = journal.events[0]
-        if first["weights"] is None and journal.events[-1]["type"] != "end":
-            journal.append({"type": "end", "status": "KILLED"})
-        delivery = tracking.Delivery(journal.id, journal.files, first)
-        for event in journal.events:
-            delivery(event)
-    journal.discard()
+def _adds(journal: Journal) -> bool:
+    """Whether it is of an evaluation, which adds to a training's run."""
+    return bool(journal.events) and journal.events[0]["weights"] is not None
+
+
+def _mark_dead(journal: Journal) -> bool:
+    """Whether this training's process died without a word; its journal says so from now on."""
+    died = bool(journal.events) and not _adds(journal) and journal.events[-1]["type"] != "end"
+    if died:
+        journal.append({"type": "end", "status": "KILLED"})
+    return died
 
 
 class _Sender:
@@ -187,26 +198,51 @@ class _Sender:
         return arrived
 
     def _work(self) -> None:
-        delivery, pause = None, 1.0
+        delivery, pause, again = None, 1.0, False
         while True:
             self._wake.wait(pause if self._failed else None)
             self._wake.clear()
             closing = self._closing
             try:
                 if delivery is None:
-                    for other in left_behind(workspace()):
-                        _hand_on(other)
+                    self._see_to_others()
                     delivery = tracking.Delivery(self._journal.id, self._journal.files, self._journal.events[0])
+                    self._sent = 0
                 while self._sent < len(self._journal.events):
                     delivery(self._journal.events[self._sent])
                     self._sent += 1
-                self._failed, pause = False, 1.0
+                self._failed, pause, again = False, 1.0, False
+                if closing:
+                    sync(workspace())
             except Exception as error:  # servers, disks and exporters fail in many ways; none may cost a training
+                delivery, lost_it = None, delivery is not None and not again
+                if lost_it:
+                    # It went well before: at once, with a new connection, but once.
+                    again = True
+                    self._wake.set()
+                    continue
                 if not self._failed:
                     _warn(error, self._journal)
-                delivery, self._failed, pause = None, True, min(2 * pause, PAUSE_SECONDS)
+                self._failed, pause = True, min(2 * pause, PAUSE_SECONDS)
             if closing:
                 return
+
+    def _see_to_others(self) -> None:
+        """What was left behind goes before an evaluation, and after a training but for runs that died.
+
+        To log a model takes torch's random state for a moment, of which a training draws.
+        """
+        if _adds(self._journal):
+            sync(workspace())
+            return
+        for other in left_behind(workspace()):
+            try:
+                if _mark_dead(other):
+                    delivery = tracking.Delivery(other.id, other.files, other.events[0])
+                    delivery(other.events[0])
+                    delivery(other.events[-1])
+            except Exception as error:  # as in _work
+                _warn(error, other)
 
 
 def _warn(reason: object, journal: Journal) -> None:

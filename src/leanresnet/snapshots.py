@@ -4,6 +4,7 @@ import hashlib
 import io
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ class Snapshots:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         content = buffer.getbuffer()
+        # What a process left that died in the middle of this; there is one process a folder.
+        for part in self.folder.glob(".*"):
+            part.unlink(missing_ok=True)
         before = self.paths()
         number = int(before[-1].stem.partition("-")[0]) + 1 if before else 1
         path = self.folder / f"{number:08d}-{hashlib.sha256(content).hexdigest()}.pt"
@@ -43,7 +47,8 @@ class Snapshots:
         except StorageError as error:
             raise StorageError(f"{error}; a snapshot takes {len(content):,} bytes") from error
         for old in self.paths()[:-KEPT]:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):
+                old.unlink()
 
     def load(self) -> dict[str, Any] | None:
         """The newest state that is whole; None where none was saved. One line on stderr names those passed over.

@@ -70,8 +70,7 @@ class Delivery:
             run = self._client.create_run(self._experiment, begin["time"], tags, begin["name"])
         self._run_id = str(run.info.run_id)
         histories = [self._client.get_metric_history(self._run_id, name) for name in run.data.metrics]
-        self._known = {(each.key, each.step, each.value) for history in histories for each in history}
-        self._logged = {(name, step) for name, step, _ in self._known}
+        self._known = {self._place(each.key, each.step, each.value) for history in histories for each in history}
 
     def __call__(self, event: Event) -> None:
         if self._is_new or not event.get("only_if_new"):
@@ -88,17 +87,15 @@ class Delivery:
     def _metrics(self, event: Event) -> None:
         from mlflow.entities import Metric
 
-        step, values = event["step"], event["values"]
-        # Two evaluations may differ at one step; two of a training do not, but for the time that it took.
-        fresh = {
-            name: value
-            for name, value in values.items()
-            if ((name, step, value) not in self._known if self._adds else (name, step) not in self._logged)
-        }
-        metrics = [Metric(name, value, event["time"], step) for name, value in fresh.items()]
+        step, values = event["step"], event["values"].items()
+        fresh = [(name, value) for name, value in values if self._place(name, step, value) not in self._known]
+        metrics = [Metric(name, value, event["time"], step) for name, value in fresh]
         self._client.log_batch(self._run_id, metrics=metrics)
-        self._known |= {(name, step, value) for name, value in fresh.items()}
-        self._logged |= {(name, step) for name in fresh}
+        self._known |= {self._place(name, step, value) for name, value in fresh}
+
+    def _place(self, name: str, step: int, value: float) -> tuple[str, int, float]:
+        """What is logged once. Two evaluations may differ at one step; a training has one value there."""
+        return (name, step, value if self._adds else 0.0)
 
     def _tags(self, event: Event) -> None:
         from mlflow.entities import RunTag
@@ -120,11 +117,12 @@ class Delivery:
 
     def _model(self, event: Event) -> None:
         """In MLflow's own format, which `mlflow.pytorch.load_model` loads: raw pixels in, logits out."""
+        from mlflow.entities import LoggedModelStatus
         from mlflow.models import infer_signature
         from mlflow.pytorch import log_model
 
-        query = f"source_run_id = '{self._run_id}'"
-        if self._client.search_logged_models([self._experiment], query, max_results=1):
+        found = self._client.search_logged_models([self._experiment], f"source_run_id = '{self._run_id}'")
+        if any(model.status == LoggedModelStatus.READY for model in found):
             return
         net = load_model(self._files / event["folder"]).net
         example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)

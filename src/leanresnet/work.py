@@ -27,8 +27,8 @@ from leanresnet.snapshots import Snapshots
 
 # A training whose dvc was killed may be about to stop; two that are alive can not share a folder.
 LOCK_SECONDS = 60
-# Finished trainings whose last state stays, the newest.
-FINISHED_KEPT = 5
+# The newest trainings whose states stay: those that finished, and those that stopped, or go on beside this one.
+FINISHED_KEPT, STOPPED_KEPT = 5, 50
 
 
 class Work:
@@ -83,13 +83,11 @@ class Work:
     def is_recorded(self) -> bool:
         """Whether the outputs of this training are safe, so that running it again means to train again."""
         md5 = _read(self._finished)
-        return md5 is not None and md5 in (_read(Path("dvc.lock")) or "")
+        # Empty: not under DVC, so nobody has to record them.
+        return md5 == "" or (md5 is not None and md5 in (_read(Path("dvc.lock")) or ""))
 
     def discard(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def finished_at(self) -> float:
-        return self._finished.stat().st_mtime
 
 
 def _read(path: Path) -> str | None:
@@ -121,9 +119,23 @@ def work_on(made_by: Mapping[str, Any]) -> Iterator[Work]:
         if work.is_recorded():
             work.discard()
         yield work
-        finished = [each for each in map(Work, root.glob("*/")) if each.is_finished()]
-        for old in sorted(finished, key=Work.finished_at)[:-FINISHED_KEPT]:
-            old.discard()
+        _tidy(root)
+
+
+def _tidy(root: Path) -> None:
+    """Remove all but the newest of the trainings that finished and of those that stopped."""
+    works = [Work(folder) for folder in sorted(root.glob("*/"), key=_changed)]
+    finished = [each for each in works if each.is_finished()]
+    stopped = [each for each in works if not each.is_finished()]
+    for old in [*finished[:-FINISHED_KEPT], *stopped[:-STOPPED_KEPT]]:
+        old.discard()
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another training's _tidy was here
+        return 0.0
 
 
 class Keeper:
@@ -141,17 +153,6 @@ class Keeper:
         self._requested = requested
         self._saved_at = time.monotonic()
         self._saved: tuple[int, int] | None = None
-
-    def load(self, device: torch.device) -> tuple[dict[str, Any] | None, str | None]:
-        """The state to go on from, and in what this machine differs from the one that saved it; None: in nothing."""
-        kept = self._snapshots.load()
-        if kept is None:
-            return None, None
-        here, there = _fingerprint(device), kept["fingerprint"]
-        changed = [
-            f"{name}: {there.get(name)}, now {value}" for name, value in here.items() if there.get(name) != value
-        ]
-        return kept["progress"], "; ".join(changed) or None
 
     def __call__(self, progress: Progress) -> None:
         signal = self._requested()
@@ -193,7 +194,6 @@ def _fingerprint(device: torch.device) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "device": describe(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "processes": 1,
     }
 
