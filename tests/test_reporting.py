@@ -306,7 +306,8 @@ def test_a_journal_in_use_is_left_alone() -> None:
     ("error", "status"),
     [(ZeroDivisionError(), "FAILED"), (KeyboardInterrupt(), "KILLED"), (StoppedError("by SIGTERM", 15), "KILLED")],
 )
-def test_an_exception_marks_the_run(error: BaseException, status: str) -> None:
+def test_an_exception_marks_the_run(error: BaseException, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "STOP_SECONDS", 30.0)
     with pytest.raises(type(error)), start_run("name", {}, {}):
         raise error
     assert [run.info.status for run in recorded()] == [status]
