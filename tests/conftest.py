@@ -26,14 +26,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker makes the checkout, and a file's tests share what they have made."""
-    for item in items:
-        group = "checkout" if "checkout" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def outside_environment(**changes: str) -> dict[str, str]:
     """The environment without what a developer's shell may have set for this project."""
     kept = {
