@@ -58,6 +58,10 @@ def prepare(folder: Path) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     save_split(synthetic_split(60), folder / "data" / "train.safetensors")
     save_split(synthetic_split(40, seed=1), folder / "data" / "validation.safetensors")
+    with pytest.MonkeyPatch.context() as patched:
+        # A database that a process leaves half made is of no use to anybody, and here they die within a second.
+        patched.setenv("DVC_ROOT", str(folder))
+        runs_table()
     return folder
 
 
@@ -145,12 +149,9 @@ def test_killed_between_and_inside_saves_it_ends_the_same(whole: Whole, tmp_path
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_the_run_as_killed(
-    number: signal.Signals, code: int, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, code: int, whole: Whole, tmp_path: Path
 ) -> None:
     folder = prepare(tmp_path)
-    # A database that a process leaves half made is of no use to anybody; here the signal comes within a second.
-    monkeypatch.chdir(folder)
-    runs_table()
     returned, error = die(folder, 9, number)
     assert time.time() - (folder / "signalled").stat().st_mtime < 5
     assert returned == code
