@@ -21,7 +21,6 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from leanresnet.data.splits import load_split, save_split
-from leanresnet.tracking import runs_table
 
 EPOCHS, STEPS = 6, 3
 COMMAND = ["train", "baseline", "--train", "data/train.safetensors", "--validation", "data/validation.safetensors"]
@@ -58,10 +57,6 @@ def prepare(folder: Path) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     save_split(synthetic_split(60), folder / "data" / "train.safetensors")
     save_split(synthetic_split(40, seed=1), folder / "data" / "validation.safetensors")
-    with pytest.MonkeyPatch.context() as patched:
-        # A database that a process leaves half made is of no use to anybody, and here they die within a second.
-        patched.setenv("DVC_ROOT", str(folder))
-        runs_table()
     return folder
 
 

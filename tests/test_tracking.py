@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,33 @@ def test_processes_share_a_fresh_database(tmp_path: Path) -> None:
     client = client_of(tmp_path)
     found = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
     assert [len(client.get_metric_history(run.info.run_id, "m")) for run in found] == [20] * 8
+
+
+MAKES_A_DATABASE = """
+import itertools, os, signal
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from leanresnet.tracking import runs_table
+
+statements = itertools.count(1)
+
+@event.listens_for(Engine, "after_cursor_execute")
+def die(*_):
+    if next(statements) == STATEMENTS:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+runs_table()
+"""
+
+
+def test_a_process_killed_while_the_database_is_made_leaves_none(tmp_path: Path) -> None:
+    killed, healthy = (
+        subprocess.run(
+            [sys.executable, "-c", f"STATEMENTS = {statements}\n{MAKES_A_DATABASE}"],
+            cwd=tmp_path,
+            env=outside_environment(),
+        )
+        for statements in (400, 0)
+    )
+    assert (killed.returncode, healthy.returncode) == (-signal.SIGKILL, 0)
+    assert client_of(tmp_path).get_experiment_by_name("leanresnet") is not None

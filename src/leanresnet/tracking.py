@@ -7,6 +7,7 @@ run id has to be kept in a stage's output.
 import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import warnings
 from contextlib import nullcontext
@@ -242,11 +243,29 @@ def _connect() -> Any:
     (root / ".work").mkdir(exist_ok=True)
     # Two processes that create a fresh database at once break it.
     with FileLock(root / ".work" / "mlflow.lock") if local else nullcontext():
+        if local:
+            _create_database(uri)
         experiment = mlflow.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             mlflow.create_experiment(EXPERIMENT, artifact_location=local)
         mlflow.set_experiment(EXPERIMENT)
     return mlflow
+
+
+def _create_database(uri: str) -> None:
+    """Beside its place, if there is none: one that a killed process left half made is of no use to anybody."""
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.engine import make_url
+
+    path = Path(make_url(uri).database or "")
+    if not path.exists():
+        # A folder, for sqlite keeps files of its own beside one that is written.
+        folder = path.with_name(f"{path.name}.new")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        MlflowClient(f"sqlite:///{folder / path.name}").search_experiments(max_results=1)
+        (folder / path.name).replace(path)
+        folder.rmdir()
 
 
 def _git(*arguments: str) -> str | None:
