@@ -33,8 +33,10 @@ demo: $(STAMP)  ## all five stages on bundled digits, in .demo/ (under 2 minutes
 	@echo && leanresnet compare --results $(DEMO)/results
 	@echo && echo "compare the runs in MLflow: make ui DIR=$(DEMO)"
 
-repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10
+repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10; then the champion is registered
 	dvc repro
+	leanresnet sync
+	leanresnet champion
 	@echo && leanresnet compare --results results
 	@echo && echo "compare the runs in MLflow: make ui"
 

@@ -7,12 +7,16 @@ import threading
 import click
 
 from leanresnet.errors import LeanResNetError, redacted
+from pipeline.champion import champion
 from pipeline.check import check
 from pipeline.compare import compare
 from pipeline.distill import distill
 from pipeline.download import download
 from pipeline.evaluate import evaluate
+from pipeline.export import export
 from pipeline.init import init
+from pipeline.lineage import lineage
+from pipeline.predict import predict
 from pipeline.search import search
 from pipeline.split import split
 from pipeline.sync import sync
@@ -29,7 +33,9 @@ def cli() -> None:
     """
 
 
-for command in (check, init, download, split, train, distill, evaluate, compare, search, sync, ui):
+STAGES = (download, split, train, distill, evaluate)
+AROUND = (check, init, compare, lineage, champion, search, predict, export, sync, ui)
+for command in STAGES + AROUND:
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""Models side by side: a workspace's three, or those of its experiments."""
+"""Models side by side: a workspace's three, or runs of MLflow."""
 
 from pathlib import Path
 
@@ -6,18 +6,58 @@ import click
 
 
 @click.command()
-@click.option("--results", type=click.Path(path_type=Path), help="A folder with a folder of results a model.")
+@click.argument("targets", nargs=-1, metavar="[RUN|MODEL]...")
 @click.option("--experiment", "experiments", multiple=True, help="DVC experiments of this name, or that begin with it.")
-@click.option("--out", type=click.Path(path_type=Path), help="With experiments: write OUT.md and OUT.png too.")
-def compare(results: Path | None, experiments: tuple[str, ...], out: Path | None) -> None:
-    """Print the three evaluated models side by side, or the runs of experiments and in what they differ."""
-    if (results is None) == (not experiments):
-        raise click.UsageError("accepted: --results, or one --experiment or more")
+@click.option("--group-by", type=click.Choice(["seed", "none"]), default="seed", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Write OUT.md and OUT.png.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page, and log it to the best run.")
+@click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    default=Path("data/test.safetensors"),
+    show_default=True,
+    help="The split whose images the page shows, where there is one.",
+)
+@click.option("--results", type=click.Path(path_type=Path), help="Instead of runs: a folder of results, one a model.")
+def compare(
+    targets: tuple[str, ...],
+    experiments: tuple[str, ...],
+    group_by: str,
+    out: Path | None,
+    html: Path | None,
+    test: Path,
+    results: Path | None,
+) -> None:
+    """Print runs side by side: the params in which they differ, and what came of it.
+
+    RUN|MODEL: an MLflow run's id, or a model's place; all finished runs where none is named. Runs that
+    differ in their seed alone are one line, with mean and deviation.
+    """
     if results is not None:
+        if targets or experiments or out or html:
+            raise click.UsageError("--results stands alone: it reads no runs")
         from leanresnet.summary import comparison
 
         click.echo(comparison(results))
-    else:
-        from leanresnet.comparison import compare_experiments
+        return
+    from leanresnet.comparison import compare as side_by_side
+    from leanresnet.comparison import select
 
-        click.echo(compare_experiments(experiments, out))
+    found = side_by_side(select(targets, experiments), group_by == "seed")
+    click.echo(found.markdown())
+    if out is not None:
+        found.write(out)
+    if html is not None:
+        _write_page(found, html, test)
+
+
+def _write_page(found: "Comparison", html: Path, test: Path) -> None:  # type: ignore[name-defined]  # noqa: F821
+    from leanresnet.data.splits import load_split
+    from leanresnet.disagreement import disagreement
+    from leanresnet.page import write_page
+    from leanresnet.tracking import upload
+
+    best = [group[0] for group in found.groups if "test/accuracy" in group[0].metrics][:2]
+    differ = disagreement(*best) if len(best) == 2 else None
+    write_page(found, differ, load_split(test) if differ and test.exists() else None, html)
+    upload(found.groups[0][0].run_id, html, "comparisons")

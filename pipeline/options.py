@@ -29,6 +29,13 @@ extend_option = click.option(
     envvar="LEANRESNET_EXTEND",
     help="Go on from the finished training of the same for fewer epochs.",
 )
+model_option = click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    default=Path("models/student"),
+    show_default=True,
+    help="Folder of the model.",
+)
 
 
 def path_option(name: str, what: str) -> Callable[[Command], Command]:

@@ -8,7 +8,7 @@ import click
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 def sync(folder: Path | None) -> None:
-    """Log to MLflow what runs reported while it was away.
+    """Log to MLflow what runs reported while it was away, and models that DVC restored from its cache.
 
     FOLDER is a workspace, this one unless told: copy .work/journals of a machine without MLflow into
     an empty folder, and its runs are logged here.
@@ -16,8 +16,13 @@ def sync(folder: Path | None) -> None:
     from leanresnet.errors import StorageError
     from leanresnet.files import workspace
     from leanresnet.reporting import sync as hand_on
+    from leanresnet.restored import log_restored
 
-    arrived, left = hand_on(folder or workspace())
+    root = folder or workspace()
+    arrived, left = hand_on(root)
     click.echo(f"{arrived} logged, {left} left")
     if left:
         raise StorageError(f"{left} of {arrived + left} could not be logged, accepted: a server that answers")
+    restored = log_restored(root)
+    if restored:
+        click.echo(f"{restored} restored by DVC, logged from their outputs")

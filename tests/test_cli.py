@@ -37,7 +37,24 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["download", "split", "train", "distill", "evaluate", "check", "init", "compare", "search", "sync", "ui"]
+    "command",
+    [
+        "download",
+        "split",
+        "train",
+        "distill",
+        "evaluate",
+        "check",
+        "init",
+        "compare",
+        "search",
+        "sync",
+        "ui",
+        "lineage",
+        "champion",
+        "predict",
+        "export",
+    ],
 )
 def test_each_command_explains_itself(command: str) -> None:
     done = program(command, "--help")
@@ -105,11 +122,11 @@ def test_search_refuses_what_are_no_sizes(numbers: str) -> None:
     assert "accepted: odd numbers from 1 to 15" in done.stderr
 
 
-def test_compare_takes_results_or_experiments() -> None:
-    for arguments in ((), ("--results", "a", "--experiment", "b")):
-        done = program("compare", *arguments)
+def test_compare_takes_results_or_runs() -> None:
+    for more in (["run"], ["--experiment", "b"], ["--out", "c"], ["--html", "d"]):
+        done = program("compare", "--results", "a", *more)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "--experiment" in done.stderr
+        assert "--results stands alone" in done.stderr
 
 
 def test_without_a_command_the_program_shows_its_help() -> None:

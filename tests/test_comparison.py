@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from leanresnet import reporting
-from leanresnet.comparison import compare_experiments, differing, front, picture, table
+from leanresnet.charts import front, overview
+from leanresnet.comparison import compare, differing, select
 from leanresnet.errors import DataError, StorageError
-from leanresnet.tracking import Recorded, find_experiments
+from leanresnet.tracking import EXPERIMENT_TAG, Recorded, find_experiments
 
 
 def recorded(experiment: str, accuracy: float, parameters: float = 1000, **params: str) -> Recorded:
@@ -16,9 +17,13 @@ def recorded(experiment: str, accuracy: float, parameters: float = 1000, **param
         "model/macs": 2e6,
         "val/best_accuracy": accuracy,
         "test/accuracy": accuracy - 0.01,
+        "speed/latency_ms": 1.25,
         "train_seconds": 90.0,
     }
-    return Recorded(experiment, "baseline", {"epochs": "3", "budget": "5", **params}, metrics, [0.1, accuracy])
+    tags = {EXPERIMENT_TAG: experiment, "model": "baseline", "dataset": "cifar10"}
+    return Recorded(
+        experiment, "", "FINISHED", tags, {"epochs": "3", "budget": "5", **params}, metrics, [0.1, accuracy]
+    )
 
 
 def track(
@@ -60,7 +65,9 @@ def test_a_question_finds_its_finished_runs_the_newest_of_each_model(
 def test_a_comparison_is_written_as_a_table_and_a_picture(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     track(monkeypatch, "depth-1", "baseline", [0.5])
     track(monkeypatch, "reference", "baseline", [0.7])
-    text = compare_experiments(["depth", "reference"], workspace / "out" / "depth")
+    found = compare(select([], ["depth", "reference"]))
+    found.write(workspace / "out" / "depth")
+    text = found.markdown()
     assert (workspace / "out/depth.md").read_text() == text + "\n"
     assert (workspace / "out/depth.png").read_bytes().startswith(b"\x89PNG")
     assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| reference", "| depth-1"]
@@ -68,12 +75,12 @@ def test_a_comparison_is_written_as_a_table_and_a_picture(workspace: Path, monke
 
 def test_a_question_without_runs_is_a_mistake(workspace: Path) -> None:
     with pytest.raises(DataError, match=r"^experiment = nothing: no finished run, accepted: "):
-        compare_experiments(["nothing"], None)
+        select([], ["nothing"])
 
 
 def test_a_name_that_mlflow_cannot_search_is_a_mistake(workspace: Path) -> None:
     with pytest.raises(StorageError, match=r"MLflow does not answer for"):
-        compare_experiments(["it's"], None)
+        select([], ["it's"])
 
 
 def test_only_params_that_differ_are_shown_and_none_that_follow_from_others() -> None:
@@ -83,9 +90,21 @@ def test_only_params_that_differ_are_shown_and_none_that_follow_from_others() ->
 
 
 def test_a_row_has_the_figures_of_its_run() -> None:
-    lines = table([recorded("a", 0.75, 1234567, lr="1"), recorded("b", 0.5, lr="2")]).splitlines()
-    assert lines[0] == "| experiment | model | lr | parameters | million MACs | validation | test | minutes |"
-    assert lines[2] == "| a | baseline | 1 | 1,234,567 | 2.0 | 75.00% | 74.00% | 1.5 |"
+    found = compare([recorded("a", 0.75, 1234567, lr="1"), recorded("b", 0.5, lr="2")])
+    assert dict(zip(found.header, found.rows[0], strict=True)) == {
+        "run": "a",
+        "model": "baseline",
+        "lr": "1",
+        "parameters": "1,234,567",
+        "million MACs": "2.0",
+        "latency, ms": "1.25",
+        "validation": "75.00%",
+        "test": "74.00%",
+        "to the paper": "-19.75",
+        "minutes": "1.5",
+    }
+    lines = found.markdown().splitlines()
+    assert lines[2] == "| a | baseline | 75.00% | 74.00% | -19.75 | 1,234,567 | 2.0 | 1.25 | 1.5 | 1 |"
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -96,19 +115,36 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviati
         recorded("two", 0.54, seed="0", lr="2"),
         recorded("one-c", 0.57, seed="2", lr="1"),
     ]
-    lines = table(runs).splitlines()
-    assert [line.split(" | ")[:4] for line in lines[2:]] == [
-        ["| two", "baseline", "0", "2"],
-        ["| one-a", "baseline", "0, 1, 2", "1"],
+    lines = compare(runs).markdown().splitlines()
+    assert [line.strip("| ").split(" | ") for line in lines[2:]] == [
+        ["two", "baseline", "54.00%", "53.00%", "-40.75", "1,000", "2.0", "1.25", "1.5", "0", "2"],
+        # Of 50, 52 and 57: the mean 53, deviations -3, -1, 4, and the root of 26 / 2.
+        [
+            "one-a",
+            "baseline",
+            "53.00% ± 3.61",
+            "52.00% ± 3.61",
+            "-41.75",
+            "1,000",
+            "2.0",
+            "1.25",
+            "1.5",
+            "0, 1, 2",
+            "1",
+        ],
     ]
-    # Of 50, 52 and 57: the mean 53, deviations -3, -1, 4, and the root of 26 / 2.
-    assert lines[3].split(" | ")[6:8] == ["53.00% ± 3.61", "52.00% ± 3.61"]
+
+
+def test_the_best_stand_first_and_seeds_apart_when_asked() -> None:
+    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.7, seed="1"), recorded("c", 0.55, lr="1")]
+    assert [row[0] for row in compare(runs).rows] == ["a", "c"]
+    assert [row[0] for row in compare(runs, by_seed=False).rows] == ["b", "c", "a"]
 
 
 def test_a_group_in_which_a_run_was_not_evaluated_has_no_test_accuracy() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1")]
     del runs[1].metrics["test/accuracy"]
-    assert table(runs).splitlines()[2].split(" | ")[-3:] == ["55.00% ± 7.07", "", "1.5 |"]
+    assert compare(runs).rows[0][2:5] == ["55.00% ± 7.07", "", ""]
 
 
 def test_the_front_is_what_nothing_cheaper_beats() -> None:
@@ -118,10 +154,10 @@ def test_the_front_is_what_nothing_cheaper_beats() -> None:
 
 def test_sizes_are_drawn_where_they_differ() -> None:
     alike = [recorded("a", 0.5), recorded("b", 0.6), recorded("c", 0.7)]
-    assert [axes.get_xlabel() for axes in picture(alike).axes] == ["epoch"]
+    assert [axes.get_xlabel() for axes in overview([[run] for run in alike]).axes] == ["epoch"]
     apart = [
         recorded(name, accuracy, size) for name, accuracy, size in (("a", 0.5, 10), ("b", 0.6, 20), ("c", 0.7, 30))
     ]
-    drawn = picture(apart).axes
+    drawn = overview([[run] for run in apart]).axes
     assert [axes.get_xlabel() for axes in drawn] == ["epoch", "parameters"]
     assert [line.get_label() for line in drawn[0].lines] == ["a (baseline)", "b (baseline)", "c (baseline)"]

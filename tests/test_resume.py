@@ -25,13 +25,13 @@ from leanresnet.data.splits import load_split, save_split
 EPOCHS, STEPS = 6, 3
 COMMAND = ["train", "baseline", "--train", "data/train.safetensors", "--validation", "data/validation.safetensors"]
 COMMAND = ["leanresnet", *COMMAND, "--model", "models/baseline", "--results", "results/baseline"]
-# Runs in each process before anything else. It sends itself a signal in the so many-th call of os.fsync, or so many
+# Runs in each process before anything else. It sends itself a signal in the so many-th calls of os.fsync, or so many
 # seconds after the first. A file that is written whole takes two calls, for itself and for its folder: 1 and 2 are the
 # run's id, 3 and 4 the first snapshot.
 SIGNAL_ITSELF = """
 import os, pathlib, threading
 real, calls = os.fsync, 0
-at, after = int(os.environ.get("SIGNAL_AT", 0)), float(os.environ.get("SIGNAL_AFTER", 0))
+at, after = os.environ.get("SIGNAL_AT", "").split(), float(os.environ.get("SIGNAL_AFTER", 0))
 def send():
     pathlib.Path("signalled").touch()
     os.kill(os.getpid(), int(os.environ["SIGNAL"]))
@@ -40,7 +40,7 @@ def fsync(descriptor):
     calls += 1
     if calls == 1 and after:
         threading.Timer(after, send).start()
-    if calls == at:
+    if str(calls) in at:
         send()
     real(descriptor)
 os.fsync = fsync
@@ -50,7 +50,7 @@ os.fsync = fsync
 def prepare(folder: Path) -> Path:
     """A workspace with tiny splits and a training of 18 steps."""
     params = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text())
-    (folder / "code").mkdir(exist_ok=True)
+    (folder / "code").mkdir(parents=True, exist_ok=True)
     (folder / "code" / "sitecustomize.py").write_text(SIGNAL_ITSELF)
     recipe = tiny_recipe(epochs=EPOCHS, batch_size=20, ema_decay=0.9)
     params["train"]["baseline"] = recipe.model_dump(mode="json")
@@ -96,11 +96,11 @@ def newest(folder: Path) -> int:
     return max((int(name[:8]) for name in names), default=0)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60, pause: float = 0.002) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.002)
+        time.sleep(pause)
 
 
 def is_dead(process: psutil.Process) -> bool:
@@ -160,6 +160,14 @@ def test_a_signal_saves_and_ends_the_run_as_killed(
     if number == signal.SIGTERM:
         assert train(folder) == (0, "")
         assert_is_whole(folder, whole)
+
+
+def test_a_second_sigint_ends_it_at_once(tmp_path: Path) -> None:
+    """While the fourth snapshot is written, before its folder is flushed: not even that is waited for."""
+    folder = prepare(tmp_path)
+    assert train(folder, SIGNAL_AT="9 10", SIGNAL=int(signal.SIGINT)) == (130, "")
+    assert newest(folder) == 4
+    assert train(folder)[0] == 0
 
 
 def test_another_value_does_not_go_on_from_this_state_and_the_dead_run_is_marked(whole: Whole, tmp_path: Path) -> None:

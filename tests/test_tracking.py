@@ -137,6 +137,25 @@ def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout,
     assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 8
 
 
+def test_sync_logs_what_dvc_restored_once_and_no_evaluation_of_other_weights(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work", "src"))
+    report = folder / "results/teacher/test.json"
+    report.write_text(report.read_text() + "\n")
+    sync = shell_in(folder)
+    assert sync("leanresnet", "sync").stdout == "0 logged, 0 left\n3 restored by DVC, logged from their outputs\n"
+    assert sync("leanresnet", "sync").stdout == "0 logged, 0 left\n"
+    live, restored = runs_by_model(checkout.folder), runs_by_model(folder)
+    for model in MODELS:
+        metrics = set(live[model].data.metrics) - set(restored[model].data.metrics)
+        known = {"images_per_second", "train_seconds"}
+        assert metrics >= known
+        assert ("test/accuracy" in metrics) == (model == "teacher")
+    assert restored["student"].data.tags["teacher.run_id"] == restored["teacher"].info.run_id
+
+
 def test_processes_share_a_fresh_database(tmp_path: Path) -> None:
     script = (
         "from leanresnet.reporting import start_run\n"

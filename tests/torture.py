@@ -7,10 +7,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import click
 import psutil
 from conftest import outside_environment
+from mlflow.tracking import MlflowClient
 from test_resume import Whole, assert_is_whole, die, is_dead, newest, prepare, results, the_run, train, wait_for
 from test_snapshots import DAMAGES
 
@@ -21,17 +23,21 @@ SEED = 0
 @click.option("--kills", default=200, show_default=True, help="SIGKILLs of a training, half of them inside a save.")
 @click.option("--damages", default=50, show_default=True, help="Snapshots truncated, changed, emptied or replaced.")
 @click.option("--repros", default=20, show_default=True, help="SIGKILLs of `dvc repro`.")
-def torture(kills: int, damages: int, repros: int) -> None:
+@click.option("--at-once", default=5, show_default=True, help="Times two `dvc repro` in one workspace.")
+@click.option("--workers", default=8, show_default=True, help="Of DVC's queue, on a fresh database.")
+def torture(kills: int, damages: int, repros: int, at_once: int, workers: int) -> None:
     """Kill and damage trainings; each must end with the bytes and the metrics of the one that nobody touched."""
     choices = random.Random(SEED)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        whole = Whole(root / "whole")
+        whole, demo = Whole(root / "whole"), Demo(root)
         rows = [
             ("SIGKILL in a training", *_killed(root, whole, kills, choices)),
             ("damaged snapshot", *_damaged(root, whole, damages, choices)),
-            ("SIGKILL of dvc repro", *_repros(root, repros, choices)),
+            ("SIGKILL of dvc repro", *_repros(demo, repros, choices)),
+            ("two dvc repro at once", *_at_once(demo, at_once)),
+            ("worker of DVC's queue", *_queue(demo, workers)),
         ]
     click.echo(f"{'what':24}{'times':>8}{'trainings':>12}{'lost':>6}")
     for what, times, trainings in rows:
@@ -76,41 +82,102 @@ def _damaged(root: Path, whole: Whole, count: int, choices: random.Random) -> tu
     return damaged, trainings
 
 
-def _repros(root: Path, count: int, choices: random.Random) -> tuple[int, int]:
-    """The demo's baseline; what dvc repro gives when nobody kills it is the measure."""
-    environment = outside_environment(LEANRESNET_SNAPSHOT_SECONDS="0", OMP_NUM_THREADS="1")
-    repro = ["dvc", "repro", "train@baseline"]
+class Demo:
+    """Workspaces of the demo's baseline, and what `dvc repro` gives there when nobody disturbs it."""
 
-    def space(name: str) -> Path:
-        command = ["leanresnet", "init", str(root / name), "--preset", "demo"]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-        return root / name
+    repro: ClassVar = ["dvc", "repro", "train@baseline"]
 
-    def complete(folder: Path) -> None:
-        done = subprocess.run(repro, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.environment = outside_environment(LEANRESNET_SNAPSHOT_SECONDS="0", OMP_NUM_THREADS="1")
+        untouched = self.space("untouched")
+        self.complete(untouched)
+        self.results, self.metrics = results(untouched), the_run(untouched)[1]
+
+    def run(self, folder: Path, *command: str) -> str:
+        done = subprocess.run(command, cwd=folder, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    untouched = space("untouched")
-    complete(untouched)
+    def space(self, name: str) -> Path:
+        self.run(self._root, "leanresnet", "init", str(self._root / name), "--preset", "demo")
+        return self._root / name
+
+    def complete(self, folder: Path) -> None:
+        self.run(folder, *self.repro)
+
+    def start(self, folder: Path) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self.repro, cwd=folder, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def assert_is_whole(self, folder: Path) -> None:
+        assert results(folder) == self.results
+        assert the_run(folder)[1] == self.metrics
+
+
+def _repros(demo: Demo, count: int, choices: random.Random) -> tuple[int, int]:
     kills, trainings = 0, 0
     while kills < count:
-        folder = space(f"repro-{trainings}")
+        folder = demo.space(f"repro-{trainings}")
         for _ in range(min(choices.randint(1, 4), count - kills)):
             step = newest(folder) + choices.randint(1, 40)
-            with subprocess.Popen(
-                repro, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            ) as dvc:
+            with demo.start(folder) as dvc:
                 wait_for(lambda dvc=dvc, step=step: newest(folder) >= step or dvc.poll() is not None)  # type: ignore[misc]  # noqa: B023
                 children = psutil.Process(dvc.pid).children(recursive=True) if dvc.poll() is None else []
                 dvc.kill()
-            wait_for(lambda children=children: all(is_dead(child) for child in children), 30)  # type: ignore[misc]
+                wait_for(lambda children=children: all(is_dead(child) for child in children), 30)  # type: ignore[misc]
             kills += 1
-        complete(folder)
-        assert results(folder) == results(untouched)
-        assert the_run(folder)[1] == the_run(untouched)[1]
+        demo.complete(folder)
+        demo.assert_is_whole(folder)
         trainings += 1
         print(f"{kills} kills of dvc repro in {trainings} trainings", file=sys.stderr)
     return kills, trainings
+
+
+def _at_once(demo: Demo, count: int) -> tuple[int, int]:
+    """Two `dvc repro` in one workspace: DVC lets one of them do the work, or both in turn."""
+    for number in range(count):
+        folder = demo.space(f"at-once-{number}")
+        both = [demo.start(folder) for _ in range(2)]
+        errors = [dvc.communicate()[1] for dvc in both]
+        codes = [dvc.returncode for dvc in both]
+        assert 0 in codes, errors
+        for code, error in zip(codes, errors, strict=True):
+            assert code == 0 or "lock" in error or "busy" in error, error
+        demo.complete(folder)
+        demo.assert_is_whole(folder)
+        print(f"{number + 1} times two dvc repro at once", file=sys.stderr)
+    return 2 * count, count
+
+
+def _queue(demo: Demo, workers: int) -> tuple[int, int]:
+    """As many workers of DVC's queue as there are seeds, on a database that none of them has made yet."""
+    folder, epochs = demo.space("queue"), 2
+    demo.run(folder, "dvc", "repro", "split")
+    demo.run(folder, "dvc", "config", "core.no_scm", "false")
+    (folder / ".dvc" / ".gitignore").write_text("/cache\n/tmp\n/config.local\n")
+    demo.run(folder, "git", "init", "--quiet")
+    demo.run(folder, "git", "add", "--all")
+    author = ["-c", "user.name=torture", "-c", "user.email=torture@localhost"]
+    demo.run(folder, "git", *author, "commit", "--quiet", "--message", "demo")
+    for seed in range(workers):
+        values = [f"train.baseline.{value}" for value in (f"seed={seed}", f"epochs={epochs}")]
+        options = [option for value in values for option in ("--set-param", value)]
+        demo.run(folder, "dvc", "exp", "run", "--quiet", "--queue", *options, "train@baseline")
+    assert not (folder / "mlflow.db").exists()
+    demo.run(folder, "dvc", "queue", "start", "--jobs", str(workers))
+    wait_for(lambda: demo.run(folder, "dvc", "queue", "status").count("Success") == workers, 600, pause=2)
+    demo.run(folder, "dvc", "queue", "stop")
+    demo.run(folder, "leanresnet", "sync")
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    assert sorted(int(run.data.params["seed"]) for run in found) == list(range(workers))
+    for run in found:
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "train/loss")
+        assert [metric.step for metric in history] == list(range(1, epochs + 1))
+    return workers, workers
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from leanresnet.data.splits import Split, load_split
 from leanresnet.device import describe, exact_float32
 from leanresnet.evaluation import Metrics, Predictions, measure_speed, predict
 from leanresnet.experiment import Outputs, read_history, run_of
-from leanresnet.files import save_csv, save_figure, save_json
+from leanresnet.files import load_json, save_csv, save_figure, save_json
+from leanresnet.reporting import Run
 
 
 def assess(
@@ -54,10 +55,16 @@ def assess(
     save_figure(pictures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
     save_figure(pictures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
     with run_of(outputs) as run:
-        run.log_metrics(_for_mlflow(report, speed), len(read_history(outputs.history)) + 1)
+        log_assessment(run, outputs)
         run.set_tags({"evaluate.device": describe(device)})
-        for name in ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png"):
-            run.log_artifact(results / name, "results")
+
+
+def log_assessment(run: Run, outputs: Outputs) -> None:
+    """What `assess` wrote to the model's results."""
+    report, speed = (load_json(outputs.results / name) for name in ("test.json", "speed.json"))
+    run.log_metrics(_for_mlflow(report, speed), len(read_history(outputs.history)) + 1)
+    for name in ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png"):
+        run.log_artifact(outputs.results / name, "results")
 
 
 def _by_class(predictions: Predictions, split: Split) -> Metrics:

@@ -127,15 +127,16 @@ def measure_speed(net: nn.Module, images: Tensor, repeats: int) -> Metrics:
     """
     net.eval()
     return {
-        "latency_ms": 1000 * _median_seconds(net, images[:1], repeats),
-        "throughput": len(images) / _median_seconds(net, images, repeats),
+        "latency_ms": 1000 * median_seconds(net, images[:1], repeats),
+        "throughput": len(images) / median_seconds(net, images, repeats),
     }
 
 
-def _median_seconds(net: nn.Module, images: Tensor, repeats: int) -> float:
+def median_seconds(run: Callable[[Tensor], Tensor], images: Tensor, repeats: int) -> float:
+    """Of so many runs, after two that do not count."""
     seconds = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
-        net(images).sum().item()  # .item() waits for the device
+        run(images).sum().item()  # .item() waits for the device
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[2:])

@@ -1,0 +1,16 @@
+"""The best model within its budget, in MLflow's registry."""
+
+import click
+
+
+@click.command()
+def champion() -> None:
+    """Register the best model within its budget, by validation, as leanresnet-<data set>@champion.
+
+    Of all finished runs; one without a budget, a teacher, is never registered.
+    """
+    from leanresnet.champion import crown
+    from leanresnet.files import workspace
+
+    for line in crown(workspace()):
+        click.echo(line)

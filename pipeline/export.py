@@ -1,0 +1,26 @@
+"""A trained model in other formats."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import model_option
+
+
+@click.command()
+@model_option
+@click.option("--format", "form", type=click.Choice(["onnx", "torchscript", "pt2"]), default="onnx", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The file.  [default: model.onnx, ...]")
+def export(model: Path, form: str, out: Path | None) -> None:
+    """Write a model for other programs, and check that it says what the original does.
+
+    It takes raw images (batch, 3, 32, 32) of uint8, any batch, and gives logits (batch, classes).
+    """
+    from leanresnet.checkpoint import load_model
+    from leanresnet.export import SUFFIXES
+    from leanresnet.export import export as write
+
+    path = out or Path("model").with_suffix(SUFFIXES[form])
+    done = write(load_model(model), form, path)  # type: ignore[arg-type]
+    click.echo(f"{path}: logits within {done.difference:.1e} of the original's")
+    click.echo(f"one image: {done.latency_ms:.2f} ms, in torch {done.torch_latency_ms:.2f} ms (medians, float32)")

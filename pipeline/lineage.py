@@ -1,0 +1,16 @@
+"""Where a model comes from."""
+
+import click
+
+
+@click.command()
+@click.argument("target", metavar="RUN|MODEL")
+def lineage(target: str) -> None:
+    """Print what a model was made of, and the commands that make it again.
+
+    RUN|MODEL: an MLflow run's id, a folder with a model, or a weights file, wherever it was copied to.
+    """
+    from leanresnet.files import workspace
+    from leanresnet.lineage import lineage as trace
+
+    click.echo(trace(target, workspace()))

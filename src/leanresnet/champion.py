@@ -1,0 +1,84 @@
+"""The best model within its budget, by rule: highest validation accuracy of all finished runs on a data set."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import indent
+
+from leanresnet import tracking
+from leanresnet.errors import DataError
+from leanresnet.lineage import lineage
+from leanresnet.tracking import Recorded
+
+ALIAS = "champion"
+
+
+def crown(root: Path) -> list[str]:
+    """Register each data set's champion as `leanresnet-<data set>`, under the alias; a line for each.
+
+    Raises:
+        DataError: no run is a candidate.
+        StorageError: MLflow cannot be asked.
+    """
+    by_dataset: dict[str, list[Recorded]] = defaultdict(list)
+    for run in tracking.find_finished():
+        if is_candidate(run):
+            by_dataset[run.tags["dataset"]].append(run)
+    if not by_dataset:
+        raise DataError("no champion: no finished run, accepted: an evaluated model with a budget, and within it")
+    lines = []
+    for dataset, runs in by_dataset.items():
+        run, name = best(runs), f"leanresnet-{dataset}"
+        version = tracking.register(run, name, ALIAS, card(run, lineage(run.run_id, root)))
+        figures = f"validation {run.metrics['val/best_accuracy']:.2%}, test {run.metrics['test/accuracy']:.2%}"
+        lines.append(f"{name} version {version} @{ALIAS}: run {run.run_id} {run.label}, {figures}")
+    return lines
+
+
+def is_candidate(run: Recorded) -> bool:
+    """Whether it was evaluated, has a budget and keeps within it."""
+    budget = run.params.get("budget", "None")
+    evaluated = {"test/accuracy", "val/best_accuracy", "model/parameters"} <= run.metrics.keys()
+    return evaluated and budget.isdigit() and run.metrics["model/parameters"] <= int(budget)
+
+
+def best(runs: Sequence[Recorded]) -> Recorded:
+    """By validation, never by test; of equals, the one with fewer parameters, and of these the first."""
+    return max(runs, key=lambda run: (run.metrics["val/best_accuracy"], -run.metrics["model/parameters"]))
+
+
+CARD = """\
+# {name}
+
+A ResNet for 32x32 colour images of the ten classes of {dataset}: raw `uint8` pixels (batch, 3, 32, 32) in, logits
+(batch, 10) out. It gives one of these ten classes to any image. It was measured on images like those that it learned
+from; of others its accuracy is not known.
+
+| | |
+| --- | --- |
+{figures}
+
+How it was made:
+
+{origin}
+"""
+
+
+def card(run: Recorded, origin: str) -> str:
+    """A model card (Mitchell et al., arXiv:1810.03993) in Markdown; `origin` is the run's lineage."""
+    figures = {
+        "parameters": f"{run.metrics['model/parameters']:,.0f} of a budget of {int(run.params['budget']):,}",
+        "multiply-accumulates": f"{run.metrics['model/macs']:,.0f}",
+        "validation accuracy, by which it was chosen": f"{run.metrics['val/best_accuracy']:.2%}",
+        "test accuracy": f"{run.metrics['test/accuracy']:.2%}",
+        "expected calibration error": f"{run.metrics['test/calibration_error']:.3f}",
+    }
+    for key, value in sorted(run.metrics.items()):
+        if key.startswith("test/accuracy_of/"):
+            figures[f"test accuracy of {key.rpartition('/')[2]}"] = f"{value:.2%}"
+    return CARD.format(
+        name=run.name,
+        dataset=run.tags["dataset"],
+        figures="\n".join(f"| {what} | {value} |" for what, value in figures.items()),
+        origin=indent(origin, "    "),
+    )

@@ -1,0 +1,96 @@
+"""From a model to all that it was made of, and the commands that make it again."""
+
+from pathlib import Path
+
+from leanresnet import tracking
+from leanresnet.checkpoint import WEIGHTS
+from leanresnet.errors import DataError, StorageError, redacted
+from leanresnet.files import file_hashes
+from leanresnet.lock import LOCK, Locked, find_locked
+from leanresnet.tracking import Recorded
+
+
+def find(target: str) -> Recorded:
+    """The run of this id, or that made the weights of this file or of the model in this folder.
+
+    Raises:
+        DataError: MLflow knows no such run.
+        StorageError: MLflow cannot be asked, or the file not be read.
+    """
+    path = Path(target)
+    if not path.exists():
+        run, what = tracking.find_run(target), "neither a file nor a run's id"
+    else:
+        sha256 = file_hashes(path / WEIGHTS if path.is_dir() else path)[1]
+        run, what = tracking.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
+    if run is None:
+        where = redacted(tracking.tracking_uri())
+        raise DataError(f"{target}: {what}, accepted: a run of {where}, or the weights that it made")
+    return run
+
+
+def describe(run: Recorded, root: Path) -> str:
+    """A page of text; its last lines are commands."""
+    sha256 = run.tags.get(tracking.WEIGHTS_TAG)
+    if sha256 is None:
+        raise DataError(f"run {run.run_id}: {run.status}, it wrote no model, accepted: a run that did")
+    found = find_locked(run.tags["dvc.weights_md5"], root)
+    parts = {
+        "model": _model(run),
+        "weights": f"SHA-256 {sha256}, md5 {run.tags['dvc.weights_md5']}",
+        "run": f"{run.run_id} {run.name}, {run.status}, in {redacted(tracking.tracking_uri())}",
+        "code": _code(run),
+        "made on": f"{run.tags['device']}, torch {run.tags['torch']}",
+        "data": f"{run.tags['dataset']}, md5 {run.tags['dvc.train_md5']} (training), "
+        f"{run.tags['dvc.validation_md5']} (validation)",
+    }
+    if run.params.get("distill.teacher", "none") != "none":
+        teacher = run.tags.get("teacher.run_id")
+        parts["teacher"] = run.params["distill.teacher"] + (f", run {teacher}" if teacher else ", of no run here")
+    lines = [f"{name:8} {text}" for name, text in parts.items()]
+    lines += _stages(found) if found else ["", "params", *(f"{key}: {value}" for key, value in run.params.items())]
+    return "\n".join([*lines, "", *_commands(run, found, sha256)])
+
+
+def _model(run: Recorded) -> str:
+    parameters, macs = run.metrics["model/parameters"], run.metrics["model/macs"]
+    accuracies = {"validation": "val/best_accuracy", "test": "test/accuracy"}
+    known = [f"{name} {run.metrics[key]:.2%}" for name, key in accuracies.items() if key in run.metrics]
+    return ", ".join([f"{run.model}: {parameters:,.0f} parameters, {macs / 1e6:,.1f} million MACs", *known])
+
+
+def _code(run: Recorded) -> str:
+    changed = {"true": ", with changes that no commit holds", "false": ""}.get(run.tags["git.dirty"], "")
+    experiment = f", DVC experiment {run.experiment}" if run.experiment else ""
+    return f"commit {run.tags['git.commit']}{changed}{experiment}"
+
+
+def _stages(found: Locked) -> list[str]:
+    """What dvc.lock has of the stages: their outputs' digests, and their params."""
+    origin = f"of commit {found.commit}" if found.commit else "of this workspace, not committed"
+    outs = [(name, *out) for name in found.before() for out in found.outs(name).items()]
+    lines = [f"    {name:16} {md5:36} {path}" for name, path, md5 in outs]
+    return [f"{LOCK} {origin}", *lines, "", "params", found.params().rstrip()]
+
+
+def _commands(run: Recorded, found: Locked | None, sha256: str) -> list[str]:
+    if found is None:
+        return [
+            f"rebuild: {LOCK} has these weights neither here nor in a commit; with the code above and these params,",
+            f"    dvc repro {run.tags['dvc.stage']}",
+        ]
+    weights = next(path for path in found.outs(found.stage) if path.endswith(WEIGHTS))
+    return [
+        "rebuild, or restore what DVC's cache still has",
+        *([f"    git checkout {found.commit}"] if found.commit else []),
+        f"    dvc repro {found.stage}",
+        f"    echo '{sha256}  {weights}' | sha256sum --check",
+    ]
+
+
+def lineage(target: str, root: Path) -> str:
+    """See `find` and `describe`."""
+    try:
+        return describe(find(target), root)
+    except KeyError as error:
+        raise StorageError(f"{target}: its run lacks {error}, accepted: a run that leanresnet made") from error

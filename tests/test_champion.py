@@ -1,0 +1,130 @@
+"""The champion, in a real registry, and served as a user serves it."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Checkout, outside_environment
+from test_tracking import client_of, runs_by_model
+
+from leanresnet.champion import best, is_candidate
+from leanresnet.checkpoint import load_model
+from leanresnet.data.splits import load_split
+from leanresnet.tracking import Recorded
+
+NAME = "leanresnet-digits"
+
+
+def run(accuracy: float, parameters: float = 100, budget: str = "100") -> Recorded:
+    metrics = {"val/best_accuracy": accuracy, "test/accuracy": 1 - accuracy, "model/parameters": parameters}
+    return Recorded(str(accuracy), "", "FINISHED", {}, {"budget": budget}, metrics, [])
+
+
+def test_only_evaluated_models_within_a_budget_are_candidates() -> None:
+    assert is_candidate(run(0.5))
+    assert not is_candidate(run(0.5, 101))
+    assert not is_candidate(run(0.5, budget="None"))
+    unmeasured = run(0.5)
+    del unmeasured.metrics["test/accuracy"]
+    assert not is_candidate(unmeasured)
+
+
+def test_validation_decides_then_size_then_age() -> None:
+    assert best([run(0.5), run(0.7), run(0.6)]).run_id == "0.7"
+    small, first, second = run(0.7, 50), run(0.7, 60), run(0.7, 60)
+    assert best([first, small]) is small
+    assert best([first, second]) is first
+
+
+@pytest.fixture(scope="module")
+def crowned(checkout: Checkout) -> str:
+    return checkout.shell("leanresnet", "champion").stdout
+
+
+def test_the_best_within_the_budget_is_registered_once_with_its_card(checkout: Checkout, crowned: str) -> None:
+    runs = runs_by_model(checkout.folder)
+    candidates = [runs["baseline"], runs["student"]]
+    expected = max(each.data.metrics["val/best_accuracy"] for each in candidates)
+    client = client_of(checkout.folder)
+    version = client.get_model_version_by_alias(NAME, "champion")
+    crowned_run = client.get_run(version.run_id)
+    assert crowned_run.data.tags["model"] != "teacher"
+    assert crowned_run.data.metrics["val/best_accuracy"] == expected
+    assert crowned.startswith(f"{NAME} version {version.version} @champion: run {version.run_id} ")
+    card = version.description
+    assert f"| test accuracy | {crowned_run.data.metrics['test/accuracy']:.2%} |" in card
+    assert sum("test accuracy of" in line for line in card.splitlines()) == 10
+    assert "        dvc repro " in card
+    assert checkout.shell("leanresnet", "champion").stdout == crowned
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
+
+
+@pytest.fixture
+def served(checkout: Checkout, crowned: str) -> Iterator[str]:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"sqlite:///{checkout.folder / 'mlflow.db'}"
+    environment = outside_environment(MLFLOW_TRACKING_URI=uri, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false")
+    model = ["--model-uri", f"models:/{NAME}@champion", "--env-manager", "local", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", *model]
+    # In a session of its own, so that its workers end with it.
+    server = subprocess.Popen(command, cwd=checkout.folder, env=environment, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def post(address: str, content: bytes) -> tuple[int, dict[str, object]]:
+    request = urllib.request.Request(f"{address}/invocations", content, {"Content-Type": "application/json"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def wait_for_ping(address: str) -> None:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/ping", timeout=5):  # noqa: S310
+                return
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_the_served_champion_answers_requests_and_refuses_bad_ones(served: str, checkout: Checkout) -> None:
+    wait_for_ping(served)
+    version = client_of(checkout.folder).get_model_version_by_alias(NAME, "champion")
+    name = client_of(checkout.folder).get_run(version.run_id).data.tags["model"]
+    images = load_split(checkout.folder / "data/test.safetensors").images[:3]
+    status, answer = post(served, json.dumps({"inputs": images.tolist()}).encode())
+    assert status == 200
+    expected = load_model(checkout.folder / "models" / name).net(images)
+    torch.testing.assert_close(torch.tensor(answer["predictions"]), expected, atol=1e-4, rtol=1e-4)
+    for content in (b"no json", b"{}", b'{"inputs": "no image"}', json.dumps({"inputs": [[1, 2]]}).encode()):
+        status, answer = post(served, content)
+        assert 400 <= status < 500, content
+        assert answer["message"]
+
+
+def test_without_a_candidate_it_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["leanresnet", "champion"], cwd=tmp_path, env=outside_environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
+    assert "accepted: an evaluated model with a budget, and within it" in done.stderr
