@@ -12,6 +12,7 @@ from pipeline.check import check
 from pipeline.compare import compare
 from pipeline.distill import distill
 from pipeline.download import download
+from pipeline.ensemble import ensemble
 from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.init import init
@@ -34,7 +35,7 @@ def cli() -> None:
 
 
 STAGES = (download, split, train, distill, evaluate)
-AROUND = (check, init, compare, lineage, champion, search, predict, export, sync, ui)
+AROUND = (check, init, ensemble, compare, lineage, champion, search, predict, export, sync, ui)
 for command in STAGES + AROUND:
     cli.add_command(command)
 

@@ -36,13 +36,17 @@ def distill(
     from leanresnet.evaluation import Versus
     from leanresnet.experiment import Lesson, Outputs, run_experiment
     from leanresnet.losses import DistillationLoss
+    from leanresnet.models.resnet import ResNet
 
     settings = load_params(params).distill
     chosen = choose_device(device)
     master = load_model(teacher, chosen)
     # The other teachers are in the params, which load_params has checked.
     try:
-        check_teacher(f"{params}: distill", settings, master.net.model, "previous model")
+        if isinstance(master.net, ResNet):
+            check_teacher(f"{params}: distill", settings, master.net.model, "previous model")
+        elif settings.attention:
+            raise ConfigError(f"{params}: distill.attention = {settings.attention} with an ensemble, accepted: 0")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     lesson = Lesson(

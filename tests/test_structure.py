@@ -21,6 +21,7 @@ LEVELS = [
         "device",
         "models.blocks",
         "models.budget",
+        "models.ensemble",
         "models.resnet",
         "models.space",
     },

@@ -1,6 +1,7 @@
 """`make torture`: the long form of test_resume.py. Kills and damage at random; it ends at the first loss, non-zero."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -32,13 +33,14 @@ def torture(kills: int, damages: int, repros: int, at_once: int, workers: int) -
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         whole, demo = Whole(root / "whole"), Demo(root)
-        rows = [
-            ("SIGKILL in a training", *_killed(root, whole, kills, choices)),
-            ("damaged snapshot", *_damaged(root, whole, damages, choices)),
-            ("SIGKILL of dvc repro", *_repros(demo, repros, choices)),
-            ("two dvc repro at once", *_at_once(demo, at_once)),
-            ("worker of DVC's queue", *_queue(demo, workers)),
-        ]
+        parts = {
+            "SIGKILL in a training": (kills, lambda: _killed(root, whole, kills, choices)),
+            "damaged snapshot": (damages, lambda: _damaged(root, whole, damages, choices)),
+            "SIGKILL of dvc repro": (repros, lambda: _repros(demo, repros, choices)),
+            "two dvc repro at once": (at_once, lambda: _at_once(demo, at_once)),
+            "worker of DVC's queue": (workers, lambda: _queue(demo, workers)),
+        }
+        rows = [(what, *part()) for what, (count, part) in parts.items() if count]
     click.echo(f"{'what':24}{'times':>8}{'trainings':>12}{'lost':>6}")
     for what, times, trainings in rows:
         click.echo(f"{what:24}{times:>8}{trainings:>12}{0:>6}")
@@ -153,7 +155,7 @@ def _at_once(demo: Demo, count: int) -> tuple[int, int]:
 
 def _queue(demo: Demo, workers: int) -> tuple[int, int]:
     """As many workers of DVC's queue as there are seeds, on a database that none of them has made yet."""
-    folder, epochs = demo.space("queue"), 2
+    folder, epochs = demo.space("queue"), 4
     demo.run(folder, "dvc", "repro", "split")
     demo.run(folder, "dvc", "config", "core.no_scm", "false")
     (folder / ".dvc" / ".gitignore").write_text("/cache\n/tmp\n/config.local\n")
@@ -167,7 +169,12 @@ def _queue(demo: Demo, workers: int) -> tuple[int, int]:
         demo.run(folder, "dvc", "exp", "run", "--quiet", "--queue", *options, "train@baseline")
     assert not (folder / "mlflow.db").exists()
     demo.run(folder, "dvc", "queue", "start", "--jobs", str(workers))
-    wait_for(lambda: demo.run(folder, "dvc", "queue", "status").count("Success") == workers, 600, pause=2)
+
+    def ended() -> list[str]:
+        return re.findall("Success|Failed", demo.run(folder, "dvc", "queue", "status"))
+
+    wait_for(lambda: len(ended()) == workers, 900, pause=5)
+    assert ended() == ["Success"] * workers
     demo.run(folder, "dvc", "queue", "stop")
     demo.run(folder, "leanresnet", "sync")
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

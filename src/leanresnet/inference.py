@@ -64,7 +64,7 @@ def decode(content: bytes, name: str) -> Tensor:
 @torch.no_grad()
 def probabilities(model: Checkpoint, images: Tensor) -> Tensor:
     """(B, classes) float32, of images (B, 3, 32, 32) uint8."""
-    device = model.net.mean.device
+    device = next(model.net.buffers()).device
     parts = [model.net(part.to(device)).float().softmax(1).cpu() for part in images.split(BATCH_SIZE)]
     return torch.cat(parts)
 

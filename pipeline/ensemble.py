@@ -1,0 +1,24 @@
+"""Several models as one teacher."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("models/previous"),
+    show_default=True,
+    help="Folder of the ensemble, which distill.teacher = previous takes as it is.",
+)
+def ensemble(models: tuple[Path, ...], out: Path) -> None:
+    """Write MODELS, folders of models of the same data, as one whose answer is the mean of theirs."""
+    from leanresnet.checkpoint import load_model, save_ensemble
+
+    members = [load_model(folder) for folder in models]
+    save_ensemble(members, out)
+    parameters = sum(member.parameters for member in members)
+    click.echo(f"{out}: {len(members)} members, {parameters:,} parameters")

@@ -1,0 +1,84 @@
+"""Several models as one, and as a teacher."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import outside_environment
+from helpers import CLASSES, random_images, tiny_model, tiny_net, tiny_recipe
+from test_resume import prepare
+
+from leanresnet.checkpoint import load_model, save_ensemble, save_model
+from leanresnet.errors import DataError
+from leanresnet.inference import probabilities
+
+
+def save(folder: Path, seed: int, train_md5: str = "abc", **shape: object) -> Path:
+    made_by = {"name": f"model-{seed}", "train_md5": train_md5}
+    save_model(tiny_net(seed, **shape).state_dict(), tiny_model(**shape), CLASSES, made_by, folder)
+    return folder
+
+
+def test_an_ensemble_of_different_shapes_answers_with_the_mean_of_the_logits(tmp_path: Path) -> None:
+    members = [
+        load_model(save(tmp_path / "a", 0)),
+        load_model(save(tmp_path / "b", 1)),
+        load_model(save(tmp_path / "c", 2, channels=(4, 8))),
+    ]
+    save_ensemble(members, tmp_path / "all")
+    together = load_model(tmp_path / "all")
+    images = random_images(4)
+    with torch.no_grad():
+        expected = sum(member.net(images) for member in members) / 3
+        torch.testing.assert_close(together.net(images), expected)
+    torch.testing.assert_close(probabilities(together, images), expected.softmax(1))
+    assert together.parameters == sum(member.parameters for member in members)
+    assert together.macs == sum(member.macs for member in members)
+    assert [each["sha256"] for each in together.about["members"]] == [member.sha256 for member in members]
+
+
+def test_members_saw_the_same_images_and_are_no_ensembles(tmp_path: Path) -> None:
+    one, other = load_model(save(tmp_path / "a", 0)), load_model(save(tmp_path / "b", 1))
+    stranger = load_model(save(tmp_path / "c", 2, train_md5="other"))
+    with pytest.raises(DataError, match="train_md5 differs between the members"):
+        save_ensemble([one, stranger], tmp_path / "more")
+    with pytest.raises(DataError, match="a member is named twice"):
+        save_ensemble([one, one], tmp_path / "more")
+    save_ensemble([one, other], tmp_path / "all")
+    with pytest.raises(DataError, match="a member is an ensemble"):
+        save_ensemble([one, load_model(tmp_path / "all")], tmp_path / "more")
+    assert not (tmp_path / "more").exists()
+
+
+def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> None:
+    folder = prepare(tmp_path)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["distill"] |= {
+        "teacher": "previous",
+        "student": tiny_recipe(epochs=3, batch_size=20).model_dump(mode="json"),
+    }
+    for name, seed in (("one", 0), ("other", 1)):
+        save(folder / "models" / name, seed)
+
+    def run(*command: str, **distill: object) -> "subprocess.CompletedProcess[str]":
+        (folder / "params.yaml").write_text(yaml.safe_dump({**params, "distill": params["distill"] | distill}))
+        return subprocess.run(
+            ["leanresnet", *command], cwd=folder, env=outside_environment(), capture_output=True, text=True
+        )
+
+    made = run("ensemble", "models/one", "models/other")
+    assert made.stdout == "models/previous: 2 members, 10,532 parameters\n"
+    splits = ["--train", "data/train.safetensors", "--validation", "data/validation.safetensors"]
+    distill = ["distill", "--teacher", "models/previous", *splits, "--model", "models/student", "--results", "results"]
+    refused = run(*distill, attention=1.0)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "distill.attention = 1.0 with an ensemble, accepted: 0" in refused.stderr
+    done = run(*distill)
+    assert (done.returncode, done.stderr) == (0, "")
+    about = json.loads((folder / "models/student/model.json").read_text())
+    teacher = json.loads((folder / "models/previous/model.json").read_text())
+    assert about["teacher_sha256"] == teacher["sha256"]
+    assert about["params"]["distill.teacher"] == "ensemble"
