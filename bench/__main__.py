@@ -10,6 +10,7 @@ import click
 import torch
 
 from bench import overheads, speed
+from bench import scale as scaling
 from bench.report import print_all
 from bench.target import time_to_target
 from leanresnet.device import choose_device, engine
@@ -128,6 +129,25 @@ def target(data: Path, preset: str, seeds: int, device: str) -> None:
     """Train a preset's baseline on the splits in DATA (what `dvc repro split` wrote), once a seed."""
     chosen = choose_device(device)
     _figures(chosen, lambda _: time_to_target(data, preset, seeds, chosen))
+
+
+@bench.command()
+@click.option("--runs", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--writers", type=click.IntRange(1), default=8, show_default=True, help="Processes at once.")
+@click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="Of each run.")
+def scale(runs: int, writers: int, epochs: int) -> None:
+    """Many synthetic runs in MLflow: how fast, how large, and whether one is lost."""
+    scaling.scale(runs, writers, epochs)
+    print_all(torch.device("cpu"))
+
+
+@bench.command(hidden=True)
+@click.argument("runs", type=int)
+@click.argument("epochs", type=int)
+@click.argument("number", type=int)
+def writer(runs: int, epochs: int, number: int) -> None:
+    """One process of `scale`."""
+    scaling.write(runs, epochs, number)
 
 
 @bench.command(hidden=True)

@@ -1,0 +1,69 @@
+"""What many runs cost: synthetic ones, reported by several processes at once as trainings report theirs."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.report import record
+from leanresnet import reporting
+from leanresnet.config import flatten, load_params
+from leanresnet.experiment import NOT_DISTILLED
+from leanresnet.tracking import tracking_uri
+from pipeline.workspace import preset_path
+
+
+def scale(runs: int, writers: int, epochs: int) -> None:
+    """`runs` runs of `epochs` epochs, into a fresh database or the server of MLFLOW_TRACKING_URI; then all are read.
+
+    Each has the params of the default's baseline and the metrics of an epoch; files, which go to the
+    artifact store and not to the database, are none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DVC_ROOT"] = folder
+        database = Path(tracking_uri().removeprefix("sqlite:///"))
+        shares = [runs // writers + (number < runs % writers) for number in range(writers)]
+        begun = time.perf_counter()
+        processes = [
+            subprocess.Popen([sys.executable, "-m", "bench", "writer", str(share), str(epochs), str(number)])
+            for number, share in enumerate(shares)
+        ]
+        codes = [process.wait() for process in processes]
+        written = time.perf_counter() - begun
+        assert codes == [0] * writers, codes
+        arrived, left = reporting.sync(Path(folder))
+        begun = time.perf_counter()
+        lost = count_lost(runs, epochs)
+        read = time.perf_counter() - begun
+        context = {"runs": runs, "writers": writers, "epochs": epochs, "later_by_sync": arrived}
+        record("scale/lost", lost + left, "runs", **context)
+        record("scale/write", runs / written, "runs/s", **context)
+        record("scale/read", read, "s", **context)
+        if database.exists():
+            record("scale/database", database.stat().st_size / runs, "bytes/run", **context)
+
+
+def write(runs: int, epochs: int, writer: int) -> None:
+    """One writer's share."""
+    params = flatten(load_params(preset_path("default")).train.baseline) | NOT_DISTILLED
+    for number in range(runs):
+        tags = {"model": "baseline", "dataset": "synthetic", "scale.run": f"{writer}-{number}"}
+        with reporting.start_run(f"scale-{writer}-{number}", {**params, "seed": number}, tags) as run:
+            for epoch in range(1, epochs + 1):
+                run.log_metrics(values(epoch), epoch)
+
+
+def values(epoch: int) -> dict[str, float]:
+    """What a training logs an epoch."""
+    names = ["lr", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/best_accuracy"]
+    return {name: epoch + place / 10 for place, name in enumerate([*names, "images_per_second", "train_seconds"])}
+
+
+def count_lost(runs: int, epochs: int) -> int:
+    """How many of the runs are not there, finished and with the last value of each metric."""
+    from leanresnet.tracking import find_finished
+
+    whole = [run for run in find_finished() if run.metrics == values(epochs) and len(run.validation) == epochs]
+    return runs - len({run.tags["scale.run"] for run in whole})
