@@ -152,6 +152,11 @@ def test_the_front_is_what_nothing_cheaper_beats() -> None:
     assert front(points) == [(1, 0.5, "a"), (3, 0.9, "c")]
 
 
+def test_no_two_of_many_curves_look_alike() -> None:
+    lines = overview([[recorded(str(number), 0.5)] for number in range(25)]).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 25
+
+
 def test_sizes_are_drawn_where_they_differ() -> None:
     alike = [recorded("a", 0.5), recorded("b", 0.6), recorded("c", 0.7)]
     assert [axes.get_xlabel() for axes in overview([[run] for run in alike]).axes] == ["epoch"]

@@ -10,6 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from leanresnet.tracking import Recorded
 
 Groups = Sequence[Sequence[Recorded]]
+# One for each round of matplotlib's ten colours.
+STYLES = ("-", "--", ":", "-.")
 # Against what accuracy is drawn.
 COSTS = {
     "parameters": "model/parameters",
@@ -76,11 +78,12 @@ def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float
 
 def _curves(axes: Axes, groups: Groups) -> None:
     """Validation by epoch; of several seeds the mean, between the lowest and the highest."""
-    for group in groups:
+    for number, group in enumerate(groups):
         length = min(len(run.validation) for run in group)
         values = 100 * np.array([run.validation[:length] for run in group])
         epochs = range(1, length + 1)
-        (line,) = axes.plot(epochs, values.mean(0), label=f"{group[0].label} ({group[0].model})")
+        style, label = STYLES[number // 10 % len(STYLES)], f"{group[0].label} ({group[0].model})"
+        (line,) = axes.plot(epochs, values.mean(0), style, label=label)
         if len(group) > 1:
             axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %")
