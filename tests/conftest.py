@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from imports import ROOT
 
 CHECKOUT_PARTS = (
@@ -78,25 +79,41 @@ def copy_checkout(folder: Path) -> Path:
 
 
 class Checkout:
-    """A git checkout with the demo's params, in which `dvc repro` has run to the end."""
+    """A git checkout with the demo's params, in which `dvc repro` has run to the end, saying `first_repro`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = copy_checkout(folder)
+        self.folder = folder
         self.shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}")
-        shutil.copy(ROOT / "presets" / "demo.yaml", folder / "params.yaml")
-        for command in (
-            ("git", "init", "--quiet"),
-            ("git", "config", "user.email", "tests@example.org"),
-            ("git", "config", "user.name", "tests"),
-            ("git", "add", "--all"),
-            ("git", "commit", "--quiet", "--message", "demo"),
-        ):
-            self.shell(*command)
-        self.first_repro = self.shell("dvc", "repro")
-        self.shell("git", "add", "--all")
-        self.shell("git", "commit", "--quiet", "--message", "dvc.lock")
+        self.first_repro = (folder / ".git" / "first-repro").read_text()
+
+
+def make_checkout(folder: Path) -> None:
+    copy_checkout(folder)
+    shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}")
+    shutil.copy(ROOT / "presets" / "demo.yaml", folder / "params.yaml")
+    for command in (
+        ("git", "init", "--quiet"),
+        ("git", "config", "user.email", "tests@example.org"),
+        ("git", "config", "user.name", "tests"),
+        ("git", "add", "--all"),
+        ("git", "commit", "--quiet", "--message", "demo"),
+    ):
+        shell(*command)
+    first_repro = shell("dvc", "repro").stdout
+    shell("git", "add", "--all")
+    shell("git", "commit", "--quiet", "--message", "dvc.lock")
+    # Last, so that it says that all of this is done.
+    (folder / ".git" / "first-repro").write_text(first_repro)
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    return Checkout(tmp_path_factory.mktemp("checkout"))
+def checkout(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Checkout:
+    """One `dvc repro` for all workers, and a copy for each, since tests change it."""
+    base = tmp_path_factory.getbasetemp()
+    made = (base if worker_id == "master" else base.parent) / "made"
+    with FileLock(made.with_suffix(".lock")):
+        if not (made / ".git" / "first-repro").exists():
+            make_checkout(made)
+    folder = tmp_path_factory.mktemp("checkout") / "checkout"
+    shutil.copytree(made, folder, symlinks=True)
+    return Checkout(folder)

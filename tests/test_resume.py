@@ -237,6 +237,7 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Chec
     """The stage has no terminal and gets no signal; it sees that its dvc is gone."""
     folder = tmp_path / "space"
     shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work"))
+    shutil.rmtree(folder / "models")
     environment = outside_environment(
         LEANRESNET_SNAPSHOT_SECONDS="0", PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}"
     )
