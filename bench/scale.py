@@ -63,7 +63,7 @@ def values(epoch: int) -> dict[str, float]:
 
 def count_lost(runs: int, epochs: int) -> int:
     """How many of the runs are not there, finished and with the last value of each metric."""
-    from leanresnet.tracking import find_finished
+    from leanresnet.registry import find_finished
 
     whole = [run for run in find_finished() if run.metrics == values(epochs) and len(run.validation) == epochs]
     return runs - len({run.tags["scale.run"] for run in whole})

@@ -55,7 +55,7 @@ def _write_page(found: "Comparison", html: Path, test: Path) -> None:  # type: i
     from leanresnet.data.splits import load_split
     from leanresnet.disagreement import disagreement
     from leanresnet.page import write_page
-    from leanresnet.tracking import upload
+    from leanresnet.registry import upload
 
     best = [group[0] for group in found.groups if "test/accuracy" in group[0].metrics][:2]
     differ = disagreement(*best) if len(best) == 2 else None

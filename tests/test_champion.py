@@ -19,7 +19,7 @@ from test_tracking import client_of, runs_by_model
 from leanresnet.champion import best, is_candidate
 from leanresnet.checkpoint import load_model
 from leanresnet.data.splits import load_split
-from leanresnet.tracking import Recorded
+from leanresnet.registry import Recorded
 
 NAME = "leanresnet-digits"
 

@@ -8,7 +8,8 @@ from leanresnet import reporting
 from leanresnet.charts import front, overview
 from leanresnet.comparison import compare, differing, select
 from leanresnet.errors import DataError, StorageError
-from leanresnet.tracking import EXPERIMENT_TAG, Recorded, find_experiments
+from leanresnet.registry import Recorded, find_experiments
+from leanresnet.tracking import EXPERIMENT_TAG
 
 
 def recorded(experiment: str, accuracy: float, parameters: float = 1000, **params: str) -> Recorded:

@@ -15,7 +15,7 @@ from leanresnet.data.splits import load_split
 from leanresnet.disagreement import Disagreement, disagreement
 from leanresnet.errors import DataError
 from leanresnet.page import INK, write_page
-from leanresnet.tracking import Recorded
+from leanresnet.registry import Recorded
 
 
 @pytest.fixture

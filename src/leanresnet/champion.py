@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
 
-from leanresnet import tracking
+from leanresnet import registry
 from leanresnet.errors import DataError
 from leanresnet.lineage import lineage
-from leanresnet.tracking import Recorded
+from leanresnet.registry import Recorded
 
 ALIAS = "champion"
 
@@ -21,7 +21,7 @@ def crown(root: Path) -> list[str]:
         StorageError: MLflow cannot be asked.
     """
     by_dataset: dict[str, list[Recorded]] = defaultdict(list)
-    for run in tracking.find_finished():
+    for run in registry.find_finished():
         if is_candidate(run):
             by_dataset[run.tags["dataset"]].append(run)
     if not by_dataset:
@@ -29,7 +29,7 @@ def crown(root: Path) -> list[str]:
     lines = []
     for dataset, runs in by_dataset.items():
         run, name = best(runs), f"leanresnet-{dataset}"
-        version = tracking.register(run, name, ALIAS, card(run, lineage(run.run_id, root)))
+        version = registry.register(run, name, ALIAS, card(run, lineage(run.run_id, root)))
         figures = f"validation {run.metrics['val/best_accuracy']:.2%}, test {run.metrics['test/accuracy']:.2%}"
         lines.append(f"{name} version {version} @{ALIAS}: run {run.run_id} {run.label}, {figures}")
     return lines

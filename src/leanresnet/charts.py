@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from leanresnet.tracking import Recorded
+from leanresnet.registry import Recorded
 
 Groups = Sequence[Sequence[Recorded]]
 # One for each round of matplotlib's ten colours.

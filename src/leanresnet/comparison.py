@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanresnet import charts, tracking
+from leanresnet import charts, registry
 from leanresnet.errors import DataError
 from leanresnet.files import save_figure, save_text
 from leanresnet.lineage import find
-from leanresnet.tracking import Recorded
+from leanresnet.registry import Recorded
 
 # The first says nothing of how a model came to be; the others follow from its blocks.
 NOT_COMPARED = {"budget", "model.layers", "model.pool"}
@@ -47,9 +47,9 @@ def select(targets: Sequence[str], questions: Sequence[str]) -> list[Recorded]:
         StorageError: MLflow cannot be asked.
     """
     runs = [find(target) for target in targets]
-    runs += [run for question in questions for run in tracking.find_experiments(question)]
+    runs += [run for question in questions for run in registry.find_experiments(question)]
     if not targets and not questions:
-        runs = tracking.find_finished()
+        runs = registry.find_finished()
     if not runs:
         asked = f"experiment = {', '.join(questions)}: " if questions else ""
         raise DataError(f"{asked}no finished run, accepted: names from `dvc exp list`, run ids, models")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from leanresnet import tracking
+from leanresnet import registry
 from leanresnet.errors import DataError
-from leanresnet.tracking import Recorded
+from leanresnet.registry import Recorded
 
 ANSWERS = "results/confusion.csv"
 
@@ -72,7 +72,7 @@ def disagreement(first: Recorded, second: Recorded) -> Disagreement | None:
 def _answers(run: Recorded) -> tuple[list[str], list[str]] | None:
     """(truth, answers)"""
     with tempfile.TemporaryDirectory() as folder:
-        path = tracking.download(run.run_id, ANSWERS, Path(folder))
+        path = registry.download(run.run_id, ANSWERS, Path(folder))
         if path is None:
             return None
         with path.open(newline="") as file:

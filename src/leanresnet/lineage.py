@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from leanresnet import tracking
+from leanresnet import registry, tracking
 from leanresnet.checkpoint import WEIGHTS
 from leanresnet.errors import DataError, StorageError, redacted
 from leanresnet.files import file_hashes
 from leanresnet.lock import LOCK, Locked, find_locked
-from leanresnet.tracking import Recorded
+from leanresnet.registry import Recorded
 
 
 def find(target: str) -> Recorded:
@@ -19,10 +19,10 @@ def find(target: str) -> Recorded:
     """
     path = Path(target)
     if not path.exists():
-        run, what = tracking.find_run(target), "neither a file nor a run's id"
+        run, what = registry.find_run(target), "neither a file nor a run's id"
     else:
         sha256 = file_hashes(path / WEIGHTS if path.is_dir() else path)[1]
-        run, what = tracking.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
+        run, what = registry.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
     if run is None:
         where = redacted(tracking.tracking_uri())
         raise DataError(f"{target}: {what}, accepted: a run of {where}, or the weights that it made")

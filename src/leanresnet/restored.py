@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from leanresnet import tracking
+from leanresnet import registry
 from leanresnet.assessment import log_assessment
 from leanresnet.checkpoint import DESCRIPTION, WEIGHTS, load_model
 from leanresnet.experiment import Outputs, run_of
@@ -20,7 +20,7 @@ def log_restored(root: Path) -> int:
     """
     missing = 0
     for outputs, evaluated in _models(root):
-        known = tracking.find_run_of_weights(load_model(outputs.model).sha256)
+        known = registry.find_run_of_weights(load_model(outputs.model).sha256)
         if known is None or (evaluated and "test/accuracy" not in known.metrics):
             missing += 1
             with run_of(outputs) as run:

@@ -1,4 +1,4 @@
-"""MLflow, and nothing else imports it: a journal's events delivered, and runs found again.
+"""MLflow, and nothing else imports it: the connection to it, and a journal's events delivered.
 
 A run is found by the id of its journal, a model's run by the SHA-256 of its weights, so no
 run id has to be kept in a stage's output.
@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +28,6 @@ WEIGHTS_TAG = "leanresnet.weights_sha256"
 EXPERIMENT_TAG = "dvc.experiment"
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A run as MLflow has it.
-
-    `metrics` are the last ones; `validation` is the accuracy of each epoch.
-    """
-
-    run_id: str
-    name: str
-    status: str
-    tags: dict[str, str]
-    params: dict[str, str]
-    metrics: dict[str, float]
-    validation: list[float]
-
-    @property
-    def experiment(self) -> str:
-        """DVC's, or nothing."""
-        return self.tags.get(EXPERIMENT_TAG, "")
-
-    @property
-    def label(self) -> str:
-        """What a person calls it: its experiment, or its own name."""
-        return self.experiment or self.name
-
-    @property
-    def model(self) -> str:
-        return self.tags["model"]
-
-
 class Delivery:
     """Hands the events of a journal on to MLflow, where each arrives once, however often it is handed on.
 
@@ -72,7 +41,7 @@ class Delivery:
     """
 
     def __init__(self, journal_id: str, files: Path, begin: Event) -> None:
-        self._mlflow = _connect()
+        self._mlflow = connect()
         self._client = self._mlflow.MlflowClient()
         self._files = files
         self._experiment = self._client.get_experiment_by_name(EXPERIMENT).experiment_id
@@ -187,108 +156,6 @@ def _of_weights(model: str, sha256: str) -> str:
     return f"tags.`{WEIGHTS_TAG}` = '{sha256}' and tags.model = '{model}'"
 
 
-def find_experiments(question: str) -> list[Recorded]:
-    """The finished runs of the DVC experiments `question` and `question-...`, the newest of each model.
-
-    Raises:
-        StorageError: MLflow cannot be asked.
-    """
-    found = _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{question}%' and attributes.status = 'FINISHED'")
-    asked = [run for run in found if run.experiment == question or run.experiment.startswith(f"{question}-")]
-    return list({(run.experiment, run.model): run for run in asked}.values())
-
-
-def find_finished() -> list[Recorded]:
-    """Raises StorageError where MLflow cannot be asked."""
-    return _search("attributes.status = 'FINISHED'")
-
-
-def find_run(run_id: str) -> Recorded | None:
-    """Raises StorageError where MLflow cannot be asked."""
-    found = _search(f"attributes.run_id = '{run_id}'")
-    return found[-1] if found else None
-
-
-def find_run_of_weights(sha256: str) -> Recorded | None:
-    """The newest run that ended with this model.safetensors.
-
-    Raises:
-        StorageError: MLflow cannot be asked.
-    """
-    found = _search(f"tags.`{WEIGHTS_TAG}` = '{sha256}'")
-    return found[-1] if found else None
-
-
-def download(run_id: str, artifact: str, folder: Path) -> Path | None:
-    """A file of a run, fetched into a folder; None where the run has no such file.
-
-    Raises:
-        StorageError: MLflow cannot be asked.
-    """
-    try:
-        client = _connect().MlflowClient()
-        parent = artifact.rpartition("/")[0]
-        if artifact not in [file.path for file in client.list_artifacts(run_id, parent or None)]:
-            return None
-        return Path(client.download_artifacts(run_id, artifact, str(folder)))
-    except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not give {artifact} of run {run_id} ({error})") from error
-
-
-def upload(run_id: str, path: Path, folder: str) -> None:
-    """Add a file to a finished run.
-
-    Raises:
-        StorageError: MLflow does not take it.
-    """
-    try:
-        _connect().MlflowClient().log_artifact(run_id, str(path), folder)
-    except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not take {path} for run {run_id} ({error})") from error
-
-
-def register(run: Recorded, name: str, alias: str, description: str) -> str:
-    """Make the run's model the one that `alias` of the registered model `name` means; its version.
-
-    A run has one version, however often it is registered.
-
-    Raises:
-        StorageError: MLflow does not take it.
-    """
-    try:
-        mlflow = _connect()
-        client = mlflow.MlflowClient()
-        versions = [each for each in client.search_model_versions(f"name = '{name}'") if each.run_id == run.run_id]
-        if not versions:
-            experiment = client.get_run(run.run_id).info.experiment_id
-            (model, *_) = client.search_logged_models([experiment], f"source_run_id = '{run.run_id}'")
-            versions = [mlflow.register_model(f"models:/{model.model_id}", name)]
-        version = str(versions[0].version)
-        client.update_model_version(name, version, description)
-        client.set_registered_model_alias(name, alias, version)
-        return version
-    except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not register run {run.run_id} ({error})") from error
-
-
-def _search(query: str) -> list[Recorded]:
-    """The oldest first."""
-    try:
-        mlflow = _connect()
-        client = mlflow.MlflowClient()
-        runs = mlflow.search_runs(filter_string=query, order_by=["attributes.start_time"], output_format="list")
-        return [_recorded(client, run) for run in runs]
-    except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not answer for {query!r} ({error})") from error
-
-
-def _recorded(client: Any, run: Any) -> Recorded:
-    history = sorted(client.get_metric_history(run.info.run_id, "val/accuracy"), key=lambda each: each.step)
-    tags, params, metrics = (dict(each) for each in (run.data.tags, run.data.params, run.data.metrics))
-    validation = [each.value for each in history]
-    return Recorded(run.info.run_id, run.info.run_name, run.info.status, tags, params, metrics, validation)
-
-
 def runs_table() -> str:
     """The runs table's place in the UI, relative to the UI's address; a fresh database is made if there is none.
 
@@ -296,7 +163,7 @@ def runs_table() -> str:
         StorageError: MLflow cannot be asked.
     """
     try:
-        number = _connect().get_experiment_by_name(EXPERIMENT).experiment_id
+        number = connect().get_experiment_by_name(EXPERIMENT).experiment_id
     except Exception as error:
         raise StorageError(f"{tracking_uri()}: MLflow does not answer ({error})") from error
     return f"#/experiments/{number}/runs?workflowType=machine_learning"
@@ -320,7 +187,7 @@ def code_version() -> dict[str, str]:
     return tags
 
 
-def _connect() -> Any:
+def connect() -> Any:
     """The mlflow module with its experiment chosen; raises whatever MLflow does where it cannot be reached."""
     if importlib.util.find_spec("mlflow") is None:
         raise StorageError("mlflow is not installed")
