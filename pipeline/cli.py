@@ -46,7 +46,9 @@ def main() -> None:
         cli(prog_name="leanresnet", standalone_mode=False)
         _leave(0)
     except LeanResNetError as error:
-        print(f"error: {redacted(error)}", file=sys.stderr)
+        # Of the processes of one training all fail alike, and the first one says so.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {redacted(error)}", file=sys.stderr)
         _leave(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.nproc import nproc_option
 from pipeline.options import device_option, extend_option, params_option, path_option, snapshot_option
 
 
@@ -15,6 +16,7 @@ from pipeline.options import device_option, extend_option, params_option, path_o
 @path_option("--model", "Folder for the model.")
 @path_option("--results", "Folder for the history and the summary.")
 @device_option
+@nproc_option
 @snapshot_option
 @extend_option
 def train(

@@ -19,6 +19,8 @@ LEVELS = [
         "data.splits",
         "losses",
         "device",
+        "distributed",
+        "launcher",
         "models.blocks",
         "models.budget",
         "models.ensemble",

@@ -8,6 +8,7 @@ from leanresnet.config import Recipe
 from leanresnet.data.batches import TrainBatches
 from leanresnet.data.splits import Split, channel_statistics
 from leanresnet.device import autocast, compiled
+from leanresnet.distributed import ALONE, World, synchronise_norms
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.optim import build_optimizer, build_schedule
 from leanresnet.sharpness import SharpnessAware
@@ -24,8 +25,10 @@ class Assembly:
     loop: Loop
 
 
-def assemble(recipe: Recipe, criterion: Criterion, train: Split, device: torch.device) -> Assembly:
-    """Everything that training `recipe` on `train` with `criterion` takes, on `device`.
+def assemble(
+    recipe: Recipe, criterion: Criterion, train: Split, device: torch.device, world: World = ALONE
+) -> Assembly:
+    """Everything that training `recipe` on `train` with `criterion` takes, on `device`, in this process of `world`.
 
     To be called and used inside `engine(device, recipe.deterministic)`.
     """
@@ -40,15 +43,18 @@ def assemble(recipe: Recipe, criterion: Criterion, train: Split, device: torch.d
         train.images[:WHITENING_IMAGES],
         recipe.stochastic_depth,
     ).to(device)
+    if recipe.sync_batch_norm and world.size > 1:
+        synchronise_norms(net)
     batches = TrainBatches(train, recipe.batch_size, recipe.augmentation, recipe.seed, device, recipe.progressive)
     optimizer = build_optimizer(net, recipe.optimizer)
     objective = objective_of(net, criterion)
     loop = Loop(
-        objective=compiled(objective) if recipe.compile else objective,
+        objective=world.parallel(net, compiled(objective) if recipe.compile else objective),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, recipe.schedule, recipe.epochs, len(batches)),
         autocast=autocast(device, recipe.precision),
         clip_norm=recipe.clip_norm,
         sharpness=SharpnessAware(net, recipe.sharpness) if recipe.sharpness.rho else None,
+        world=world,
     )
     return Assembly(net, batches, loop)

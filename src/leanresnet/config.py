@@ -216,6 +216,7 @@ class Recipe(Section):
     clip_norm: Rate | None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     bn_momentum: Unit
+    sync_batch_norm: bool
     initialization: Literal["kaiming", "dirac"]
     stochastic_depth: Fraction
     compile: bool

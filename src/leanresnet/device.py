@@ -22,13 +22,15 @@ R = TypeVar("R")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes a CUDA device if there is one.
+    """`auto` takes a CUDA device if there is one; of several processes that torchrun started, each has its own.
 
     Raises:
         ConfigError: an unknown name, or CUDA asked for and absent.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -7,6 +7,7 @@ LeanResNetError        1
 ├── StorageError       5   a file that cannot be read or written
 ├── SnapshotError      6   a training that stopped has no state left to go on from
 ├── MemoryLimitError   7   a batch that does not fit into memory
+├── LostProcessError   8   one of several processes of a training ended before its time
 └── StoppedError     130   by SIGINT; 143 by SIGTERM: 128 and the signal's number
 
 Internal invariants use `assert`; only these reach the user, as one line.
@@ -41,6 +42,10 @@ class SnapshotError(LeanResNetError):
 
 class MemoryLimitError(LeanResNetError):
     exit_code = 7
+
+
+class LostProcessError(LeanResNetError):
+    exit_code = 8
 
 
 class StoppedError(LeanResNetError):

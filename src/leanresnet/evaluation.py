@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanresnet.distributed import ALONE, World
+
 Metrics = dict[str, float]
 # (images, logits, labels) -> one number an image, shape (B,)
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,21 +53,28 @@ MEASURES: dict[str, Measure] = {"loss": loss_each, "accuracy": correct_each}
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], measures: dict[str, Measure] = MEASURES
+    net: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    measures: dict[str, Measure] = MEASURES,
+    world: World = ALONE,
 ) -> Metrics:
-    """The mean of each measure over all images, in evaluation mode; the caller's mode is restored."""
+    """The mean of each measure over all images, in evaluation mode; the caller's mode is restored.
+
+    The processes of `world` share each batch, and all get the whole result.
+    """
     training = net.training
     net.eval()
     sums: dict[str, Tensor] = {}
     count = 0
-    for images, labels in batches:
+    for whole_images, whole_labels in batches:
+        images, labels = world.share(whole_images), world.share(whole_labels)
         logits = net(images)
-        count += len(labels)
+        count += len(whole_labels)
         for name, measure in measures.items():
             each = measure(images, logits, labels).sum(dtype=torch.float64)
             sums[name] = sums.get(name, torch.zeros_like(each)) + each
     net.train(training)
-    return {name: float(total) / count for name, total in sums.items()}
+    return {name: float(world.total(total)) / count for name, total in sums.items()}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ they hand over and in what they measure on validation.
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from leanresnet import checkpoint, pictures, reporting
-from leanresnet.assembly import assemble
+from leanresnet.assembly import Assembly, assemble
 from leanresnet.config import Recipe, flatten
 from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_split
 from leanresnet.device import describe, engine
+from leanresnet.distributed import ALONE, World, world
 from leanresnet.errors import ConfigError, DataError, MemoryLimitError, StorageError
-from leanresnet.evaluation import MEASURES, Measure
+from leanresnet.evaluation import MEASURES, Measure, Metrics
 from leanresnet.files import file_hashes, load_json, save_csv, save_figure, save_json
 from leanresnet.interruption import stop_requests
 from leanresnet.journal import new_id
@@ -91,7 +92,8 @@ def run_experiment(
 ) -> None:
     """Train `recipe` and write the model, its history and its summary.
 
-    A training of the same that was stopped goes on, in the same MLflow run.
+    A training of the same that was stopped goes on, in the same MLflow run. Of several processes, which
+    torchrun starts, the first one writes and reports.
 
     Args:
         data: the files of the training and of the validation split.
@@ -104,6 +106,7 @@ def run_experiment(
         MemoryLimitError: a batch does not fit into memory.
         StoppedError: by SIGTERM, SIGINT or the death of dvc; the state is kept.
         SnapshotError: of a training that was stopped nothing whole is left.
+        LostProcessError: one of several processes ended before its time.
     """
     check_budget(lesson.key, recipe.model, recipe.budget)
     train, validation = (load_split(path) for path in data)
@@ -119,42 +122,102 @@ def run_experiment(
         "validation_md5": file_hashes(data[1])[0],
         "teacher_sha256": lesson.teacher_sha256,
     }
-    with stop_requests() as requested, work_on(made_by) as work:
-        keeper = Keeper(work.snapshots, seconds, requested)
-        start, elsewhere = load_state(work.snapshots, device)
-        if start is None and (extend or work.extended_from):
-            start, elsewhere = _extend(work, recipe, lesson.key, device)
-        parent = work.parent(work.extended_from) if work.extended_from else None
-        if work.extended_from:
-            made_by["extended_from"] = work.extended_from
-        run_id = work.run_id or new_id()
-        work.keep_run_id(run_id)
-        with reporting.start_run(*_described(made_by), run_id) as run:
-            # Whatever became of the database since.
-            run.log_history(start["history"] if start else [])
-            run.set_tags({"device": describe(device), "torch": torch.__version__})
-            if parent is not None and parent.run_id is not None:
-                run.log_parent(parent.run_id)
-            if elsewhere:
-                print(f"warning: this training began elsewhere, so its bytes may differ: {elsewhere}", file=sys.stderr)
-                run.set_tags({"leanresnet.resumed_from": elsewhere})
-            fitted = _fit(recipe, lesson, train, validation, run, device, start, keeper)
-            checkpoint.save_model(fitted.best_weights, recipe.model, train.classes, made_by, outputs.model)
-            _write_results(fitted, outputs)
-            _log_outputs(run, outputs)
-        work.finish(file_hashes(outputs.model / checkpoint.WEIGHTS)[0])
+    with stop_requests() as requested, world() as processes:
+        if recipe.batch_size % processes.size:
+            accepted = f"a multiple of the {processes.size} processes that share a batch"
+            raise ConfigError(f"{lesson.key}.batch_size = {recipe.batch_size}: accepted: {accepted}")
+        training = _Training(recipe, lesson, train, validation, device, processes)
+        if not processes.leads:
+            training.run(None, lambda metrics, step: None, Keeper(None, seconds, requested, processes))
+            return
+        with work_on(made_by) as work:
+            keeper = Keeper(work.snapshots, seconds, requested, processes)
+            start, elsewhere = load_state(work.snapshots, device, processes)
+            if start is None and (extend or work.extended_from):
+                start, elsewhere = _extend(work, training)
+            parent = work.parent(work.extended_from) if work.extended_from else None
+            if work.extended_from:
+                made_by["extended_from"] = work.extended_from
+            run_id = work.run_id or new_id()
+            work.keep_run_id(run_id)
+            with reporting.start_run(*_described(made_by), run_id) as run:
+                # Whatever became of the database since.
+                run.log_history(start["history"] if start else [])
+                run.set_tags({"device": describe(device), "torch": torch.__version__, "processes": str(processes.size)})
+                if parent is not None and parent.run_id is not None:
+                    run.log_parent(parent.run_id)
+                if elsewhere:
+                    warning = f"this training began elsewhere, so its bytes may differ: {elsewhere}"
+                    print(f"warning: {warning}", file=sys.stderr)
+                    run.set_tags({"leanresnet.resumed_from": elsewhere})
+                fitted = training.run(start, run.log_metrics, keeper)
+                keeper.save(fitted)
+                checkpoint.save_model(fitted.best_weights, recipe.model, train.classes, made_by, outputs.model)
+                _write_results(fitted, outputs)
+                _log_outputs(run, outputs)
+            work.finish(file_hashes(outputs.model / checkpoint.WEIGHTS)[0])
 
 
-def _extend(work: Work, recipe: Recipe, key: str, device: torch.device) -> tuple[dict[str, Any] | None, str | None]:
+@dataclass(frozen=True)
+class _Training:
+    """All that a fit takes but its state, the same in each process."""
+
+    recipe: Recipe
+    lesson: Lesson
+    train: Split
+    validation: Split
+    device: torch.device
+    world: World
+
+    def run(
+        self, start: Mapping[str, Any] | None, log_metrics: Callable[[Metrics, int], None], keeper: Keeper
+    ) -> Progress:
+        """From the first process's `start`, where it gives one."""
+        recipe = self.recipe
+        with engine(self.device, recipe.deterministic):
+            assembly = assemble(recipe, self.lesson.criterion, self.train, self.device, self.world)
+            try:
+                return fit(
+                    assembly.net,
+                    assembly.batches,
+                    EvalBatches(self.validation, recipe.batch_size, self.device),
+                    assembly.loop,
+                    epochs=recipe.epochs,
+                    seed=recipe.seed,
+                    ema_decay=recipe.ema_decay,
+                    measures=self.lesson.measures,
+                    log_metrics=log_metrics,
+                    start=self.world.receive(start),
+                    offer=keeper,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            fitting = self._fitting(assembly)
+        hint = "none was found" if fitting is None else f"{fitting}, which was tried and fits"
+        raise MemoryLimitError(f"{self.lesson.key}.batch_size = {recipe.batch_size}: out of memory, accepted: {hint}")
+
+    def _fitting(self, assembly: Assembly) -> int | None:
+        """A batch of which this process's share fits."""
+        loop = replace(assembly.loop, objective=objective_of(assembly.net, self.lesson.criterion), world=ALONE)
+        images, labels = next(assembly.batches.epoch(1))
+        share = largest_fit(
+            len(labels) // self.world.size,
+            lambda count: train_one_epoch(assembly.net, [(images[:count], labels[:count])], loop),
+        )
+        return None if share is None else share * self.world.size
+
+
+def _extend(work: Work, training: _Training) -> tuple[dict[str, Any] | None, str | None]:
     """The last state of the finished training with fewer epochs, and in what this machine differs."""
     parent = work.parent(work.extended_from)
     if parent is None:
         kept = f"accepted: with a finished training of the same but fewer epochs; the last {FINISHED_KEPT} are kept"
-        raise ConfigError(f"{key}.epochs = {work.epochs} with --extend: {kept}")
-    state, elsewhere = load_state(parent.snapshots, device)
+        raise ConfigError(f"{training.lesson.key}.epochs = {work.epochs} with --extend: {kept}")
+    state, elsewhere = load_state(parent.snapshots, training.device, training.world)
     if state is not None:
         work.extend(parent)
-        if recipe.schedule.name in ("linear", "onecycle"):
+        if training.recipe.schedule.name in ("linear", "onecycle"):
             # They are stretched over all epochs, so that of more epochs is another one.
             del state["schedule"]
     return state, elsewhere
@@ -187,46 +250,6 @@ def read_history(path: Path) -> list[dict[str, float]]:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: not a history ({error}), accepted: a file that training wrote") from error
-
-
-def _fit(
-    recipe: Recipe,
-    lesson: Lesson,
-    train: Split,
-    validation: Split,
-    run: Run,
-    device: torch.device,
-    start: dict[str, Any] | None,
-    keeper: Keeper,
-) -> Progress:
-    with engine(device, recipe.deterministic):
-        assembly = assemble(recipe, lesson.criterion, train, device)
-        try:
-            fitted = fit(
-                assembly.net,
-                assembly.batches,
-                EvalBatches(validation, recipe.batch_size, device),
-                assembly.loop,
-                epochs=recipe.epochs,
-                seed=recipe.seed,
-                ema_decay=recipe.ema_decay,
-                measures=lesson.measures,
-                log_metrics=run.log_metrics,
-                start=start,
-                offer=keeper,
-            )
-            keeper.save(fitted)
-            return fitted
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        loop = replace(assembly.loop, objective=objective_of(assembly.net, lesson.criterion))
-        images, labels = next(assembly.batches.epoch(1))
-        fitting = largest_fit(
-            recipe.batch_size, lambda count: train_one_epoch(assembly.net, [(images[:count], labels[:count])], loop)
-        )
-    hint = "none was found" if fitting is None else f"{fitting}, which was tried and fits"
-    raise MemoryLimitError(f"{lesson.key}.batch_size = {recipe.batch_size}: out of memory, accepted: {hint}")
 
 
 def _write_results(fitted: Progress, outputs: Outputs) -> None:

@@ -1,4 +1,4 @@
-"""When a training has to end: SIGTERM, SIGINT, or the death of the dvc that started it."""
+"""When a training has to end: SIGTERM, SIGINT, or the death of the dvc or the torchrun that started it."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ _requests: list[Callable[[], signal.Signals | None]] = []
 def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
     """Inside, signals end nothing; the function that it gives says which one came, and the training sees to it.
 
-    A second SIGINT ends the process at once. A dvc that is killed takes no stage with it, so its death
-    counts as a SIGTERM.
+    A second SIGINT ends the process at once. A dvc that is killed takes no stage with it, and torchrun no
+    worker, so their death counts as a SIGTERM.
     """
-    dvc = _starting_dvc()
-    requested = signal.SIGTERM if dvc is None and _is_orphan() else None
+    starters = _starters()
+    requested = signal.SIGTERM if not starters and _is_orphan() else None
     looked = time.monotonic()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -33,9 +33,9 @@ def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
 
     def request() -> signal.Signals | None:
         nonlocal requested, looked
-        if requested is None and dvc is not None and time.monotonic() - looked >= ORPHAN_CHECK_SECONDS:
+        if requested is None and starters and time.monotonic() - looked >= ORPHAN_CHECK_SECONDS:
             looked = time.monotonic()
-            requested = None if _alive(dvc) else signal.SIGTERM
+            requested = None if all(map(_alive, starters)) else signal.SIGTERM
         return requested
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -53,17 +53,21 @@ def requested_stop() -> signal.Signals | None:
     return _requests[-1]() if _requests else None
 
 
-def _starting_dvc() -> psutil.Process | None:
-    """The dvc among this process's ancestors; the stage's shell may stand between them."""
-    if "DVC_STAGE" not in os.environ:
-        return None
-    for ancestor in psutil.Process().parents():
-        try:
-            if "dvc" in [Path(part).name for part in ancestor.cmdline()[:3]]:
-                return ancestor
-        except psutil.Error:
-            continue
-    return None
+def _starters() -> list[psutil.Process]:
+    """The dvc among this process's ancestors, where a shell may stand between them, and the torchrun above it."""
+    found = []
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        found += psutil.Process().parents()[:1]
+    if "DVC_STAGE" in os.environ:
+        found += [each for each in psutil.Process().parents() if "dvc" in _names(each)][:1]
+    return found
+
+
+def _names(process: psutil.Process) -> list[str]:
+    try:
+        return [Path(part).name for part in process.cmdline()[:3]]
+    except psutil.Error:
+        return []
 
 
 def _is_orphan() -> bool:

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from leanresnet.data.batches import EvalBatches, TrainBatches
+from leanresnet.distributed import ALONE, World
 from leanresnet.errors import DivergedError
 from leanresnet.evaluation import Measure, Metrics, evaluate
 from leanresnet.optim import LearningRate
@@ -39,6 +40,7 @@ class Loop:
         autocast: entered around each forward pass; it may be entered many times.
         clip_norm: the gradient's greatest L2 norm, or None.
         sharpness: where a second pass takes the gradient, or None: a step has one pass.
+        world: the processes that share each batch.
     """
 
     objective: Objective
@@ -47,6 +49,7 @@ class Loop:
     autocast: AbstractContextManager[object]
     clip_norm: float | None
     sharpness: SharpnessAware | None = None
+    world: World = ALONE
 
 
 def objective_of(net: nn.Module, criterion: Criterion) -> Objective:
@@ -100,13 +103,15 @@ def fit(
         if start is not None:
             progress.load_state_dict(start, len(train))
         begun = progress.epoch
-        bar = tqdm(range(begun, epochs + 1), "epochs", epochs, initial=begun - 1, unit="epoch", disable=None)
+        bar = tqdm(range(begun, epochs + 1), "epochs", epochs, initial=begun - 1, unit="epoch", disable=_quiet(loop))
         with bar:
             for epoch in bar:
                 tally, rate = progress.tally, progress.rate
                 try:
                     after_step = partial(offer, progress)
-                    trained = train_one_epoch(net, _steps(train, progress, epochs), loop, average, tally, after_step)
+                    trained = train_one_epoch(
+                        net, _steps(train, progress, epochs, _quiet(loop)), loop, average, tally, after_step
+                    )
                 except DivergedError as error:
                     raise DivergedError(f"epoch {epoch}, {error}") from None
                 with loop.autocast:
@@ -114,7 +119,8 @@ def fit(
                         progress.seed_draws()
                         images = islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size))
                         update_bn(_offering(images, after_step), judged)
-                    validated = evaluate(judged, _offering(validation, after_step), measures)
+                    loop.world.align(judged)
+                    validated = evaluate(judged, _offering(validation, after_step), measures, loop.world)
                 loop.schedule.end_epoch(validated["loss"])
                 row = {"lr": rate}
                 row |= {f"train/{name}": value for name, value in trained.items()}
@@ -152,7 +158,8 @@ def train_one_epoch(
     net.train()
     tally = tally or Tally()
     begun = time.perf_counter() - tally.seconds
-    for images, labels in batches:
+    for whole_images, whole_labels in batches:
+        images, labels = loop.world.share(whole_images), loop.world.share(whole_labels)
         loop.optimizer.zero_grad(set_to_none=True)
         with loop.autocast:
             loss, right = loop.objective(images, labels)
@@ -165,12 +172,13 @@ def train_one_epoch(
                 uphill.backward()
         if loop.clip_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), loop.clip_norm)
-        tally.watch.see(loss.detach(), len(tally.losses) + 1, loop.schedule.value)
+        loss, right = loop.world.whole(loss, right)
+        tally.watch.see(loss, len(tally.losses) + 1, loop.schedule.value)
         loop.optimizer.step()
         loop.schedule.step()
         if average is not None:
             average.update_parameters(net)
-        tally.add(loss.detach(), right, len(labels))
+        tally.add(loss, right, len(whole_labels))
         tally.seconds = time.perf_counter() - begun
         after_step()
     tally.watch.settle()
@@ -179,11 +187,16 @@ def train_one_epoch(
     return metrics
 
 
-def _steps(train: TrainBatches, progress: Progress, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _quiet(loop: Loop) -> bool | None:
+    """tqdm's `disable`: None leaves it to the terminal."""
+    return None if loop.world.leads else True
+
+
+def _steps(train: TrainBatches, progress: Progress, epochs: int, quiet: bool | None) -> Iterator[tuple[Tensor, Tensor]]:
     """The rest of the epoch's batches behind a bar, where there is a terminal."""
     label, done = f"epoch {progress.epoch}/{epochs}", progress.step
     rest = train.epoch(progress.epoch, done)
-    yield from tqdm(rest, label, len(train), leave=False, initial=done, position=1, unit="step", disable=None)
+    yield from tqdm(rest, label, len(train), leave=False, initial=done, position=1, unit="step", disable=quiet)
 
 
 def _offering(batches: Iterable[tuple[Tensor, Tensor]], offer: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:

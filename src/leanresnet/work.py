@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from leanresnet.device import describe
+from leanresnet.distributed import ALONE, World
 from leanresnet.errors import StoppedError, StorageError
 from leanresnet.files import save_text, workspace
 from leanresnet.progress import Progress
@@ -141,21 +142,30 @@ def _changed(folder: Path) -> float:
 class Keeper:
     """Saves a training's state every `seconds`, and when the training is asked to stop.
 
-    A state that cannot be saved now and then costs a line and no training.
+    A state that cannot be saved now and then costs a line and no training. Of several processes all
+    stop where one is asked to, and the first one saves.
 
     Args:
+        snapshots: where; None in the other processes.
         requested: the signal that asks to stop, or None.
     """
 
-    def __init__(self, snapshots: Snapshots, seconds: float, requested: Callable[[], Signals | None]) -> None:
+    def __init__(
+        self,
+        snapshots: Snapshots | None,
+        seconds: float,
+        requested: Callable[[], Signals | None],
+        world: World = ALONE,
+    ) -> None:
         self._snapshots = snapshots
         self._seconds = seconds
         self._requested = requested
+        self._world = world
         self._saved_at = time.monotonic()
         self._saved: tuple[int, int] | None = None
 
     def __call__(self, progress: Progress) -> None:
-        signal = self._requested()
+        signal = self._world.agree(self._requested())
         if signal is not None:
             self._save(progress)
             place = f"epoch {progress.epoch}, step {progress.step}"
@@ -173,28 +183,31 @@ class Keeper:
 
     def _save(self, progress: Progress) -> None:
         # The batches of validation come between one place and the next.
-        if self._saved != (progress.epoch, progress.step):
-            self._snapshots.save({"progress": progress.state_dict(), "fingerprint": _fingerprint(progress.device)})
+        if self._snapshots is not None and self._saved != (progress.epoch, progress.step):
+            fingerprint = _fingerprint(progress.device, self._world)
+            self._snapshots.save({"progress": progress.state_dict(), "fingerprint": fingerprint})
             self._saved = (progress.epoch, progress.step)
 
 
-def load_state(snapshots: Snapshots, device: torch.device) -> tuple[dict[str, Any] | None, str | None]:
+def load_state(
+    snapshots: Snapshots, device: torch.device, world: World = ALONE
+) -> tuple[dict[str, Any] | None, str | None]:
     """The state to go on from, and in what this machine differs from the one that saved it; None: in nothing."""
     kept = snapshots.load()
     if kept is None:
         return None, None
-    here, there = _fingerprint(device), kept["fingerprint"]
+    here, there = _fingerprint(device, world), kept["fingerprint"]
     changed = [f"{name}: {there.get(name)}, now {value}" for name, value in here.items() if there.get(name) != value]
     return kept["progress"], "; ".join(changed) or None
 
 
-def _fingerprint(device: torch.device) -> dict[str, Any]:
+def _fingerprint(device: torch.device, world: World) -> dict[str, Any]:
     """What the bytes of a result may depend on beside code, values and data."""
     return {
         "torch": str(torch.__version__),
         "device": describe(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "processes": 1,
+        "processes": world.size,
     }
 
 

@@ -1,0 +1,23 @@
+"""The option of the commands that train, by which one training runs in several processes."""
+
+import click
+
+
+def _launch(context: click.Context, option: click.Parameter, processes: int) -> None:
+    """Hand over to so many processes, unless this is one of several."""
+    if processes > 1:
+        from leanresnet.launcher import launch
+
+        launch(processes)
+
+
+nproc_option = click.option(
+    "--nproc",
+    type=click.IntRange(1),
+    envvar="LEANRESNET_NPROC",
+    default=1,
+    show_default=True,
+    expose_value=False,
+    callback=_launch,
+    help="Processes on this machine that share each batch; on several machines: torchrun.",
+)
