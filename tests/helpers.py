@@ -1,5 +1,8 @@
 """Small configurations, networks and data that train in a moment."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -81,3 +84,14 @@ def synthetic_split(count: int = 60, seed: int = 0, noise: float = 0.3) -> Split
 
 def random_images(count: int, seed: int = 0) -> Tensor:
     return torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """The system writes no file beyond `size` bytes, as on a full disk: the part that fits, then an error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

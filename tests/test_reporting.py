@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import outside_environment
+from helpers import files_up_to
 from mlflow.entities import Run as Recorded
 from mlflow.tracking import MlflowClient
 
@@ -278,6 +279,19 @@ def test_a_journal_that_cannot_arrive_holds_nothing_up(capsys: pytest.CaptureFix
     assert "1-damaged" in error
     assert "2-unknown" in error
     assert sync(Path.cwd()) == (0, 2)
+
+
+def test_a_line_that_the_disk_cut_short_is_taken_back() -> None:
+    with reporting.open_journal(reporting.new_id()) as journal:
+        journal.append({"type": "begin", "name": "mine"})
+        lines = journal.folder / "events.jsonl"
+        with (
+            files_up_to(lines.stat().st_size + 20),
+            pytest.raises(StorageError, match=r"events\.jsonl: cannot be written \(File too large\); it takes \d+ byt"),
+        ):
+            journal.append({"type": "metrics", "values": {"loss": 0.5}, "step": 1})
+        journal.append({"type": "end", "status": "FAILED"})
+        assert [json.loads(line)["type"] for line in lines.read_text().splitlines()] == ["begin", "end"]
 
 
 def test_a_database_that_was_removed_gets_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,19 +3,21 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from conftest import Checkout, outside_environment
-from helpers import synthetic_split, tiny_recipe
+from helpers import files_up_to, synthetic_split, tiny_recipe
 from imports import ROOT
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -47,12 +49,12 @@ os.fsync = fsync
 """
 
 
-def prepare(folder: Path) -> Path:
-    """A workspace with tiny splits and a training of 18 steps."""
+def prepare(folder: Path, **changes: object) -> Path:
+    """A workspace with tiny splits and a training of 18 steps; `changes` are of its recipe."""
     params = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text())
     (folder / "code").mkdir(parents=True, exist_ok=True)
     (folder / "code" / "sitecustomize.py").write_text(SIGNAL_ITSELF)
-    recipe = tiny_recipe(epochs=EPOCHS, batch_size=20, ema_decay=0.9)
+    recipe = tiny_recipe(epochs=EPOCHS, batch_size=20, ema_decay=0.9, **changes)
     params["train"]["baseline"] = recipe.model_dump(mode="json")
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     save_split(synthetic_split(60), folder / "data" / "train.safetensors")
@@ -60,15 +62,16 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def train(folder: Path, **environment: object) -> tuple[int, str]:
-    """The command's exit code and what it said on stderr."""
+def train(folder: Path, before: tuple[str, ...] = (), **environment: object) -> tuple[int, str]:
+    """The command's exit code and what it said on stderr; `before` is a command that runs it."""
     settings = {
         "LEANRESNET_SNAPSHOT_SECONDS": "0",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(folder / "code"),
         **{name: str(value) for name, value in environment.items()},
     }
-    done = subprocess.run(COMMAND, cwd=folder, env=outside_environment(**settings), capture_output=True, text=True)
+    command = [*before, *COMMAND]
+    done = subprocess.run(command, cwd=folder, env=outside_environment(**settings), capture_output=True, text=True)
     return done.returncode, done.stderr
 
 
@@ -231,6 +234,89 @@ def test_nothing_to_extend_is_one_line(tmp_path: Path) -> None:
     code, error = train(prepare(tmp_path), LEANRESNET_EXTEND="1")
     assert (code, error.count("\n")) == (2, 1)
     assert f"train.baseline.epochs = {EPOCHS} with --extend: accepted: with a finished training" in error
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose training was killed with three snapshots; not to be changed."""
+    folder = prepare(tmp_path_factory.mktemp("stopped"))
+    assert die(folder, 9)[0] == -signal.SIGKILL
+    return folder
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def snapshots(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob(".work/training/*/*.pt")}
+
+
+def test_a_read_only_folder_is_one_line_and_nothing_changed(stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    # Modes bind root too once it has given up its right to pass them over.
+    as_anybody = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
+    try:
+        code, error = train(tmp_path, as_anybody)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert (code, error.count("\n")) == (5, 1)
+    assert re.fullmatch(
+        rf"error: {tmp_path}/\S+run_id\S*: cannot be written \(Permission denied\); .* 24 bytes\n", error
+    )
+    assert contents(tmp_path) == contents(stopped)
+
+
+def test_what_the_system_refuses_to_write_costs_no_snapshot(stopped: Path, whole: Whole, tmp_path: Path) -> None:
+    """A limit on the size of files lets a training begin and end, and its snapshots and weights not be written."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    with files_up_to(10_000):
+        code, error = train(tmp_path, LEANRESNET_SNAPSHOT_SECONDS="60", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert code == 5
+    snapshot, mlflow, weights = error.splitlines()
+    kept = next(tmp_path.glob(".work/training/*/"))
+    refused = r"cannot be written \(File too large\); it takes [\d,]+ bytes"
+    assert re.fullmatch(rf"warning: not saved, training goes on: {kept}/00000004-\S+: {refused}", snapshot)
+    assert mlflow.startswith("warning: MLflow has not got all of this run")
+    assert re.fullmatch(rf"error: models/baseline/model.safetensors: {refused}", weights)
+    assert snapshots(tmp_path) == snapshots(stopped)
+    assert not (tmp_path / "models/baseline/model.safetensors").exists()
+    assert train(tmp_path) == (0, "")
+    assert_is_whole(tmp_path, whole)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of 2 MiB on `folder`, where this user may mount one."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_and_one_that_is_read_only_are_one_line_and_nothing_changed(stopped: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path):
+        shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+        ballast = tmp_path / "ballast"
+        ballast.write_bytes(bytes(shutil.disk_usage(tmp_path).free))
+        full = train(tmp_path)
+        ballast.unlink()
+        assert contents(tmp_path) == contents(stopped)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        read_only = train(tmp_path)
+        assert contents(tmp_path) == contents(stopped)
+    for (code, error), reason in (
+        (full, r"No space left on device\); it takes 24 bytes"),
+        (read_only, r"Read-only file system\)"),
+    ):
+        assert (code, error.count("\n")) == (5, 1)
+        assert re.fullmatch(rf"error: {tmp_path}/\.work/training/\S+: cannot be written \({reason}\n", error)
 
 
 def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Checkout, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,19 +27,22 @@ SEED = 0
 @click.option("--repros", default=20, show_default=True, help="SIGKILLs of `dvc repro`.")
 @click.option("--at-once", default=5, show_default=True, help="Times two `dvc repro` in one workspace.")
 @click.option("--workers", default=8, show_default=True, help="Of DVC's queue, on a fresh database.")
-def torture(kills: int, damages: int, repros: int, at_once: int, workers: int) -> None:
+@click.option("--same", default=5, show_default=True, help="Trainings of one seed, eager and again compiled.")
+def torture(kills: int, damages: int, repros: int, at_once: int, workers: int, same: int) -> None:
     """Kill and damage trainings; each must end with the bytes and the metrics of the one that nobody touched."""
     choices = random.Random(SEED)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        whole, demo = Whole(root / "whole"), Demo(root)
+        whole, demo = cache(lambda: Whole(root / "whole")), cache(lambda: Demo(root))
         parts = {
-            "SIGKILL in a training": (kills, lambda: _killed(root, whole, kills, choices)),
-            "damaged snapshot": (damages, lambda: _damaged(root, whole, damages, choices)),
-            "SIGKILL of dvc repro": (repros, lambda: _repros(demo, repros, choices)),
-            "two dvc repro at once": (at_once, lambda: _at_once(demo, at_once)),
-            "worker of DVC's queue": (workers, lambda: _queue(demo, workers)),
+            "SIGKILL in a training": (kills, lambda: _killed(root, whole(), kills, choices)),
+            "damaged snapshot": (damages, lambda: _damaged(root, whole(), damages, choices)),
+            "SIGKILL of dvc repro": (repros, lambda: _repros(demo(), repros, choices)),
+            "two dvc repro at once": (at_once, lambda: _at_once(demo(), at_once)),
+            "worker of DVC's queue": (workers, lambda: _queue(demo(), workers)),
+            "same seed, eager": (same, lambda: _same(root / "eager", same, compiled=False)),
+            "same seed, compiled": (same, lambda: _same(root / "compiled", same, compiled=True)),
         }
         rows = [(what, *part()) for what, (count, part) in parts.items() if count]
     click.echo(f"{'what':24}{'times':>8}{'trainings':>12}{'lost':>6}")
@@ -185,6 +189,20 @@ def _queue(demo: Demo, workers: int) -> tuple[int, int]:
         history = client.get_metric_history(run.info.run_id, "train/loss")
         assert [metric.step for metric in history] == list(range(1, epochs + 1))
     return workers, workers
+
+
+def _same(root: Path, count: int, compiled: bool) -> tuple[int, int]:
+    """Each compiles anew: code from a cache would be the same anyhow."""
+    found = []
+    for number in range(count):
+        folder = prepare(root / str(number), compile=compiled)
+        code, error = train(folder, TORCHINDUCTOR_CACHE_DIR=folder / "compiler", LEANRESNET_SNAPSHOT_SECONDS=60)
+        assert (code, error) == (0, "")
+        assert (folder / "compiler").exists() == compiled
+        found.append(results(folder))
+        assert found[-1] == found[0]
+        print(f"{number + 1} of the same seed in {root.name}", file=sys.stderr)
+    return count, count
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from leanresnet.checkpoint import Checkpoint
 from leanresnet.config import IMAGE_SIZE
-from leanresnet.errors import DataError, StorageError
+from leanresnet.errors import DataError
 from leanresnet.evaluation import median_seconds
+from leanresnet.files import not_written
 
 Format = Literal["onnx", "torchscript", "pt2"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}
@@ -61,7 +62,7 @@ def export(model: Checkpoint, form: Format, path: Path) -> Exported:
             latencies = [1000 * median_seconds(each, batches[0], REPEATS) for each in (run, net)]
             partial.replace(path)
     except OSError as error:
-        raise StorageError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
+        raise not_written(error.filename or path, error) from error
     return Exported(difference, *latencies)
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` only when the block ends well.
 
+    Args:
+        size: bytes that it takes, where that is known before.
+
     Raises:
-        StorageError: with the path and the system's reason.
+        StorageError: with the path, the system's reason and the bytes that it takes.
     """
     partial: Path | None = None
     try:
@@ -39,10 +42,18 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise StorageError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
+        raise not_written(error.filename or path, error, size) from error
     finally:
         if partial is not None:
-            partial.unlink(missing_ok=True)
+            # On a disk that became read-only, it stays.
+            with suppress(OSError):
+                partial.unlink()
+
+
+def not_written(path: Path | str, error: OSError, size: int | None = None) -> StorageError:
+    """The one line for it; `size` is the bytes that the file takes."""
+    takes = "" if size is None else f"; it takes {size:,} bytes"
+    return StorageError(f"{path}: cannot be written ({error.strerror}){takes}")
 
 
 def _flush_folder(folder: Path) -> None:
@@ -59,9 +70,13 @@ def workspace() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
+def save_bytes(content: bytes | memoryview, path: Path) -> None:
+    with atomic_write(path, len(content)) as file:
+        file.write(content)
+
+
 def save_text(text: str, path: Path) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    save_bytes(text.encode(), path)
 
 
 def save_json(content: Any, path: Path) -> None:
@@ -94,14 +109,14 @@ def save_safetensors(tensors: "Mapping[str, Tensor]", path: Path, about: object 
     from safetensors.torch import save
 
     metadata = None if about is None else {"about": json.dumps(about)}
-    with atomic_write(path) as file:
-        file.write(save(dict(tensors), metadata))
+    save_bytes(save(dict(tensors), metadata), path)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
     """A PNG with no date or version in it, so that the same figure is the same bytes."""
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100, metadata={"Software": None})
+    save_bytes(drawn.getbuffer(), path)
 
 
 def file_hashes(path: Path) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from leanresnet.errors import StorageError
-from leanresnet.files import workspace
+from leanresnet.files import not_written, workspace
 
 Event = dict[str, Any]
 
@@ -42,11 +42,16 @@ class Journal:
     def append(self, event: Event) -> None:
         """Raises StorageError when it cannot be written."""
         events, stamped = self.events, {**event, "time": time.time_ns() // 1_000_000}
+        line = json.dumps(stamped) + "\n"
+        before = self._lines.stat().st_size if self._lines.exists() else 0
         try:
             with self._lines.open("a") as file:
-                file.write(json.dumps(stamped) + "\n")
+                file.write(line)
         except OSError as error:
-            raise StorageError(f"{self._lines}: cannot be written ({error.strerror})") from error
+            # A full disk takes a part of the line, and what comes next must not follow on that.
+            with suppress(OSError):
+                os.truncate(self._lines, before)
+            raise not_written(self._lines, error, len(line)) from error
         events.append(stamped)
 
     def keep(self, path: Path, folder: str) -> None:
@@ -61,7 +66,7 @@ class Journal:
             except OSError:
                 shutil.copy(path, target)
         except OSError as error:
-            raise StorageError(f"{target}: cannot be written ({error.strerror})") from error
+            raise not_written(target, error) from error
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -72,11 +77,11 @@ class Journal:
         """Raises StorageError where the file holds something else."""
         if not self._lines.exists():
             return []
-        text = self._lines.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
+        content = self._lines.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
             # A process that died in the middle of a line left the rest.
-            self._lines.write_text(whole)
+            os.truncate(self._lines, len(whole))
         try:
             return [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:
@@ -94,9 +99,10 @@ def open_journal(journal_id: str) -> Iterator[Journal]:
     folder = _journals(workspace()) / journal_id
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(_lock(folder)).acquire()
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be written ({error.strerror})") from error
-    with FileLock(_lock(folder)):
+        raise not_written(error.filename or folder, error) from error
+    with lock:
         # Whoever handed the journal on in the meantime has removed it.
         folder.mkdir(exist_ok=True)
         yield Journal(folder)

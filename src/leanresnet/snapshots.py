@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from leanresnet.errors import SnapshotError, StorageError
-from leanresnet.files import atomic_write
+from leanresnet.errors import SnapshotError
+from leanresnet.files import save_bytes
 
 KEPT = 3
 
@@ -37,15 +37,12 @@ class Snapshots:
         content = buffer.getbuffer()
         # What a process left that died in the middle of this; there is one process a folder.
         for part in self.folder.glob(".*"):
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
         before = self.paths()
         number = int(before[-1].stem.partition("-")[0]) + 1 if before else 1
         path = self.folder / f"{number:08d}-{hashlib.sha256(content).hexdigest()}.pt"
-        try:
-            with atomic_write(path) as file:
-                file.write(content)
-        except StorageError as error:
-            raise StorageError(f"{error}; a snapshot takes {len(content):,} bytes") from error
+        save_bytes(content, path)
         for old in self.paths()[:-KEPT]:
             with suppress(OSError):
                 old.unlink()

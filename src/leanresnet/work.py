@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from leanresnet.device import describe
 from leanresnet.distributed import ALONE, World
 from leanresnet.errors import StoppedError, StorageError
-from leanresnet.files import save_text, workspace
+from leanresnet.files import not_written, save_text, workspace
 from leanresnet.progress import Progress
 from leanresnet.snapshots import Snapshots
 
@@ -109,12 +109,11 @@ def work_on(made_by: Mapping[str, Any]) -> Iterator[Work]:
     name = f"{key}-{made_by['params']['epochs']}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{root}: cannot be written ({error.strerror})") from error
-    try:
         lock = FileLock(root / f"{name}.lock").acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise StorageError(f"{root / name}: another process trains this very model; it was waited for") from None
+    except OSError as error:
+        raise not_written(error.filename or root, error) from error
     with lock:
         work = Work(root / name)
         if work.is_recorded():

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from leanresnet.config import Download
 from leanresnet.errors import DataError, StorageError
-from leanresnet.files import atomic_write, file_hashes
+from leanresnet.files import atomic_write, file_hashes, not_written
 
 TIMEOUT_SECONDS = 30
 CHUNK = 1 << 16
@@ -56,7 +56,7 @@ def fetch(urls: Sequence[str], expected: Download, part: Path) -> Path:
                 failures.append(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}")
                 break
             except OSError as error:
-                raise StorageError(f"{part}: cannot be written ({error.strerror})") from error
+                raise not_written(part, error, expected.size) from error
     raise DataError(
         f"no mirror of download.mirrors served the archive ({'; '.join(failures)}), accepted: a network,"
         " or a local copy through --archive or LEANRESNET_CIFAR10"
@@ -85,7 +85,7 @@ def check_stated(path: Path, found: str, stated: str) -> None:
 def copy(source: Path, target: Path) -> None:
     """Raises StorageError when the source cannot be read or the target not written."""
     try:
-        with source.open("rb") as file, atomic_write(target) as out:
+        with source.open("rb") as file, atomic_write(target, source.stat().st_size) as out:
             shutil.copyfileobj(file, out, 1 << 20)
     except OSError as error:
         raise StorageError(f"{source}: cannot be read ({error.strerror})") from error

@@ -7,7 +7,7 @@ from leanresnet.config import Download
 from leanresnet.data import cifar, digits, download
 from leanresnet.data.splits import Split
 from leanresnet.errors import DataError, StorageError
-from leanresnet.files import atomic_write, file_hashes, load_json, save_json, workspace
+from leanresnet.files import file_hashes, load_json, save_bytes, save_json, workspace
 
 DESCRIPTION = "source.json"
 
@@ -82,5 +82,4 @@ def _take_folder(local: Path, archive: Path, stated: str | None) -> None:
                 raise DataError(f"{folder / name}: md5 {found}, accepted: {md5}, or a checksum stated by --sha256")
     else:
         download.check_stated(local, hashlib.sha256(packed).hexdigest(), stated)
-    with atomic_write(archive) as file:
-        file.write(packed)
+    save_bytes(packed, archive)
