@@ -70,10 +70,22 @@ class Mirrors:
                 return (206 if start else 200), sized, bytes(len(rest))
             case "longer":
                 return 200, {"Content-Length": str(len(self.payload) + 1)}, self.payload + b"!"
+            case "shorter":
+                return 200, {"Content-Length": str(len(self.payload) - 1)}, self.payload[:-1]
             case "endless":
                 return 200, {}, self.payload + b"!" * 100_000
+            case "chunks-cut":
+                return 200, {"Transfer-Encoding": "chunked"}, b"%x\r\n" % len(self.payload) + self.payload[:1000]
+            case "page":
+                return 200, {}, b"<html>Please log in</html>"
+            case "busy":
+                return 503, {"Content-Length": "0"}, b""
             case "moved":
                 return 302, {"Location": self.url("whole")}, b""
+            case "moved-in-a-circle":
+                return 302, {"Location": self.url("moved-in-a-circle")}, b""
+            case "moved-to-a-file":
+                return 302, {"Location": "file:///etc/hostname"}, b""
         return 404, {"Content-Length": "0"}, b""
 
 
@@ -120,61 +132,65 @@ def begin(part: Path, content: bytes) -> None:
     part.write_bytes(content)
 
 
-@pytest.mark.parametrize("behaviour", ["whole", "unsized", "no-range", "endless", "moved"])
-def test_a_whole_download_is_the_mirrors_bytes(mirrors: Mirrors, part: Path, behaviour: str) -> None:
-    assert fetch([mirrors.url(behaviour)], EXPECTED, part) == part
+THIRD, SIZE = len(PAYLOAD) // 3, len(PAYLOAD)
+# (what is in the file before, the mirrors in their order, each request that they get and the byte that it begins with)
+SERVED: dict[str, tuple[bytes, list[str], list[tuple[str, int]]]] = {
+    "a whole file": (b"", ["whole"], [("whole", 0)]),
+    "no length": (b"", ["unsized"], [("unsized", 0)]),
+    "more than the file, without a length": (b"", ["endless"], [("endless", 0)]),
+    "moved": (b"", ["moved"], [("moved", 0), ("whole", 0)]),
+    "cut, and resumed": (b"", ["interrupted", "whole"], [("interrupted", 0), ("whole", THIRD)]),
+    "cut, and resumed without a length": (b"", ["interrupted", "unsized"], [("interrupted", 0), ("unsized", THIRD)]),
+    "resumed, cut again, resumed": (
+        PAYLOAD[:1000],
+        ["interrupted", "whole"],
+        [("interrupted", 1000), ("whole", 1000 + (SIZE - 1000) // 3)],
+    ),
+    "the range ignored": (PAYLOAD[:1000], ["no-range"], [("no-range", 1000)]),
+    "another range than asked for": (PAYLOAD[:1000], ["wrong-range"], [("wrong-range", 1000)]),
+    "a damaged beginning": (b"wrong" * 100, ["whole"], [("whole", 500), ("whole", 0)]),
+    "a damaged whole": (bytes(SIZE), ["whole"], [("whole", 0)]),
+    "a file that is too long": (bytes(SIZE + 1), ["whole"], [("whole", 0)]),
+}
+# (the mirror, its reason, the bytes that stay to be resumed)
+REFUSED: dict[str, tuple[str, str, int]] = {
+    "other bytes": ("corrupted", f"accepted: {SIZE} bytes, SHA-256 {EXPECTED.sha256}", 0),
+    "a length that is too large": ("longer", f"offers {SIZE + 1} bytes instead of {SIZE}", 0),
+    "a length that is too small": ("shorter", f"offers {SIZE - 1} bytes instead of {SIZE}", 0),
+    "a length that is not kept": ("interrupted", f"ended after {THIRD} of {SIZE} bytes", THIRD),
+    "a chunk that is cut": ("chunks-cut", "IncompleteRead", 0),
+    "a page for a file": ("page", f"ended after 26 of {SIZE} bytes", 26),
+    "moved in a circle": ("moved-in-a-circle", "infinite loop", 0),
+    "moved to a file": ("moved-to-a-file", "not allowed", 0),
+    "busy": ("busy", "Service Unavailable", 0),
+    "nothing there": ("absent", "Not Found", 0),
+}
+
+
+@pytest.mark.parametrize("case", SERVED)
+def test_a_download_is_the_mirrors_bytes_whatever_came_between(mirrors: Mirrors, part: Path, case: str) -> None:
+    left, behaviours, asked = SERVED[case]
+    begin(part, left)
+    assert fetch([mirrors.url(behaviour) for behaviour in behaviours], EXPECTED, part) == part
     assert part.read_bytes() == PAYLOAD
-    assert mirrors.asked[0] == (behaviour, None)
+    assert mirrors.asked == [(behaviour, f"bytes={start}-" if start else None) for behaviour, start in asked]
 
 
-@pytest.mark.parametrize("behaviour", ["whole", "unsized"])
-def test_an_interrupted_download_resumes_where_it_ended(mirrors: Mirrors, part: Path, behaviour: str) -> None:
-    with pytest.raises(DataError, match="interrupted"):
-        fetch([mirrors.url("interrupted")], EXPECTED, part)
-    kept = part.stat().st_size
-    assert kept == len(PAYLOAD) // 3
-    fetch([mirrors.url(behaviour)], EXPECTED, part)
-    assert mirrors.asked == [("interrupted", None), (behaviour, f"bytes={kept}-")]
-    assert part.read_bytes() == PAYLOAD
-
-
-def test_the_next_mirror_continues_an_interrupted_download(mirrors: Mirrors, part: Path) -> None:
-    fetch([mirrors.url("interrupted"), mirrors.url("whole")], EXPECTED, part)
-    assert mirrors.asked == [("interrupted", None), ("whole", f"bytes={len(PAYLOAD) // 3}-")]
-    assert part.read_bytes() == PAYLOAD
-
-
-@pytest.mark.parametrize("behaviour", ["no-range", "wrong-range"])
-def test_a_server_that_ignores_the_range_is_read_from_the_start(mirrors: Mirrors, part: Path, behaviour: str) -> None:
-    begin(part, PAYLOAD[:1000])
-    fetch([mirrors.url(behaviour)], EXPECTED, part)
-    assert mirrors.asked == [(behaviour, "bytes=1000-")]
-    assert part.read_bytes() == PAYLOAD
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mirror_that_does_not_serve_is_refused_with_its_reason(mirrors: Mirrors, part: Path, case: str) -> None:
+    behaviour, reason, kept = REFUSED[case]
+    with pytest.raises(DataError) as caught:
+        fetch([mirrors.url(behaviour)], EXPECTED, part)
+    assert reason in str(caught.value)
+    assert (part.read_bytes() if part.exists() else b"") == {26: b"<html>Please log in</html>"}.get(
+        kept, PAYLOAD[:kept]
+    )
 
 
 def test_a_finished_download_asks_nobody(mirrors: Mirrors, part: Path) -> None:
     begin(part, PAYLOAD)
     fetch([mirrors.url("whole")], EXPECTED, part)
     assert mirrors.asked == []
-
-
-@pytest.mark.parametrize("left", [b"wrong" * 100, bytes(len(PAYLOAD)), bytes(len(PAYLOAD) + 1)])
-def test_a_damaged_beginning_does_not_condemn_a_good_mirror(mirrors: Mirrors, part: Path, left: bytes) -> None:
-    begin(part, left)
-    fetch([mirrors.url("whole")], EXPECTED, part)
-    assert part.read_bytes() == PAYLOAD
-    assert mirrors.asked[-1] == ("whole", None)
-
-
-def test_a_length_that_is_not_the_archives_is_refused_unread(mirrors: Mirrors, part: Path) -> None:
-    with pytest.raises(DataError, match=f"longer: offers {len(PAYLOAD) + 1} bytes instead of {len(PAYLOAD)}"):
-        fetch([mirrors.url("longer")], EXPECTED, part)
-    assert not part.exists()
-
-
-def test_a_length_that_is_not_kept_is_an_interruption(mirrors: Mirrors, part: Path) -> None:
-    with pytest.raises(DataError, match=f"ended after {len(PAYLOAD) // 3} of {len(PAYLOAD)} bytes"):
-        fetch([mirrors.url("interrupted")], EXPECTED, part)
 
 
 def test_mirrors_are_asked_in_their_order_until_one_serves(mirrors: Mirrors, part: Path) -> None:

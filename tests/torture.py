@@ -198,7 +198,7 @@ def _same(root: Path, count: int, compiled: bool) -> tuple[int, int]:
         folder = prepare(root / str(number), compile=compiled)
         code, error = train(folder, TORCHINDUCTOR_CACHE_DIR=folder / "compiler", LEANRESNET_SNAPSHOT_SECONDS=60)
         assert (code, error) == (0, "")
-        assert (folder / "compiler").exists() == compiled
+        assert any((folder / "compiler").rglob("*.so")) == compiled
         found.append(results(folder))
         assert found[-1] == found[0]
         print(f"{number + 1} of the same seed in {root.name}", file=sys.stderr)
