@@ -52,41 +52,27 @@ class Mirrors:
 
     def answer(self, behaviour: str, start: int) -> tuple[int, dict[str, str], bytes]:
         """(status, headers, body) to a request for the bytes from `start`."""
-        rest = self.payload[start:]
-        part = {"Content-Range": f"bytes {start}-{len(self.payload) - 1}/{len(self.payload)}"} if start else {}
-        sized = {"Content-Length": str(len(rest)), **part}
-        match behaviour:
-            case "whole":
-                return (206 if start else 200), sized, rest
-            case "unsized":
-                return (206 if start else 200), part, rest
-            case "interrupted":
-                return (206 if start else 200), sized, rest[: len(rest) // 3]
-            case "no-range":
-                return 200, {"Content-Length": str(len(self.payload))}, self.payload
-            case "wrong-range":
-                return 206, {"Content-Length": str(len(self.payload)), "Content-Range": "bytes 0-"}, self.payload
-            case "corrupted":
-                return (206 if start else 200), sized, bytes(len(rest))
-            case "longer":
-                return 200, {"Content-Length": str(len(self.payload) + 1)}, self.payload + b"!"
-            case "shorter":
-                return 200, {"Content-Length": str(len(self.payload) - 1)}, self.payload[:-1]
-            case "endless":
-                return 200, {}, self.payload + b"!" * 100_000
-            case "chunks-cut":
-                return 200, {"Transfer-Encoding": "chunked"}, b"%x\r\n" % len(self.payload) + self.payload[:1000]
-            case "page":
-                return 200, {}, b"<html>Please log in</html>"
-            case "busy":
-                return 503, {"Content-Length": "0"}, b""
-            case "moved":
-                return 302, {"Location": self.url("whole")}, b""
-            case "moved-in-a-circle":
-                return 302, {"Location": self.url("moved-in-a-circle")}, b""
-            case "moved-to-a-file":
-                return 302, {"Location": "file:///etc/hostname"}, b""
-        return 404, {"Content-Length": "0"}, b""
+        whole, rest = self.payload, self.payload[start:]
+        part = {"Content-Range": f"bytes {start}-{len(whole) - 1}/{len(whole)}"} if start else {}
+        status, sized = (206 if start else 200), {"Content-Length": str(len(rest)), **part}
+        answers: dict[str, tuple[int, dict[str, str], bytes]] = {
+            "whole": (status, sized, rest),
+            "unsized": (status, part, rest),
+            "interrupted": (status, sized, rest[: len(rest) // 3]),
+            "no-range": (200, {"Content-Length": str(len(whole))}, whole),
+            "wrong-range": (206, {"Content-Length": str(len(whole)), "Content-Range": "bytes 0-"}, whole),
+            "corrupted": (status, sized, bytes(len(rest))),
+            "longer": (200, {"Content-Length": str(len(whole) + 1)}, whole + b"!"),
+            "shorter": (200, {"Content-Length": str(len(whole) - 1)}, whole[:-1]),
+            "endless": (200, {}, whole + b"!" * 100_000),
+            "chunks-cut": (200, {"Transfer-Encoding": "chunked"}, b"%x\r\n" % len(whole) + whole[:1000]),
+            "page": (200, {}, b"<html>Please log in</html>"),
+            "busy": (503, {"Content-Length": "0"}, b""),
+            "moved": (302, {"Location": self.url("whole")}, b""),
+            "moved-in-a-circle": (302, {"Location": self.url("moved-in-a-circle")}, b""),
+            "moved-to-a-file": (302, {"Location": "file:///etc/hostname"}, b""),
+        }
+        return answers.get(behaviour, (404, {"Content-Length": "0"}, b""))
 
 
 @pytest.fixture
