@@ -12,7 +12,7 @@ DATA ?= data
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo repro test torture bench bench-gpu experiments check ui format clean lock
+.PHONY: help setup demo repro test torture bench bench-gpu experiments check ui format clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ format: $(STAMP)  ## format the code and mend what ruff can
 lock:  ## renew requirements.lock from pyproject.toml (needs uv)
 	uv lock --upgrade
 	uv export --frozen --no-emit-project --no-annotate --no-header -o requirements.lock
+
+audit:  ## known advisories for what requirements.lock names (needs uv and the network)
+	uv tool run pip-audit@2.10.1 --strict --require-hashes --disable-pip --requirement requirements.lock
 
 clean:  ## remove the demo and what tools left behind; data, models and runs stay
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache

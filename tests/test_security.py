@@ -2,13 +2,14 @@
 
 import http.client
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from conftest import outside_environment
 from test_resume import COMMAND, prepare
 
 from leanresnet.errors import redacted
+from leanresnet.tracking import connect
 
 SECRETS = {name: f"{name}-5ecr3t-0f-7ests" for name in ("environment", "remote", "tracking", "params", "command")}
 
@@ -27,12 +29,16 @@ def where(secret: str, folder: Path) -> list[Path]:
 
 
 def test_five_planted_secrets_are_found_in_no_database_artifact_or_log(tmp_path: Path) -> None:
-    folder = prepare(tmp_path)
+    folder = prepare(tmp_path / "space")
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["download"]["mirrors"] = [
         f"https://ann:{SECRETS['params']}@example.org/cifar.tar.gz?key={SECRETS['params']}"
     ]
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    # On the command line of the runs that train, too.
+    elsewhere = tmp_path / SECRETS["command"] / "params.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.symlink_to(folder / "params.yaml")
     remote = f"https://ann:{SECRETS['remote']}@example.org/repository.git"
     for command in (["git", "init", "--quiet"], ["git", "remote", "add", "origin", remote]):
         subprocess.run(command, cwd=folder, check=True)
@@ -42,11 +48,12 @@ def test_five_planted_secrets_are_found_in_no_database_artifact_or_log(tmp_path:
         environment = outside_environment(
             MLFLOW_TRACKING_URI=uri, AWS_SECRET_ACCESS_KEY=SECRETS["environment"], OMP_NUM_THREADS="1"
         )
-        for extra in (["--params", f"no/{SECRETS['command']}"], [f"--token={SECRETS['command']}"], []):
+        for extra in (["--params", str(elsewhere)], [f"--token={SECRETS['command']}"]):
             done = subprocess.run([*COMMAND, *extra], cwd=folder, env=environment, capture_output=True, text=True)
-            # What a person typed is shown back to him, and to nobody else.
-            printed += "" if extra else done.stdout + done.stderr
-            assert (done.returncode == 0) == (not extra), done.stderr
+            trains = extra[0] == "--params"
+            # An option that is wrong is shown back to the person who typed it, and to nobody else.
+            printed += done.stdout + done.stderr if trains else ""
+            assert (done.returncode == 0) == trains, done.stderr
     assert "warning: MLflow has not got all of this run" in printed
     assert (folder / "mlflow.db").exists()
     for name, secret in SECRETS.items():
@@ -64,7 +71,8 @@ def test_an_address_in_a_message_keeps_its_secrets() -> None:
 
 
 @contextmanager
-def ui(folder: Path) -> Iterator[int]:
+def ui(folder: Path) -> Iterator[tuple[int, int]]:
+    """Its port and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -81,7 +89,7 @@ def ui(folder: Path) -> Iterator[int]:
         while not reachable("127.0.0.1", port):
             assert time.monotonic() < end
             time.sleep(0.1)
-        yield port
+        yield port, process.pid
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
@@ -98,12 +106,41 @@ def asked(port: int, method: str, path: str, **headers: str) -> int:
 def test_the_ui_serves_this_machine_alone_and_no_foreign_page(tmp_path: Path) -> None:
     """A page elsewhere could otherwise ask the browser to read or change the runs (DNS rebinding, CSRF)."""
     search = "/api/2.0/mlflow/experiments/search"
-    with ui(tmp_path) as port:
+    with ui(tmp_path) as (port, process):
+        assert psutil.Process(process).environ()["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
         assert asked(port, "GET", f"{search}?max_results=1", Host=f"127.0.0.1:{port}") == 200
         assert asked(port, "GET", f"{search}?max_results=1", Host="evil.example") == 403
         json_type = {"Content-Type": "application/json"}
         assert asked(port, "POST", search, Origin="https://evil.example", **json_type) == 403
         assert [address for address in others() if reachable(address, port)] == []
+
+
+class Armed:
+    """A model whose pickle makes a file when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_mlflow_loads_no_pickled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mlflow = connect()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/python_model.pkl").write_bytes(pickle.dumps(Armed(tmp_path / "ran")))
+    (tmp_path / "model/MLmodel").write_text(
+        "flavors: {python_function: {loader_module: mlflow.pyfunc.model, python_model: python_model.pkl,"
+        " cloudpickle_version: 3.0.0}}"
+    )
+    with pytest.raises(mlflow.MlflowException, match="Deserializing model using pickle is disallowed"):
+        mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    with suppress(Exception):  # the pickle is armed: MLflow would have run it
+        mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert (tmp_path / "ran").exists()
 
 
 def others() -> list[str]:
