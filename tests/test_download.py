@@ -1,23 +1,28 @@
 """Downloads over a real socket: mirrors in turn, resumed, verified; and the data set from a local copy."""
 
+import datetime
 import errno
 import hashlib
 import http.client
 import http.server
 import re
+import ssl
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 import archives
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from leanresnet.config import Download
 from leanresnet.data.cifar import pack_folder
-from leanresnet.data.download import _HttpsOnly, fetch
+from leanresnet.data.download import fetch
 from leanresnet.data.sources import fetch_source, read_source
 from leanresnet.errors import DataError, StorageError
 from leanresnet.files import load_json, workspace
@@ -46,6 +51,7 @@ class Mirrors:
     payload: bytes = PAYLOAD
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     address: str = ""
+    elsewhere: str = ""
 
     def url(self, behaviour: str) -> str:
         return f"{self.address}/{behaviour}"
@@ -70,16 +76,14 @@ class Mirrors:
             "busy": (503, {"Content-Length": "0"}, b""),
             "moved": (302, {"Location": self.url("whole")}, b""),
             "moved-in-a-circle": (302, {"Location": self.url("moved-in-a-circle")}, b""),
+            "moved-elsewhere": (302, {"Location": self.elsewhere}, b""),
             "moved-to-a-file": (302, {"Location": "file:///etc/hostname"}, b""),
         }
         return answers.get(behaviour, (404, {"Content-Length": "0"}, b""))
 
 
-@pytest.fixture
-def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirrors]:
-    monkeypatch.setenv("no_proxy", "*")
-    served = Mirrors()
-
+@contextmanager
+def serving(served: Mirrors, tls: ssl.SSLContext | None = None) -> Iterator[Mirrors]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             behaviour, requested = self.path.strip("/"), self.headers.get("Range")
@@ -99,12 +103,38 @@ def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirrors]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        served.address = f"http://127.0.0.1:{server.server_port}"
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        served.address = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield served
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirrors]:
+    monkeypatch.setenv("no_proxy", "*")
+    with serving(Mirrors()) as served:
+        yield served
+
+
+@pytest.fixture
+def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirrors]:
+    """With TLS, and a certificate that this process trusts."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), True)
+    file, pem = tmp_path / "server.pem", serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file.write_bytes(private + builder.sign(key, hashes.SHA256()).public_bytes(pem))
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(file)
+    with serving(Mirrors(), tls) as served:
+        yield served
 
 
 @pytest.fixture
@@ -212,18 +242,19 @@ def closed() -> str:
         return f"http://127.0.0.1:{server.server_port}"
 
 
-@pytest.mark.parametrize("target", ["http://127.0.0.1/x", "ftp://127.0.0.1/x"])
-def test_a_redirect_away_from_https_is_refused(target: str) -> None:
-    request = urllib.request.Request("https://127.0.0.1/x")
-    with pytest.raises(urllib.error.URLError, match="not https"):
-        _HttpsOnly().redirect_request(request, None, 302, "Found", {}, target)
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_a_redirect_away_from_https_is_refused(mirrors: Mirrors, secure: Mirrors, part: Path, scheme: str) -> None:
+    secure.elsewhere = mirrors.url("whole").replace("http", scheme)
+    with pytest.raises(DataError, match=f"moved-elsewhere: redirected to {scheme}:, which is not https"):
+        fetch([secure.url("moved-elsewhere")], EXPECTED, part)
+    assert (mirrors.asked, part.exists()) == ([], False)
 
 
-def test_a_redirect_within_https_is_followed() -> None:
-    request = urllib.request.Request("https://127.0.0.1/x", headers={"Range": "bytes=5-"})
-    followed = _HttpsOnly().redirect_request(request, None, 302, "Found", {}, "https://127.0.0.2/y")
-    assert followed.full_url == "https://127.0.0.2/y"
-    assert followed.get_header("Range") == "bytes=5-"
+def test_a_redirect_within_https_is_followed(mirrors: Mirrors, secure: Mirrors, part: Path) -> None:
+    begin(part, PAYLOAD[:1000])
+    fetch([secure.url("moved")], EXPECTED, part)
+    assert secure.asked == [("moved", "bytes=1000-"), ("whole", "bytes=1000-")]
+    assert part.read_bytes() == PAYLOAD
 
 
 def test_a_connection_that_breaks_is_not_taken_for_the_disk(
