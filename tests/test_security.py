@@ -54,6 +54,9 @@ def test_five_planted_secrets_are_found_in_no_database_artifact_or_log(tmp_path:
             # An option that is wrong is shown back to the person who typed it, and to nobody else.
             printed += done.stdout + done.stderr if trains else ""
             assert (done.returncode == 0) == trains, done.stderr
+    # On a busy machine MLflow may not have got the second run yet.
+    done = subprocess.run(["leanresnet", "sync"], cwd=folder, env=environment, capture_output=True, text=True)
+    printed += done.stdout + done.stderr
     assert "warning: MLflow has not got all of this run" in printed
     assert (folder / "mlflow.db").exists()
     for name, secret in SECRETS.items():
@@ -85,7 +88,7 @@ def ui(folder: Path) -> Iterator[tuple[int, int]]:
         start_new_session=True,
     )
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while not reachable("127.0.0.1", port):
             assert time.monotonic() < end
             time.sleep(0.1)
@@ -125,6 +128,7 @@ class Armed:
         return Path.touch, (self.file,)
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
 def test_mlflow_loads_no_pickled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     mlflow = connect()
