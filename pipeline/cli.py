@@ -17,6 +17,7 @@ from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.init import init
 from pipeline.lineage import lineage
+from pipeline.playground import playground
 from pipeline.predict import predict
 from pipeline.search import search
 from pipeline.split import split
@@ -35,7 +36,7 @@ def cli() -> None:
 
 
 STAGES = (download, split, train, distill, evaluate)
-AROUND = (check, init, ensemble, compare, lineage, champion, search, predict, export, sync, ui)
+AROUND = (check, init, ensemble, compare, lineage, champion, search, predict, playground, export, sync, ui)
 for command in STAGES + AROUND:
     cli.add_command(command)
 

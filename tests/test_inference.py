@@ -1,6 +1,7 @@
 """Files of real encoders in, classes out."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from leanresnet.checkpoint import load_model, save_model
 from leanresnet.errors import DataError, StorageError
-from leanresnet.inference import classify, find_images, probabilities, read_image
+from leanresnet.inference import classify, find_images, find_models, probabilities, read_image
 
 
 @pytest.fixture
@@ -86,6 +87,14 @@ def test_nothing_to_predict_is_named(tmp_path: Path) -> None:
         find_images([tmp_path])
     with pytest.raises(StorageError, match="does not exist"):
         find_images([tmp_path / "absent.png"])
+
+
+def test_the_pipelines_models_are_found_in_order(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="holds no model, accepted: a folder with any of baseline, teacher, student"):
+        find_models(tmp_path)
+    for name in ("student", "baseline", "other"):
+        shutil.copytree(model, tmp_path / name)
+    assert find_models(tmp_path) == ["baseline", "student"]
 
 
 def test_the_command_prints_a_table_or_json(model: Path, tmp_path: Path) -> None:

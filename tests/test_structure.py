@@ -41,7 +41,7 @@ LEVELS = [
         "summary",
     },
     {"data.sources", "progress", "pictures", "tracking", "inference", "export"},
-    {"registry", "reporting"},
+    {"registry", "reporting", "playground.app", "playground.server"},
     {"charts", "disagreement", "lineage"},
     {"champion", "comparison"},
     {"page"},

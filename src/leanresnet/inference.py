@@ -9,12 +9,25 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from leanresnet.checkpoint import Checkpoint
+from leanresnet.checkpoint import DESCRIPTION, Checkpoint
 from leanresnet.config import IMAGE_SIZE
 from leanresnet.errors import DataError, StorageError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+MODELS = ("baseline", "teacher", "student")
 BATCH_SIZE = 500
+
+
+def find_models(folder: Path) -> list[str]:
+    """Which of the pipeline's models lie in `folder`.
+
+    Raises:
+        StorageError: none of them.
+    """
+    found = [name for name in MODELS if (folder / name / DESCRIPTION).exists()]
+    if not found:
+        raise StorageError(f"{folder}: holds no model, accepted: a folder with any of {', '.join(MODELS)}")
+    return found
 
 
 def find_images(places: Sequence[Path]) -> list[Path]:

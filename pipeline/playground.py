@@ -1,0 +1,29 @@
+"""A page on which one tries the models."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import device_option
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="Folder with any of baseline, teacher and student.",
+)
+@device_option
+def playground(port: int, models: Path, device: str) -> None:
+    """Serve a page on 127.0.0.1: drop an image, see what each model says and whether they agree."""
+    from leanresnet.device import choose_device
+    from leanresnet.inference import find_models
+    from leanresnet.playground.server import serve
+
+    choose_device(device)
+    names = find_models(models)
+    click.echo(f"{', '.join(names)}: http://127.0.0.1:{port}")
+    serve(models, device, port)

@@ -1,0 +1,91 @@
+"""Headless Chromium over its DevTools protocol, as much as the tests need."""
+
+import http.client
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+)
+
+
+def wait_for(found: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return result
+
+
+class Tab:
+    """A page; `requests` are the addresses that it has asked for."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection, self.calls = connection, 0
+        self.requests: list[str] = []
+        for domain in ("Network", "Page", "DOM"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self.calls += 1
+        self.connection.send(json.dumps({"id": self.calls, "method": method, "params": params}))
+        while True:
+            message = json.loads(self.connection.recv(timeout=60))
+            if message.get("id") == self.calls:
+                assert "error" not in message, message
+                return message["result"]
+            if message["method"] == "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
+            elif message["method"] == "Network.webSocketCreated":
+                self.requests.append(message["params"]["url"])
+
+    def value(self, script: str) -> Any:
+        return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+
+    def text(self) -> str:
+        return self.value("document.body ? document.body.innerText : ''")
+
+    def drop(self, file: Path, selector: str) -> None:
+        """`file`, from the desktop onto the middle of an element."""
+        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        x, y = self.value(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box})")
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+
+@contextmanager
+def open_tab(profile: Path) -> Iterator[Tab]:
+    """In a browser of its own with a new profile."""
+    assert CHROMIUM
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        ready = profile / "DevToolsActivePort"
+        port = wait_for(lambda: ready.exists() and ready.read_text().split())[0]
+        devtools = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+        devtools.request("PUT", "/json/new?about:blank")
+        address = json.load(devtools.getresponse())["webSocketDebuggerUrl"]
+        devtools.close()
+        with connect(address, proxy=None, max_size=None) as connection:
+            yield Tab(connection)
+    finally:
+        process.terminate()
+        process.wait()
