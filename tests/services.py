@@ -1,0 +1,133 @@
+"""The services of compose.yaml without containers: its own MLflow command, on Debian's PostgreSQL and an S3 server."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+import yaml
+from conftest import outside_environment
+from imports import ROOT
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+@contextmanager
+def secrets() -> Iterator[Path]:
+    """What team/secrets makes."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([ROOT / "team/secrets", Path(folder) / "secrets"], check=True)
+        yield Path(folder) / "secrets"
+
+
+@contextmanager
+def postgres(password_file: Path) -> Iterator[str]:
+    """A fresh server with the database and the user of compose.yaml; its address."""
+    # It refuses to run as root, and another user can not enter root's folders.
+    user = "postgres" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    password = folder / "password"
+    shutil.copy(password_file, password)
+    try:
+        if user:
+            for path in (folder, password):
+                shutil.chown(path, user, user)
+        options = {"user": user, "group": user, "extra_groups": [] if user else None}
+        make = [POSTGRES[-1] / "initdb", "--pgdata", folder / "data", "--username", "mlflow", "--pwfile", password]
+        quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **options}
+        subprocess.run([*make, "--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale", "--no-sync"], **quiet)
+        port = free_port()
+        serve = [POSTGRES[-1] / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", ""]
+        with process(serve, folder / "log", signal.SIGINT, **options):
+            where = {"host": "127.0.0.1", "port": port, "user": "mlflow", "password": password.read_text()}
+            wait_until(lambda: psycopg2.connect(dbname="postgres", **where).close(), psycopg2.OperationalError)
+            connection = psycopg2.connect(dbname="postgres", **where)
+            connection.autocommit = True
+            connection.cursor().execute("CREATE DATABASE mlflow")
+            connection.close()
+            yield f"127.0.0.1:{port}"
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def s3(folder: Path, identities: Path) -> Iterator[str]:
+    """nanio, which keeps objects as files and checks signatures, with the bucket and the keys of compose.yaml."""
+    (credentials,) = json.loads(identities.read_text())["identities"][0]["credentials"]
+    keys = {"NANIO_ACCESS_KEY": credentials["accessKey"], "NANIO_SECRET_KEY": credentials["secretKey"]}
+    (folder / "leanresnet").mkdir(parents=True)
+    port = free_port()
+    serve = [sys.executable, "-m", "nanio", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    with process(
+        [*serve, "--data-dir", folder, "--no-access-log"], folder.with_suffix(".log"), env=outside_environment(**keys)
+    ):
+        wait_until(lambda: socket.create_connection(("127.0.0.1", port)).close(), OSError)
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def mlflow(folder: Path, made: Path, database: str, artifacts: str | None = None, **environment: str) -> Iterator[str]:
+    """compose.yaml's service on `database`; its address. `artifacts` takes the place of the bucket."""
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["mlflow"]
+    port = free_port()
+    places = {"0.0.0.0": "127.0.0.1", "5000": str(port), "postgres:5432": database}  # noqa: S104
+    if artifacts:
+        places["s3://leanresnet/mlflow"] = artifacts
+    command = [replaced(word, places) for word in (*service["entrypoint"], *service["command"])]
+    mounted = {name: value.replace("/run/secrets", str(made)) for name, value in service["environment"].items()}
+    with process(command, folder / "mlflow.log", env=outside_environment(**(mounted | environment))):
+        address = f"http://127.0.0.1:{port}"
+        wait_until(lambda: urllib.request.urlopen(f"{address}/health").close(), OSError)  # noqa: S310
+        yield address
+
+
+def replaced(text: str, places: dict[str, str]) -> str:
+    for old, new in places.items():
+        text = text.replace(old, new)
+    return text
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(command: list[object], log: Path, end: int = signal.SIGTERM, **options: object) -> Iterator[None]:
+    """A server and its children, ended at the end."""
+    with log.open("w") as output:
+        started = subprocess.Popen(
+            [str(word) for word in command], stdout=output, stderr=output, start_new_session=True, **options
+        )
+    try:
+        yield
+    except BaseException:
+        print(log.read_text()[-4000:], file=sys.stderr)
+        raise
+    finally:
+        # PostgreSQL ends its own children, and takes a signal to them for a crash.
+        (os.kill if end == signal.SIGINT else os.killpg)(started.pid, end)
+        started.wait()
+
+
+def wait_until(ready: Callable[[], object], not_yet: type[Exception], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            ready()
+        except not_yet:
+            assert time.monotonic() < end, "the server does not answer"
+            time.sleep(0.1)
+        else:
+            return
