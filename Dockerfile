@@ -7,7 +7,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ git make \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 leanresnet \
-    && install --directory --owner leanresnet /app /app/.dvc /app/.dvc/cache /app/.work /app/models /app/results /tracking
+    && install --directory --owner leanresnet /app /app/.dvc /app/.dvc/cache /app/.work /app/models /app/results
 USER leanresnet
 WORKDIR /app
 

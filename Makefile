@@ -12,7 +12,7 @@ DATA ?= data
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo repro test torture bench bench-gpu experiments check ui format clean lock audit
+.PHONY: help setup demo repro test torture team bench bench-gpu experiments check ui format clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ test: $(STAMP)  ## the whole test suite
 
 torture: $(STAMP)  ## kill and damage trainings at random (about 40 minutes); ends at the first loss
 	PYTHONPATH=tests python tests/torture.py
+
+team: $(STAMP)  ## PostgreSQL, S3 and MLflow without containers; 1,000 runs and the demo through them
+	python -m pip install --quiet --disable-pip-version-check --group team
+	PYTHONPATH=tests python tests/team.py
 
 bench: $(STAMP)  ## measure the training engine on this machine (about 20 minutes on 2 cores)
 	python -m bench all

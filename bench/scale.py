@@ -11,6 +11,7 @@ from bench.report import record
 from leanresnet import reporting
 from leanresnet.config import flatten, load_params
 from leanresnet.experiment import NOT_DISTILLED
+from leanresnet.registry import Recorded, find_finished
 from leanresnet.tracking import tracking_uri
 from pipeline.workspace import preset_path
 
@@ -35,8 +36,9 @@ def scale(runs: int, writers: int, epochs: int) -> None:
         assert codes == [0] * writers, codes
         arrived, left = reporting.sync(Path(folder))
         begun = time.perf_counter()
-        lost = count_lost(runs, epochs)
+        found = find_finished()
         read = time.perf_counter() - begun
+        lost = count_lost(found, runs, epochs)
         context = {"runs": runs, "writers": writers, "epochs": epochs, "later_by_sync": arrived}
         record("scale/lost", lost + left, "runs", **context)
         record("scale/write", runs / written, "runs/s", **context)
@@ -61,9 +63,7 @@ def values(epoch: int) -> dict[str, float]:
     return {name: epoch + place / 10 for place, name in enumerate([*names, "images_per_second", "train_seconds"])}
 
 
-def count_lost(runs: int, epochs: int) -> int:
-    """How many of the runs are not there, finished and with the last value of each metric."""
-    from leanresnet.registry import find_finished
-
-    whole = [run for run in find_finished() if run.metrics == values(epochs) and len(run.validation) == epochs]
+def count_lost(found: list[Recorded], runs: int, epochs: int) -> int:
+    """How many of the runs are not there, finished, with the last value of each metric and all of one."""
+    whole = [run for run in found if run.metrics == values(epochs) and len(run.validation()) == epochs]
     return runs - len({run.tags["scale.run"] for run in whole})

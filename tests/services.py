@@ -76,14 +76,12 @@ def s3(folder: Path, identities: Path) -> Iterator[str]:
 
 
 @contextmanager
-def mlflow(folder: Path, made: Path, database: str, artifacts: str | None = None, **environment: str) -> Iterator[str]:
-    """compose.yaml's service on `database`; its address. `artifacts` takes the place of the bucket."""
+def mlflow(folder: Path, made: Path, database: str, *options: str, **environment: str) -> Iterator[str]:
+    """compose.yaml's service on `database`; its address. `options` overrule its own."""
     service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["mlflow"]
     port = free_port()
     places = {"0.0.0.0": "127.0.0.1", "5000": str(port), "postgres:5432": database}  # noqa: S104
-    if artifacts:
-        places["s3://leanresnet/mlflow"] = artifacts
-    command = [replaced(word, places) for word in (*service["entrypoint"], *service["command"])]
+    command = [replaced(word, places) for word in (*service["entrypoint"], *service["command"])] + list(options)
     mounted = {name: value.replace("/run/secrets", str(made)) for name, value in service["environment"].items()}
     with process(command, folder / "mlflow.log", env=outside_environment(**(mounted | environment))):
         address = f"http://127.0.0.1:{port}"

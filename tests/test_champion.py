@@ -26,7 +26,7 @@ NAME = "leanresnet-digits"
 
 def run(accuracy: float, parameters: float = 100, budget: str = "100") -> Recorded:
     metrics = {"val/best_accuracy": accuracy, "test/accuracy": 1 - accuracy, "model/parameters": parameters}
-    return Recorded(str(accuracy), "", "FINISHED", {}, {"budget": budget}, metrics, [])
+    return Recorded(str(accuracy), "", "FINISHED", {}, {"budget": budget}, metrics, list)
 
 
 def test_only_evaluated_models_within_a_budget_are_candidates() -> None:

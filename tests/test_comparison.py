@@ -23,7 +23,7 @@ def recorded(experiment: str, accuracy: float, parameters: float = 1000, **param
     }
     tags = {EXPERIMENT_TAG: experiment, "model": "baseline", "dataset": "cifar10"}
     return Recorded(
-        experiment, "", "FINISHED", tags, {"epochs": "3", "budget": "5", **params}, metrics, [0.1, accuracy]
+        experiment, "", "FINISHED", tags, {"epochs": "3", "budget": "5", **params}, metrics, lambda: [0.1, accuracy]
     )
 
 
@@ -58,7 +58,7 @@ def test_a_question_finds_its_finished_runs_the_newest_of_each_model(
     found = {(run.experiment, run.model): run for run in find_experiments("optimizers")}
     assert set(found) == {("optimizers-sgd", "baseline"), ("optimizers-sgd", "teacher"), ("optimizers", "baseline")}
     newest = found["optimizers-sgd", "baseline"]
-    assert newest.validation == [0.3, 0.5, 0.4]
+    assert newest.validation() == [0.3, 0.5, 0.4]
     assert newest.metrics["val/best_accuracy"] == 0.5
     assert newest.params == {"lr": "0.4"}
 

@@ -30,7 +30,7 @@ def answers(folder: Path, model: str) -> list[tuple[str, str]]:
 
 
 def made_up(truth: str, first: str, second: str) -> Disagreement:
-    run = Recorded("", "", "", {}, {}, {}, [])
+    run = Recorded("", "", "", {}, {}, {}, list)
     return Disagreement(run, run, list(truth), (list(first), list(second)))
 
 

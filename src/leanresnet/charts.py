@@ -79,8 +79,9 @@ def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float
 def _curves(axes: Axes, groups: Groups) -> None:
     """Validation by epoch; of several seeds the mean, between the lowest and the highest."""
     for number, group in enumerate(groups):
-        length = min(len(run.validation) for run in group)
-        values = 100 * np.array([run.validation[:length] for run in group])
+        histories = [run.validation() for run in group]
+        length = min(len(history) for history in histories)
+        values = 100 * np.array([history[:length] for history in histories])
         epochs = range(1, length + 1)
         style, label = STYLES[number // 10 % len(STYLES)], f"{group[0].label} ({group[0].model})"
         (line,) = axes.plot(epochs, values.mean(0), style, label=label)

@@ -32,7 +32,7 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
         StorageError: the file cannot be written.
     """
     groups = comparison.groups
-    drawn = {"Validation by epoch": charts.curves(groups)} if groups[0][0].validation else {}
+    drawn = {"Validation by epoch": charts.curves(groups)} if groups[0][0].validation() else {}
     for cost in charts.COSTS:
         if charts.costs_differ(groups, cost):
             drawn[f"Accuracy over {cost}"] = charts.trade_off(groups, cost)

@@ -1,6 +1,8 @@
 """Runs as MLflow has them: found again, read, added to and registered. No stage needs this."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from leanresnet.tracking import EXPERIMENT_TAG, WEIGHTS_TAG, connect, tracking_u
 class Recorded:
     """A run as MLflow has it.
 
-    `metrics` are the last ones; `validation` is the accuracy of each epoch.
+    `metrics` are the last ones; `validation()` is the accuracy of each epoch. It asks MLflow, once a run: of a thousand
+    runs a few are drawn.
     """
 
     run_id: str
@@ -21,7 +24,7 @@ class Recorded:
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[str, float]
-    validation: list[float]
+    validation: Callable[[], list[float]]
 
     @property
     def experiment(self) -> str:
@@ -134,7 +137,14 @@ def _search(query: str) -> list[Recorded]:
 
 
 def _recorded(client: Any, run: Any) -> Recorded:
-    history = sorted(client.get_metric_history(run.info.run_id, "val/accuracy"), key=lambda each: each.step)
     tags, params, metrics = (dict(each) for each in (run.data.tags, run.data.params, run.data.metrics))
-    validation = [each.value for each in history]
+    validation = partial(_validation, client, run.info.run_id)
     return Recorded(run.info.run_id, run.info.run_name, run.info.status, tags, params, metrics, validation)
+
+
+def _validation(client: Any, run_id: str) -> list[float]:
+    try:
+        history = client.get_metric_history(run_id, "val/accuracy")
+    except Exception as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not give the epochs of run {run_id} ({error})") from error
+    return [each.value for each in sorted(history, key=lambda each: each.step)]
