@@ -9,21 +9,26 @@ from pathlib import Path
 
 from bench.report import record
 from leanresnet import reporting
+from leanresnet.comparison import compare
 from leanresnet.config import flatten, load_params
 from leanresnet.experiment import NOT_DISTILLED
 from leanresnet.registry import Recorded, find_finished
 from leanresnet.tracking import tracking_uri
 from pipeline.workspace import preset_path
 
+SIZE = {"model/parameters": 4_935_242.0, "model/macs": 1.0}
+
 
 def scale(runs: int, writers: int, epochs: int) -> None:
     """`runs` runs of `epochs` epochs, into a fresh database or the server of MLFLOW_TRACKING_URI; then all are read.
 
-    Each has the params of the default's baseline and the metrics of an epoch; files, which go to the
+    Each has the params of the default's baseline and the metrics of each epoch; files, which go to the
     artifact store and not to the database, are none.
     """
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DVC_ROOT"] = folder
+        # Two lines a run, where MLflow is a server.
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         database = Path(tracking_uri().removeprefix("sqlite:///"))
         shares = [runs // writers + (number < runs % writers) for number in range(writers)]
         begun = time.perf_counter()
@@ -38,11 +43,15 @@ def scale(runs: int, writers: int, epochs: int) -> None:
         begun = time.perf_counter()
         found = find_finished()
         read = time.perf_counter() - begun
+        begun = time.perf_counter()
+        compare(found)
+        compared = time.perf_counter() - begun
         lost = count_lost(found, runs, epochs)
         context = {"runs": runs, "writers": writers, "epochs": epochs, "later_by_sync": arrived}
         record("scale/lost", lost + left, "runs", **context)
         record("scale/write", runs / written, "runs/s", **context)
         record("scale/read", read, "s", **context)
+        record("scale/compare", compared, "s", **context)
         if database.exists():
             record("scale/database", database.stat().st_size / runs, "bytes/run", **context)
 
@@ -55,6 +64,7 @@ def write(runs: int, epochs: int, writer: int) -> None:
         with reporting.start_run(f"scale-{writer}-{number}", {**params, "seed": number}, tags) as run:
             for epoch in range(1, epochs + 1):
                 run.log_metrics(values(epoch), epoch)
+            run.log_metrics(SIZE, epochs)
 
 
 def values(epoch: int) -> dict[str, float]:
@@ -65,5 +75,5 @@ def values(epoch: int) -> dict[str, float]:
 
 def count_lost(found: list[Recorded], runs: int, epochs: int) -> int:
     """How many of the runs are not there, finished, with the last value of each metric and all of one."""
-    whole = [run for run in found if run.metrics == values(epochs) and len(run.validation()) == epochs]
+    whole = [run for run in found if run.metrics == values(epochs) | SIZE and len(run.validation()) == epochs]
     return runs - len({run.tags["scale.run"] for run in whole})
