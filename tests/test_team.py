@@ -13,7 +13,7 @@ from imports import ROOT
 from test_security import asked
 
 from bench import scale
-from leanresnet.registry import find_finished
+from leanresnet import registry
 from leanresnet.reporting import sync
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -64,8 +64,9 @@ def test_eight_writers_lose_nothing(server: tuple[str, str], tmp_path: Path, mon
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: scale.write(2, 3, number), range(8)))
     sync(tmp_path)
-    assert scale.count_lost(find_finished(), 16, 3) == 0
-    assert scale.count_lost(find_finished(), 17, 3) == 1
+    monkeypatch.setattr(registry, "PAGE", 5)
+    assert scale.count_lost(registry.find_finished(), 16, 3) == 0
+    assert scale.count_lost(registry.find_finished(), 17, 3) == 1
     assert not (tmp_path / "mlflow.db").exists()
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from leanresnet.errors import StorageError
-from leanresnet.tracking import EXPERIMENT_TAG, WEIGHTS_TAG, connect, tracking_uri
+from leanresnet.tracking import EXPERIMENT, EXPERIMENT_TAG, WEIGHTS_TAG, connect, tracking_uri
+
+# Runs a request: a busy server took 15 s for a thousand, longer than one request may take.
+PAGE = 100
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,15 @@ def register(run: Recorded, name: str, alias: str, description: str) -> str:
 def _search(query: str) -> list[Recorded]:
     """The oldest first."""
     try:
-        mlflow = connect()
-        client = mlflow.MlflowClient()
-        runs = mlflow.search_runs(filter_string=query, order_by=["attributes.start_time"], output_format="list")
-        return [_recorded(client, run) for run in runs]
+        client = connect().MlflowClient()
+        experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        search = partial(client.search_runs, [experiment], query, max_results=PAGE, order_by=["attributes.start_time"])
+        page = search()
+        found = list(page)
+        while page.token:
+            page = search(page_token=page.token)
+            found += page
+        return [_recorded(client, run) for run in found]
     except Exception as error:
         raise StorageError(f"{tracking_uri()}: MLflow does not answer for {query!r} ({error})") from error
 
