@@ -1,23 +1,33 @@
-# The Makefile's steps, in an image: `docker build -t leanresnet .`, then `docker run --gpus all leanresnet check`.
-# CUDA comes with the torch wheel; the host needs its driver and the NVIDIA container toolkit alone.
-FROM python:3.11-slim
-
-# g++ is what torch.compile builds its kernels with; without it training goes on uncompiled.
+# `docker build -t leanresnet .`, then `docker run --rm leanresnet --help`; compose.yaml has the services.
+# CUDA comes with torch's wheel; the host needs its driver and the NVIDIA container toolkit alone.
+FROM debian:bookworm-slim AS python
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ git make \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 leanresnet \
-    && install --directory --owner leanresnet /app /app/.dvc /app/.dvc/cache /app/.work /app/models /app/results
-USER leanresnet
+    && apt-get install --yes --no-install-recommends ca-certificates python3 \
+    && rm -rf /var/lib/apt/lists/*
+
+FROM python AS packages
+RUN apt-get update && apt-get install --yes --no-install-recommends make python3-venv
 WORKDIR /app
-
-# The locked packages are a layer of their own, so that an edit of the code does not fetch them again.
-COPY --chown=leanresnet Makefile requirements.lock ./
-RUN make .venv/.locked PYTHON=python3.11 && rm -rf ~/.cache
-
-COPY --chown=leanresnet . .
+COPY Makefile requirements.lock ./
+RUN make .venv/.locked PYTHON=python3
+COPY . .
 RUN make setup
 
-ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 DVC_NO_ANALYTICS=1
+FROM python
+# g++ and Python's headers are what torch.compile builds its kernels with; without them training goes on uncompiled.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ python3-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 leanresnet \
+    && install --directory --owner leanresnet /work
+# The packages are a layer of their own, which an edit of the code leaves alone.
+COPY --from=packages /app/.venv /app/.venv
+COPY . /app
+
+# Nothing is written but in /work, the workspace, and in /tmp: the root may be read-only, and each a volume.
+USER leanresnet
+WORKDIR /work
+ENV PATH=/app/.venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DVC_NO_ANALYTICS=1
+HEALTHCHECK --interval=60s --start-period=30s CMD ["leanresnet", "--version"]
 ENTRYPOINT ["leanresnet"]
 CMD ["--help"]
