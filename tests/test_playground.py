@@ -139,7 +139,8 @@ def served(models: Path) -> Iterator[Served]:
         stdout=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: answers(port))
+        wait_for(lambda: answers(port) or process.poll() is not None)
+        assert process.poll() is None
         yield Served(port, outside)
     finally:
         process.send_signal(signal.SIGTERM)
