@@ -119,7 +119,7 @@ def process(command: list[object], log: Path, end: int = signal.SIGTERM, **optio
         started.wait()
 
 
-def wait_until(ready: Callable[[], object], not_yet: type[Exception], seconds: float = 120) -> None:
+def wait_until(ready: Callable[[], object], not_yet: type[Exception], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
