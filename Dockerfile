@@ -27,7 +27,7 @@ COPY . /app
 # Nothing is written but in /work, the workspace, and in /tmp: the root may be read-only, and each a volume.
 USER leanresnet
 WORKDIR /work
-ENV PATH=/app/.venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DVC_NO_ANALYTICS=1
+ENV PATH=/app/.venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DVC_NO_ANALYTICS=1 GIT_PYTHON_REFRESH=quiet
 HEALTHCHECK --interval=60s --start-period=30s CMD ["leanresnet", "--version"]
 ENTRYPOINT ["leanresnet"]
 CMD ["--help"]
