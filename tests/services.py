@@ -102,7 +102,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(command: list[object], log: Path, end: int = signal.SIGTERM, **options: object) -> Iterator[None]:
+def process(command: list[object], log: Path, end: int = signal.SIGKILL, **options: object) -> Iterator[None]:
     """A server and its children, ended at the end."""
     with log.open("w") as output:
         started = subprocess.Popen(
