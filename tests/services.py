@@ -48,7 +48,7 @@ def postgres(password_file: Path) -> Iterator[str]:
         subprocess.run([*make, "--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale", "--no-sync"], **quiet)
         port = free_port()
         serve = [POSTGRES[-1] / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", ""]
-        with process(serve, folder / "log", signal.SIGINT, **options):
+        with process(serve, folder / "log", signal.SIGQUIT, **options):
             where = {"host": "127.0.0.1", "port": port, "user": "mlflow", "password": password.read_text()}
             wait_until(lambda: psycopg2.connect(dbname="postgres", **where).close(), psycopg2.OperationalError)
             connection = psycopg2.connect(dbname="postgres", **where)
@@ -103,7 +103,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(command: list[object], log: Path, end: int = signal.SIGKILL, **options: object) -> Iterator[None]:
-    """A server and its children, ended at the end."""
+    """A server and its children, ended at once at the end: nothing of theirs is kept."""
     with log.open("w") as output:
         started = subprocess.Popen(
             [str(word) for word in command], stdout=output, stderr=output, start_new_session=True, **options
@@ -114,8 +114,8 @@ def process(command: list[object], log: Path, end: int = signal.SIGKILL, **optio
         print(log.read_text()[-4000:], file=sys.stderr)
         raise
     finally:
-        # PostgreSQL ends its own children, and takes a signal to them for a crash.
-        (os.kill if end == signal.SIGINT else os.killpg)(started.pid, end)
+        # PostgreSQL ends its own children.
+        (os.kill if end == signal.SIGQUIT else os.killpg)(started.pid, end)
         started.wait()
 
 
