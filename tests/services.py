@@ -19,6 +19,7 @@ import yaml
 from conftest import outside_environment
 from imports import ROOT
 
+Server = subprocess.Popen[bytes]
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
@@ -48,9 +49,9 @@ def postgres(password_file: Path) -> Iterator[str]:
         subprocess.run([*make, "--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale", "--no-sync"], **quiet)
         port = free_port()
         serve = [POSTGRES[-1] / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", ""]
-        with process(serve, folder / "log", signal.SIGQUIT, **options):
+        with process(serve, folder / "log", signal.SIGQUIT, **options) as server:
             where = {"host": "127.0.0.1", "port": port, "user": "mlflow", "password": password.read_text()}
-            wait_until(lambda: psycopg2.connect(dbname="postgres", **where).close(), psycopg2.OperationalError)
+            wait_until(server, lambda: psycopg2.connect(dbname="postgres", **where).close(), psycopg2.OperationalError)
             connection = psycopg2.connect(dbname="postgres", **where)
             connection.autocommit = True
             connection.cursor().execute("CREATE DATABASE mlflow")
@@ -70,8 +71,8 @@ def s3(folder: Path, identities: Path) -> Iterator[str]:
     serve = [sys.executable, "-m", "nanio", "serve", "--host", "127.0.0.1", "--port", str(port)]
     with process(
         [*serve, "--data-dir", folder, "--no-access-log"], folder.with_suffix(".log"), env=outside_environment(**keys)
-    ):
-        wait_until(lambda: socket.create_connection(("127.0.0.1", port)).close(), OSError)
+    ) as server:
+        wait_until(server, lambda: socket.create_connection(("127.0.0.1", port)).close(), OSError)
         yield f"http://127.0.0.1:{port}"
 
 
@@ -83,9 +84,9 @@ def mlflow(folder: Path, made: Path, database: str, *options: str, **environment
     places = {"0.0.0.0": "127.0.0.1", "5000": str(port), "postgres:5432": database}  # noqa: S104
     command = [replaced(word, places) for word in (*service["entrypoint"], *service["command"])] + list(options)
     mounted = {name: value.replace("/run/secrets", str(made)) for name, value in service["environment"].items()}
-    with process(command, folder / "mlflow.log", env=outside_environment(**(mounted | environment))):
+    with process(command, folder / "mlflow.log", env=outside_environment(**(mounted | environment))) as server:
         address = f"http://127.0.0.1:{port}"
-        wait_until(lambda: urllib.request.urlopen(f"{address}/health").close(), OSError)  # noqa: S310
+        wait_until(server, lambda: urllib.request.urlopen(f"{address}/health").close(), OSError)  # noqa: S310
         yield address
 
 
@@ -102,14 +103,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(command: list[object], log: Path, end: int = signal.SIGKILL, **options: object) -> Iterator[None]:
+def process(command: list[object], log: Path, end: int = signal.SIGKILL, **options: object) -> Iterator[Server]:
     """A server and its children, ended at once at the end: nothing of theirs is kept."""
     with log.open("w") as output:
         started = subprocess.Popen(
             [str(word) for word in command], stdout=output, stderr=output, start_new_session=True, **options
         )
     try:
-        yield
+        yield started
     except BaseException:
         print(log.read_text()[-4000:], file=sys.stderr)
         raise
@@ -119,12 +120,13 @@ def process(command: list[object], log: Path, end: int = signal.SIGKILL, **optio
         started.wait()
 
 
-def wait_until(ready: Callable[[], object], not_yet: type[Exception], seconds: float = 600) -> None:
-    end = time.monotonic() + seconds
+def wait_until(server: Server, ready: Callable[[], object], not_yet: type[Exception]) -> None:
+    end = time.monotonic() + 600
     while True:
         try:
             ready()
         except not_yet:
+            assert server.poll() is None, "the server ended"
             assert time.monotonic() < end, "the server does not answer"
             time.sleep(0.1)
         else:
