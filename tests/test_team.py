@@ -78,7 +78,6 @@ def test_a_foreign_page_is_refused_and_no_process_shows_the_password(server: tup
     assert asked(port, "GET", f"{search}?max_results=1", Host=f"127.0.0.1:{port}") == 200
     assert asked(port, "GET", f"{search}?max_results=1", Host="evil.example") == 403
     assert asked(port, "POST", search, Origin="https://evil.example", **json_type) == 403
-    ours = [process for process in psutil.process_iter(["cmdline"]) if f"--port={port}" in process.info["cmdline"]]
-    assert ours
-    for process in [*ours, *(child for each in ours for child in each.children(recursive=True))]:
+    (ours,) = (process for process in psutil.Process().children() if f"--port={port}" in process.cmdline())
+    for process in (ours, *ours.children(recursive=True)):
         assert password not in f"{process.cmdline()} {process.environ()}"
