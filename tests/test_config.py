@@ -186,6 +186,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{BASE}.clip_norm": [0.0, float("inf")],
     f"{BASE}.ema_decay": [0.0, 1.0],
     f"{BASE}.bn_momentum": [0.0, 1.1],
+    f"{BASE}.sync_batch_norm": [1, "auto"],
     f"{BASE}.initialization": ["xavier"],
     f"{BASE}.stochastic_depth": [-0.1, 1.0],
     f"{BASE}.compile": [1, "true", None],
