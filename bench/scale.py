@@ -11,9 +11,9 @@ from bench.report import record
 from leanresnet import reporting
 from leanresnet.comparison import compare
 from leanresnet.config import flatten, load_params
-from leanresnet.experiment import NOT_DISTILLED
 from leanresnet.registry import Recorded, find_finished
 from leanresnet.tracking import tracking_uri
+from leanresnet.training import NOT_DISTILLED
 from pipeline.workspace import preset_path
 
 SIZE = {"model/parameters": 4_935_242.0, "model/macs": 1.0}

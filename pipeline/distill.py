@@ -36,9 +36,11 @@ def distill(
     from leanresnet.device import choose_device
     from leanresnet.errors import ConfigError
     from leanresnet.evaluation import Versus
-    from leanresnet.experiment import Lesson, Outputs, run_experiment
+    from leanresnet.experiment import run_experiment
     from leanresnet.losses import DistillationLoss
     from leanresnet.models.resnet import ResNet
+    from leanresnet.outputs import Outputs
+    from leanresnet.training import Lesson
 
     settings = load_params(params).distill
     chosen = choose_device(device)

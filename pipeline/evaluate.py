@@ -22,7 +22,7 @@ def evaluate(
     from leanresnet.assessment import assess
     from leanresnet.config import load_params
     from leanresnet.device import choose_device
-    from leanresnet.experiment import Outputs
+    from leanresnet.outputs import Outputs
 
     settings = load_params(params).evaluate
     assess(settings, Outputs(model, results), teacher, validation, test, choose_device(device))

@@ -33,8 +33,10 @@ def train(
     """Train a model on its labels alone."""
     from leanresnet.config import load_params
     from leanresnet.device import choose_device
-    from leanresnet.experiment import Lesson, Outputs, run_experiment
+    from leanresnet.experiment import run_experiment
     from leanresnet.losses import CrossEntropy
+    from leanresnet.outputs import Outputs
+    from leanresnet.training import Lesson
 
     recipe = getattr(load_params(params).train, name)
     lesson = Lesson(f"train@{name}", f"{params}: train.{name}", CrossEntropy(recipe.label_smoothing))

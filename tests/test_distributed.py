@@ -19,8 +19,10 @@ from leanresnet import experiment
 from leanresnet.data.splits import save_split
 from leanresnet.distributed import World
 from leanresnet.errors import ConfigError
-from leanresnet.experiment import Lesson, Outputs, read_history, run_experiment
+from leanresnet.experiment import run_experiment
 from leanresnet.losses import CrossEntropy
+from leanresnet.outputs import Outputs, read_history
+from leanresnet.training import Lesson
 
 STATES = 6 * 3 + 6  # a snapshot a step and an epoch
 TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]

@@ -10,7 +10,8 @@ from conftest import outside_environment
 
 from leanresnet.memory import is_out_of_memory, largest_fit
 
-# Above 500 MB at 2,000 images a step; what a process keeps for later allocations counts too.
+# The limit is one of addresses, which the C library does not give back where they lie between others. Large tensors
+# find room in what is free; code that oneDNN would compile for another batch might not, so it has to stay out.
 SCRIPT = """
 import resource, sys
 import mlflow.pytorch
@@ -19,14 +20,17 @@ import torch
 from helpers import synthetic_split, tiny_recipe
 from leanresnet.data.splits import save_split
 from leanresnet.errors import MemoryLimitError
-from leanresnet.experiment import Lesson, Outputs, run_experiment
+from leanresnet.experiment import run_experiment
+from leanresnet.outputs import Outputs
+from leanresnet.training import Lesson
 from leanresnet.losses import CrossEntropy
 from leanresnet.trainer import train_one_epoch
 
 for name in ("train", "validation"):
     save_split(synthetic_split(2000), Path(name))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20, resource.RLIM_INFINITY))
+torch.backends.mkldnn.enabled = False
+resource.setrlimit(resource.RLIMIT_AS, (used + 350 * 2**20, resource.RLIM_INFINITY))
 lesson = Lesson("train@baseline", "params.yaml: train.baseline", CrossEntropy(0.0))
 recipe = tiny_recipe(batch_size=2000)
 try:
@@ -46,7 +50,7 @@ def test_the_line_names_the_batch_and_one_that_was_tried(tmp_path: Path) -> None
     start = "params.yaml: train.baseline.batch_size = 2000: out of memory, accepted: "
     assert done.stdout.startswith(start), done.stdout
     fitting = int(done.stdout.removeprefix(start).split(",")[0])
-    assert fitting in (1000, 500, 250, 125)
+    assert fitting in (1000, 500, 250, 125, 62)
 
 
 def test_halves_are_tried_until_one_fits() -> None:
@@ -69,4 +73,5 @@ def test_another_mistake_is_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError, match="mat1"):
         largest_fit(100, step)
     assert not is_out_of_memory(ValueError("no"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))

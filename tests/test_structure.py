@@ -42,14 +42,13 @@ LEVELS = [
     },
     {"data.sources", "progress", "pictures", "tracking", "inference", "export"},
     {"registry", "reporting", "playground.app", "playground.server"},
-    {"charts", "disagreement", "lineage"},
-    {"champion", "comparison"},
-    {"page"},
+    {"outputs", "charts", "disagreement", "lineage"},
+    {"assessment", "champion", "comparison"},
+    {"page", "restored"},
     {"trainer", "work"},
     {"assembly"},
-    {"experiment", "estimate"},
-    {"assessment"},
-    {"restored"},
+    {"training", "estimate"},
+    {"experiment"},
 ]
 
 

@@ -12,8 +12,8 @@ from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_split
 from leanresnet.device import describe, exact_float32
 from leanresnet.evaluation import Metrics, Predictions, measure_speed, predict
-from leanresnet.experiment import Outputs, read_history, run_of
 from leanresnet.files import load_json, save_csv, save_figure, save_json
+from leanresnet.outputs import Outputs, read_history, run_of
 from leanresnet.reporting import Run
 
 

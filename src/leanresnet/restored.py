@@ -7,9 +7,9 @@ from typing import Any
 from leanresnet import registry
 from leanresnet.assessment import log_assessment
 from leanresnet.checkpoint import DESCRIPTION, WEIGHTS, load_model
-from leanresnet.experiment import Outputs, run_of
 from leanresnet.files import file_hashes
 from leanresnet.lock import LOCK, digests, read_stages
+from leanresnet.outputs import Outputs, run_of
 
 
 def log_restored(root: Path) -> int:
