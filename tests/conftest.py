@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from imports import ROOT
 
 CHECKOUT_PARTS = (
@@ -81,13 +80,14 @@ def copy_checkout(folder: Path) -> Path:
 class Checkout:
     """A git checkout with the demo's params, in which `dvc repro` has run to the end, saying `first_repro`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first_repro: str) -> None:
         self.folder = folder
         self.shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}")
-        self.first_repro = (folder / ".git" / "first-repro").read_text()
+        self.first_repro = first_repro
 
 
-def make_checkout(folder: Path) -> None:
+def make_checkout(folder: Path) -> str:
+    """Makes it, and returns what its first `dvc repro` said."""
     copy_checkout(folder)
     shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}")
     shutil.copy(ROOT / "presets" / "demo.yaml", folder / "params.yaml")
@@ -102,18 +102,18 @@ def make_checkout(folder: Path) -> None:
     first_repro = shell("dvc", "repro").stdout
     shell("git", "add", "--all")
     shell("git", "commit", "--quiet", "--message", "dvc.lock")
-    # Last, so that it says that all of this is done.
-    (folder / ".git" / "first-repro").write_text(first_repro)
+    return first_repro
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Checkout:
-    """One `dvc repro` for all workers, and a copy for each, since tests change it."""
-    base = tmp_path_factory.getbasetemp()
-    made = (base if worker_id == "master" else base.parent) / "made"
-    with FileLock(made.with_suffix(".lock")):
-        if not (made / ".git" / "first-repro").exists():
-            make_checkout(made)
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """One for all tests that take it, though they change it."""
     folder = tmp_path_factory.mktemp("checkout") / "checkout"
-    shutil.copytree(made, folder, symlinks=True)
-    return Checkout(folder)
+    return Checkout(folder, make_checkout(folder))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker makes the checkout and has all of its tests; with a second one, both would wait for it first."""
+    for item in items:
+        if "checkout" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("checkout"))
