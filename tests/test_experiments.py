@@ -75,3 +75,24 @@ def test_an_unknown_scale_or_question_is_one_line(arguments: list[str], tmp_path
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert arguments[-1] in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+LISTS_AND_QUEUES = """#!/usr/bin/env bash
+case "$2" in
+  list) echo sizes-small; sleep 0.2; printf 'another-%s\\n' {1..20000} ;;
+  run) echo "queued $6" ;;
+esac
+"""
+
+
+def test_what_has_run_is_not_queued_again(tmp_path: Path) -> None:
+    """However long the list of experiments is, and wherever in it the name stands."""
+    dvc = tmp_path / "dvc"
+    dvc.write_text(LISTS_AND_QUEUES)
+    dvc.chmod(0o755)
+    run = (ROOT / "experiments" / "run").read_text()
+    function = run[run.index("try() {") : run.index("\n}\n")]
+    script = f"set -euo pipefail\nquestion=sizes target=t\n{function}\n}}\ntry small a=1; try large a=2"
+    environment = outside_environment(PATH=f"{tmp_path}:/usr/bin:/bin")
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "queued sizes-large\n"
