@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import outside_environment
-from helpers import files_up_to
+from helpers import files_up_to, read_only
 from mlflow.entities import Run as Recorded
 from mlflow.tracking import MlflowClient
 
@@ -362,6 +363,18 @@ def test_the_workspace_that_cannot_be_written_is_one_line(monkeypatch: pytest.Mo
     Path(".work").write_text("a file")
     with pytest.raises(StorageError, match=r"\.work"), start_run("name", {}, {}):
         pass
+
+
+def test_journals_in_a_read_only_folder_are_one_line_and_stay(workspace: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "elsewhere/.work/journals/20260101-000000-0a0b0c0d/events.jsonl"
+    lines.parent.mkdir(parents=True)
+    lines.write_text("")
+    with read_only(tmp_path / "elsewhere") as held_to_it:
+        command = [*held_to_it, "leanresnet", "sync", str(tmp_path / "elsewhere")]
+        done = subprocess.run(command, cwd=workspace, env=outside_environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+    assert re.fullmatch(rf"error: {lines.parent}\.lock: cannot be written \(Permission denied\)\n", done.stderr)
+    assert lines.exists()
 
 
 def test_what_is_reported_is_on_disk_at_once() -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 from conftest import Checkout, outside_environment
-from helpers import files_up_to, synthetic_split, tiny_model, tiny_recipe
+from helpers import files_up_to, read_only, synthetic_split, tiny_model, tiny_recipe
 from imports import ROOT
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -254,16 +254,8 @@ def snapshots(folder: Path) -> dict[str, bytes]:
 
 def test_a_read_only_folder_is_one_line_and_nothing_changed(stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
-    # Modes bind root too once it has given up its right to pass them over.
-    as_anybody = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
-    try:
-        code, error = train(tmp_path, as_anybody)
-    finally:
-        for folder in folders:
-            folder.chmod(0o755)
+    with read_only(tmp_path) as held_to_it:
+        code, error = train(tmp_path, held_to_it)
     assert (code, error.count("\n")) == (5, 1)
     assert re.fullmatch(
         rf"error: {tmp_path}/\S+run_id\S*: cannot be written \(Permission denied\); .* 24 bytes\n", error

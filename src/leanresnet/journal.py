@@ -109,7 +109,11 @@ def open_journal(journal_id: str) -> Iterator[Journal]:
 
 
 def left_behind(root: Path) -> Iterator[Journal]:
-    """The journals of a workspace on which no process works, the oldest first; each is locked while it is out."""
+    """The journals of a workspace on which no process works, the oldest first; each is locked while it is out.
+
+    Raises:
+        StorageError: the workspace cannot be written.
+    """
     for folder in sorted(_journals(root).glob("*/")):
         try:
             with FileLock(_lock(folder), timeout=0):
@@ -117,6 +121,8 @@ def left_behind(root: Path) -> Iterator[Journal]:
                     yield Journal(folder)
         except Timeout:
             continue
+        except OSError as error:
+            raise not_written(_lock(folder), error) from error
 
 
 def _lock(folder: Path) -> Path:

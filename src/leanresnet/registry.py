@@ -17,7 +17,7 @@ PAGE = 100
 class Recorded:
     """A run as MLflow has it.
 
-    `metrics` are the last ones; `validation()` is the accuracy of each epoch. It asks MLflow, once a run: of a thousand
+    `metrics` are the last ones; `validation()` is the accuracy of each epoch, and asks MLflow for it: of a thousand
     runs a few are drawn.
     """
 
