@@ -165,6 +165,34 @@ def test_a_signal_saves_and_ends_the_run_as_killed(
         assert_is_whole(folder, whole)
 
 
+def test_two_experiments_that_need_the_same_model_train_it_once(whole: Whole, tmp_path: Path) -> None:
+    """As two workers of DVC's queue do, each with outputs of its own."""
+    folder = prepare(tmp_path)
+    environment = outside_environment(DVC_STAGE="train@baseline", OMP_NUM_THREADS="1")
+    started = [
+        subprocess.Popen(
+            [*COMMAND[:-4], "--model", f"models/{name}", "--results", f"results/{name}"],
+            cwd=folder,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "other")
+    ]
+    for each in started:
+        _, error = each.communicate()
+        assert each.returncode == 0
+        assert re.fullmatch(r"(warning: \S+: another process trains this very model; waiting\n)?", error)
+    for name in ("models/{}/model.safetensors", "models/{}/model.json", "results/{}/history.csv"):
+        one, other = ((folder / name.format(each)).read_bytes() for each in ("one", "other"))
+        assert one == other
+    run, metrics = the_run(folder)
+    assert run.info.status == "FINISHED"
+    assert metrics.keys() == whole.metrics.keys()
+    assert [step for step, _ in metrics["train/loss"]] == list(range(1, EPOCHS + 1))
+    assert metrics["train/loss"] == whole.metrics["train/loss"]
+
+
 def test_a_second_sigint_ends_it_at_once(tmp_path: Path) -> None:
     """While the fourth snapshot is written, before its folder is flushed: not even that is waited for."""
     folder = prepare(tmp_path)

@@ -1,6 +1,7 @@
 """What a training keeps while it lasts, and when it is asked to stop."""
 
 import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,18 +100,23 @@ def test_the_folder_depends_on_the_values_and_the_code(monkeypatch: pytest.Monke
     assert folder(MADE_BY) != before
 
 
-def test_two_processes_do_not_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "LOCK_SECONDS", 0.1)
+def test_another_process_that_trains_the_same_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(work, "WAIT_SECONDS", 0.05)
     with work_on(MADE_BY) as held:
         folder = held.snapshots.folder
-    with (
-        FileLock(f"{folder}.lock"),
-        pytest.raises(StorageError, match="another process trains this very model"),
-        work_on(MADE_BY),
-    ):
+    lock = FileLock(f"{folder}.lock", thread_local=False)
+    lock.acquire()
+    looks = iter([None, None, signal.SIGTERM])
+    with pytest.raises(StoppedError, match="SIGTERM") as caught, work_on(MADE_BY, lambda: next(looks)):
         pass
+    assert caught.value.exit_code == 143
+    assert capsys.readouterr().err == f"warning: {folder}.lock: another process trains this very model; waiting\n"
+    released = threading.Timer(0.3, lock.release)
+    released.start()
     with work_on(MADE_BY):
-        pass
+        assert not released.is_alive()
 
 
 def finish(epochs: int, **state: Any) -> Path:

@@ -75,7 +75,7 @@ def run_experiment(
         if not processes.leads:
             training.run(None, lambda metrics, step: None, Keeper(None, seconds, requested, processes))
             return
-        with work_on(made_by) as work:
+        with work_on(made_by, requested) as work:
             keeper = Keeper(work.snapshots, seconds, requested, processes)
             start, elsewhere = load_state(work.snapshots, device, processes)
             if start is None and (extend or work.extended_from):

@@ -26,8 +26,8 @@ from leanresnet.files import not_written, save_text, workspace
 from leanresnet.progress import Progress
 from leanresnet.snapshots import Snapshots
 
-# A training whose dvc was killed may be about to stop; two that are alive can not share a folder.
-LOCK_SECONDS = 60
+# One that waits for another looks so often whether it is asked to stop.
+WAIT_SECONDS = 2.0
 # The newest trainings whose states stay: those that finished, and those that stopped, or go on beside this one.
 FINISHED_KEPT, STOPPED_KEPT = 5, 50
 
@@ -96,11 +96,18 @@ def _read(path: Path) -> str | None:
 
 
 @contextmanager
-def work_on(made_by: Mapping[str, Any]) -> Iterator[Work]:
+def work_on(made_by: Mapping[str, Any], requested: Callable[[], Signals | None] = lambda: None) -> Iterator[Work]:
     """The work of the training that `made_by` and this code determine; of the finished ones, the oldest go.
 
+    A process that trains the same is waited for: experiments that DVC's queue runs at once may need one
+    teacher. Once it has finished, there is nothing left to train.
+
+    Args:
+        requested: the signal that asks to stop, or None.
+
     Raises:
-        StorageError: another process trains the same, or the workspace cannot be written.
+        StoppedError: while it waited.
+        StorageError: the workspace cannot be written.
     """
     root = workspace() / ".work" / "training"
     params = {name: value for name, value in made_by["params"].items() if name != "epochs"}
@@ -109,17 +116,33 @@ def work_on(made_by: Mapping[str, Any]) -> Iterator[Work]:
     name = f"{key}-{made_by['params']['epochs']}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f"{name}.lock").acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise StorageError(f"{root / name}: another process trains this very model; it was waited for") from None
+        lock = FileLock(root / f"{name}.lock")
+        _acquire(lock, requested)
     except OSError as error:
         raise not_written(error.filename or root, error) from error
-    with lock:
+    try:
         work = Work(root / name)
         if work.is_recorded():
             work.discard()
         yield work
         _tidy(root)
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, requested: Callable[[], Signals | None]) -> None:
+    waits = False
+    while True:
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+            return
+        except Timeout:
+            signal = requested()
+            if signal is not None:
+                raise StoppedError(f"stopped by {signal.name} while another process trained the same", signal) from None
+            if not waits:
+                print(f"warning: {lock.lock_file}: another process trains this very model; waiting", file=sys.stderr)
+            waits = True
 
 
 def _tidy(root: Path) -> None:
