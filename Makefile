@@ -47,7 +47,6 @@ torture: $(STAMP)  ## kill and damage trainings at random (about 40 minutes); en
 	PYTHONPATH=tests python tests/torture.py
 
 team: $(STAMP)  ## PostgreSQL, S3 and MLflow without containers; 1,000 runs and the demo through them
-	python -m pip install --quiet --disable-pip-version-check --group team
 	PYTHONPATH=tests python tests/team.py
 
 bench: $(STAMP)  ## measure the training engine on this machine (about 20 minutes on 2 cores)
