@@ -112,6 +112,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return Checkout(folder, make_checkout(folder))
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker makes the checkout and has all of its tests; with a second one, both would wait for it first."""
     for item in items:

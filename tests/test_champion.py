@@ -24,9 +24,9 @@ from leanresnet.registry import Recorded
 NAME = "leanresnet-digits"
 
 
-def run(accuracy: float, parameters: float = 100, budget: str = "100") -> Recorded:
+def run(accuracy: float, parameters: float = 100, budget: str = "100", split: str = "a") -> Recorded:
     metrics = {"val/best_accuracy": accuracy, "test/accuracy": 1 - accuracy, "model/parameters": parameters}
-    return Recorded(str(accuracy), "", "FINISHED", {}, {"budget": budget}, metrics, list)
+    return Recorded(str(accuracy), "", "FINISHED", {"dvc.validation_md5": split}, {"budget": budget}, metrics, list)
 
 
 def test_only_evaluated_models_within_a_budget_are_candidates() -> None:
@@ -43,6 +43,10 @@ def test_validation_decides_then_size_then_age() -> None:
     small, first, second = run(0.7, 50), run(0.7, 60), run(0.7, 60)
     assert best([first, small]) is small
     assert best([first, second]) is first
+
+
+def test_only_accuracies_on_the_newest_validation_split_compare() -> None:
+    assert best([run(0.9, split="easy"), run(0.5), run(0.6), run(0.4)]).run_id == "0.6"
 
 
 @pytest.fixture(scope="module")

@@ -136,6 +136,24 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviati
     ]
 
 
+def test_other_data_or_another_teacher_is_another_line_that_says_so() -> None:
+    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
+    for each, md5 in zip(runs, ("0123456789", "0123456789", "abcdef0123"), strict=True):
+        each.tags["dvc.train_md5"] = md5
+    found = compare(runs)
+    assert found.header[-2:] == ["seed", "training data"]
+    assert [[row[0], row[2], *row[-2:]] for row in found.rows] == [
+        ["c", "70.00%", "0", "abcdef01"],
+        ["a", "55.00% ± 7.07", "0, 1", "01234567"],
+    ]
+
+
+def test_of_a_seed_that_ran_twice_the_last_counts() -> None:
+    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
+    (row,) = compare(runs).rows
+    assert row[2] == "65.00% ± 7.07"
+
+
 def test_the_best_stand_first_and_seeds_apart_when_asked() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.7, seed="1"), recorded("c", 0.55, lr="1")]
     assert [row[0] for row in compare(runs).rows] == ["a", "c"]

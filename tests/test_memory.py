@@ -13,7 +13,7 @@ from leanresnet.memory import is_out_of_memory, largest_fit
 # The limit is one of addresses, which the C library does not give back where they lie between others. Large tensors
 # find room in what is free; code that oneDNN would compile for another batch might not, so it has to stay out.
 SCRIPT = """
-import resource, sys
+import resource
 import mlflow.pytorch
 from pathlib import Path
 import torch
@@ -24,7 +24,6 @@ from leanresnet.experiment import run_experiment
 from leanresnet.outputs import Outputs
 from leanresnet.training import Lesson
 from leanresnet.losses import CrossEntropy
-from leanresnet.trainer import train_one_epoch
 
 for name in ("train", "validation"):
     save_split(synthetic_split(2000), Path(name))

@@ -70,6 +70,7 @@ def test_five_planted_secrets_are_found_in_no_database_artifact_or_log(tmp_path:
 def test_an_address_in_a_message_keeps_its_secrets() -> None:
     text = "http://ann:pw@host:5000/api?token=abc failed\n(see 'https://a.example/c?k=v')"
     assert redacted(text) == "http://***@host:5000/api?*** failed (see 'https://a.example/c?***')"
+    assert redacted("http://ann:p@ss/word@host:5000/api") == "http://***@host:5000/api"
     assert redacted("a = 'b', accepted: c? d@e") == "a = 'b', accepted: c? d@e"
 
 

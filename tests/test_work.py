@@ -113,10 +113,10 @@ def test_another_process_that_trains_the_same_is_waited_for(
         pass
     assert caught.value.exit_code == 143
     assert capsys.readouterr().err == f"warning: {folder}.lock: another process trains this very model; waiting\n"
-    released = threading.Timer(0.3, lock.release)
-    released.start()
+    released = threading.Event()
+    threading.Timer(0.3, lambda: (released.set(), lock.release())).start()
     with work_on(MADE_BY):
-        assert not released.is_alive()
+        assert released.is_set()
 
 
 def finish(epochs: int, **state: Any) -> Path:

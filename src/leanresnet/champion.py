@@ -1,4 +1,4 @@
-"""The best model within its budget, by rule: highest validation accuracy of all finished runs on a data set."""
+"""The best model within its budget, by rule: highest accuracy on a data set's validation split."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -43,8 +43,13 @@ def is_candidate(run: Recorded) -> bool:
 
 
 def best(runs: Sequence[Recorded]) -> Recorded:
-    """By validation, never by test; of equals, the one with fewer parameters, and of these the first."""
-    return max(runs, key=lambda run: (run.metrics["val/best_accuracy"], -run.metrics["model/parameters"]))
+    """By validation, never by test; of equals, the one with fewer parameters, and of these the first.
+
+    Accuracies compare on one validation split alone, so that of the newest run, the last, decides who takes part.
+    """
+    split = runs[-1].tags.get("dvc.validation_md5")
+    comparable = [run for run in runs if run.tags.get("dvc.validation_md5") == split]
+    return max(comparable, key=lambda run: (run.metrics["val/best_accuracy"], -run.metrics["model/parameters"]))
 
 
 CARD = """\

@@ -13,6 +13,8 @@ from leanresnet.registry import Recorded
 
 # The first says nothing of how a model came to be; the others follow from its blocks.
 NOT_COMPARED = {"budget", "model.layers", "model.pool"}
+# What else decides a result, and no param says: digests of the data, and the run that taught.
+MADE_FROM = {"training data": "dvc.train_md5", "validation data": "dvc.validation_md5", "teacher": "teacher.run_id"}
 # The study's test accuracy on CIFAR-10, of a network of 4,935,242 parameters.
 PAPER = 0.9375
 FIGURES = ["validation", "test", "to the paper", "parameters", "million MACs", "latency, ms", "minutes"]
@@ -64,16 +66,18 @@ def compare(runs: Sequence[Recorded], by_seed: bool = True) -> Comparison:
     groups = over_seeds(runs) if by_seed else [[run] for run in runs]
     groups.sort(key=lambda group: mean(group, "val/best_accuracy") or 0.0, reverse=True)
     keys = differing(runs)
+    sources = [name for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in runs}) > 1]
     rows = [
         [
             group[0].label,
             group[0].model,
             *_figures(group),
             *(", ".join(dict.fromkeys(run.params.get(key, "") for run in group)) for key in keys),
+            *(group[0].tags.get(MADE_FROM[name], "")[:8] for name in sources),
         ]
         for group in groups
     ]
-    return Comparison(groups, ["run", "model", *FIGURES, *keys], rows)
+    return Comparison(groups, ["run", "model", *FIGURES, *keys, *sources], rows)
 
 
 def differing(runs: Sequence[Recorded]) -> list[str]:
@@ -83,12 +87,14 @@ def differing(runs: Sequence[Recorded]) -> list[str]:
 
 
 def over_seeds(runs: Sequence[Recorded]) -> list[list[Recorded]]:
-    """Runs that differ in nothing but their seed, together and by seed."""
-    groups: dict[tuple[object, ...], list[Recorded]] = {}
-    for run in sorted(runs, key=lambda run: int(run.params.get("seed", 0))):
+    """Runs that differ in nothing but their seed, together and by seed; of a seed that ran twice, the last."""
+    groups: dict[tuple[object, ...], dict[int, Recorded]] = {}
+    for run in runs:
         compared = {key: value for key, value in run.params.items() if key != "seed"}
-        groups.setdefault((run.model, *sorted(compared.items())), []).append(run)
-    return list(groups.values())
+        made_from = (run.tags.get(tag) for tag in MADE_FROM.values())
+        seeds = groups.setdefault((run.model, *made_from, *sorted(compared.items())), {})
+        seeds[int(run.params.get("seed", 0))] = run
+    return [[run for _, run in sorted(seeds.items())] for seeds in groups.values()]
 
 
 def mean(group: Sequence[Recorded], key: str) -> float | None:

@@ -56,5 +56,5 @@ class StoppedError(LeanResNetError):
 
 def redacted(text: object) -> str:
     """One line, in which an address shows no user and no password, and nothing of its query."""
-    line = re.sub(r"(\w://)[^\s/@]*@", r"\1***@", " ".join(str(text).split()))
+    line = re.sub(r"(\w://)[^\s'\")?]*@", r"\1***@", " ".join(str(text).split()))
     return re.sub(r"(\w://[^\s?]*)\?[^\s'\")]*", r"\1?***", line)

@@ -103,16 +103,15 @@ def run_experiment(
             work.finish(file_hashes(outputs.model / checkpoint.WEIGHTS)[0])
 
 
-def _extend(work: Work, training: Training) -> tuple[dict[str, Any] | None, str | None]:
+def _extend(work: Work, training: Training) -> tuple[dict[str, Any], str | None]:
     """The last state of the finished training with fewer epochs, and in what this machine differs."""
     parent = work.parent(work.extended_from)
-    if parent is None:
+    state, elsewhere = load_state(parent.snapshots, training.device, training.world) if parent else (None, None)
+    if parent is None or state is None:
         kept = f"accepted: with a finished training of the same but fewer epochs; the last {FINISHED_KEPT} are kept"
         raise ConfigError(f"{training.lesson.key}.epochs = {work.epochs} with --extend: {kept}")
-    state, elsewhere = load_state(parent.snapshots, training.device, training.world)
-    if state is not None:
-        work.extend(parent)
-        if training.recipe.schedule.name in ("linear", "onecycle"):
-            # They are stretched over all epochs, so that of more epochs is another one.
-            del state["schedule"]
+    work.extend(parent)
+    if training.recipe.schedule.name in ("linear", "onecycle"):
+        # They are stretched over all epochs, so that of more epochs is another one.
+        del state["schedule"]
     return state, elsewhere

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+# Asked for once, by setting it: for that moment, it is every thread's.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
@@ -36,9 +40,7 @@ def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
             yield file  # type: ignore[misc]
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
+        partial.chmod(0o666 & ~_UMASK)
         partial.replace(path)
         _flush_folder(path.parent)
     except OSError as error:

@@ -90,7 +90,7 @@ class Journal:
 
 def new_id() -> str:
     """It sorts by time."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def work_on(made_by: Mapping[str, Any], requested: Callable[[], Signals | None] 
     """The work of the training that `made_by` and this code determine; of the finished ones, the oldest go.
 
     A process that trains the same is waited for: experiments that DVC's queue runs at once may need one
-    teacher. Once it has finished, there is nothing left to train.
+    teacher. Once it has finished, under DVC, there is nothing left to train.
 
     Args:
         requested: the signal that asks to stop, or None.
