@@ -41,7 +41,7 @@ repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10; then the champion i
 	@echo && echo "compare the runs in MLflow: make ui"
 
 test: $(STAMP)  ## the whole test suite
-	python -m pytest --numprocesses 2 --dist loadgroup
+	python -m pytest --numprocesses 2
 
 torture: $(STAMP)  ## kill and damage trainings at random (about 40 minutes); ends at the first loss
 	PYTHONPATH=tests python tests/torture.py

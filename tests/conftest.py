@@ -1,6 +1,7 @@
 """A checkout of its own for the tests that drive the real dvc, git and mlflow."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from imports import ROOT
 
 CHECKOUT_PARTS = (
@@ -23,6 +25,8 @@ CHECKOUT_PARTS = (
 )
 # Two workers share two cores, and the networks of the tests gain nothing from a second thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# DVC's own words where another of its commands holds the workspace, or a stage's files.
+HELD = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -105,16 +109,48 @@ def make_checkout(folder: Path) -> str:
     return first_repro
 
 
+def made_checkout(folder: Path) -> str:
+    """What its first `dvc repro` said; the first process that asks makes it, and the others wait."""
+    said = folder / ".git" / "first-repro"
+    with FileLock(folder.with_suffix(".lock")):
+        if not said.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            said.write_text(make_checkout(folder))
+    return said.read_text()
+
+
+def _place(factory: pytest.TempPathFactory) -> Path:
+    """The same for all workers."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
+
+
+def _takes_checkout(item: pytest.Item) -> bool:
+    return "checkout" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_takes_checkout)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _making(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """It is made beside the tests that do not take it, which come first; otherwise all workers would wait for one."""
+    if not any(map(_takes_checkout, request.session.items)):
+        yield
+        return
+    make = "import sys, conftest; conftest.made_checkout(conftest.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", make, str(_place(tmp_path_factory))]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, env=outside_environment()) as process:
+        yield
+        process.kill()
+
+
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """One for all tests that take it, though they change it."""
+    """A copy for each worker, since tests change it."""
+    made = _place(tmp_path_factory)
+    said = made_checkout(made)
     folder = tmp_path_factory.mktemp("checkout") / "checkout"
-    return Checkout(folder, make_checkout(folder))
-
-
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker makes the checkout and has all of its tests; with a second one, both would wait for it first."""
-    for item in items:
-        if "checkout" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("checkout"))
+    shutil.copytree(made, folder, symlinks=True)
+    return Checkout(folder, said)

@@ -4,12 +4,13 @@ import copy
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Checkout, copy_checkout, edited, shell_in
+from conftest import HELD, Checkout, copy_checkout, edited, shell_in
 from imports import ROOT, closure
 
 EVALUATIONS = {"evaluate@baseline", "evaluate@teacher", "evaluate@student"}
@@ -90,6 +91,21 @@ def test_a_fresh_repro_runs_every_stage_once_and_the_next_one_none(checkout: Che
     assert "Running stage" not in again.stdout
     assert "Data and pipelines are up to date" in again.stdout
     assert stale(checkout) == set()
+
+
+def test_two_at_once_do_the_work_once_or_in_turn(checkout: Checkout) -> None:
+    file = checkout.folder / "params.yaml"
+    params = yaml.safe_load(file.read_text())
+    params["evaluate"]["mistakes"] = 4
+    repro = ("dvc", "repro", "evaluate@baseline")
+    with edited(file, yaml.safe_dump(params)), ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: checkout.shell(*repro, check=False), range(2)))
+        assert 0 in [done.returncode for done in both]
+        for done in both:
+            assert done.returncode == 0 or HELD.search(done.stderr), done.stderr
+        assert "Running stage" in both[0].stdout + both[1].stdout
+        assert "Running stage" not in checkout.shell(*repro).stdout
+    assert "Running stage" not in checkout.shell(*repro).stdout
 
 
 def test_the_demo_keeps_its_promise(checkout: Checkout) -> None:
