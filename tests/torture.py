@@ -129,7 +129,7 @@ def _repros(demo: Demo, count: int, choices: random.Random) -> tuple[int, int]:
         for _ in range(min(choices.randint(1, 4), count - kills)):
             step = newest(folder) + choices.randint(1, 40)
             with demo.start(folder) as dvc:
-                wait_for(lambda dvc=dvc, step=step: newest(folder) >= step or dvc.poll() is not None)  # type: ignore[misc]  # noqa: B023
+                wait_for(lambda dvc=dvc, step=step: newest(folder) >= step or dvc.poll() is not None, 600)  # type: ignore[misc]  # noqa: B023
                 children = psutil.Process(dvc.pid).children(recursive=True) if dvc.poll() is None else []
                 dvc.kill()
                 wait_for(lambda children=children: all(is_dead(child) for child in children), 30)  # type: ignore[misc]
