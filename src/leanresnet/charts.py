@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from leanresnet.registry import Recorded
 
@@ -101,8 +101,14 @@ def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
     axes.plot(
         [cost for cost, _, _ in best], [accuracy for _, accuracy, _ in best], drawstyle="steps-post", label="front"
     )
+    middle = sum(axes.get_xlim()) / 2
     for value, accuracy, name in best:
-        axes.annotate(name, (value, accuracy), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        # Names of the right half stand to the left of their points, so that none leaves the picture.
+        side, offset = ("right", -3) if value > middle else ("left", 3)
+        axes.annotate(name, (value, accuracy), fontsize=6, xytext=(offset, 3), textcoords="offset points", ha=side)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if COSTS[cost].startswith("model/"):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel=cost, ylabel="best validation accuracy, %")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
