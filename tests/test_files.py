@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,13 +87,12 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_files_have_the_permissions_that_open_would_give(tmp_path: Path) -> None:
-    before = os.umask(0o027)
-    try:
-        save_text("text", tmp_path / "file")
-        assert os.umask(0o027) == 0o027
-    finally:
-        os.umask(before)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    script = (
+        "import leanresnet.files, pathlib; leanresnet.files.save_text('text', pathlib.Path('file')); open('other', 'w')"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, umask=0o027, check=True)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "other")]
+    assert modes == [0o640, 0o640]
 
 
 def test_json_comes_back(tmp_path: Path) -> None:
