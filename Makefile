@@ -43,7 +43,7 @@ repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10; then the champion i
 test: $(STAMP)  ## the whole test suite
 	python -m pytest --numprocesses 2
 
-torture: $(STAMP)  ## kill and damage trainings at random (about 40 minutes); ends at the first loss
+torture: $(STAMP)  ## kill and damage trainings at random (about two hours); ends at the first loss
 	PYTHONPATH=tests python tests/torture.py
 
 team: $(STAMP)  ## PostgreSQL, S3 and MLflow without containers; 1,000 runs and the demo through them
