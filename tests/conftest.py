@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -141,9 +142,11 @@ def _making(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return
     make = "import sys, conftest; conftest.made_checkout(conftest.Path(sys.argv[1]))"
     command = [sys.executable, "-c", make, str(_place(tmp_path_factory))]
-    with subprocess.Popen(command, cwd=Path(__file__).parent, env=outside_environment()) as process:
+    options = {"cwd": Path(__file__).parent, "env": outside_environment(), "start_new_session": True}
+    with subprocess.Popen(command, **options) as process:
         yield
-        process.kill()
+        # Its dvc too, where the tests were stopped before it was done.
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from leanresnet import reporting
-from leanresnet.charts import front, overview
+from leanresnet.charts import front, overview, trade_off
 from leanresnet.comparison import compare, differing, select
 from leanresnet.errors import DataError, StorageError
 from leanresnet.registry import Recorded, find_experiments
@@ -140,12 +140,25 @@ def test_other_data_or_another_teacher_is_another_line_that_says_so() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
     for each, md5 in zip(runs, ("0123456789", "0123456789", "abcdef0123"), strict=True):
         each.tags["dvc.train_md5"] = md5
+    runs[0].tags["teacher.run_id"] = runs[1].tags["teacher.run_id"] = "taught"
     found = compare(runs)
     assert found.header[-2:] == ["seed", "training data"]
     assert [[row[0], row[2], *row[-2:]] for row in found.rows] == [
         ["c", "70.00%", "0", "abcdef01"],
         ["a", "55.00% ± 7.07", "0, 1", "01234567"],
     ]
+
+
+def test_what_a_picture_names_is_inside_it() -> None:
+    runs = [recorded("a-rather-long-name" * 3, 0.5 + cost / 10, cost * 1e6) for cost in (1, 2, 3)]
+    figure = trade_off([[run] for run in runs], "parameters")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert "2M" in [label.get_text() for label in axes.get_xticklabels()]
+    assert len(axes.texts) == 3
+    for name in axes.texts:
+        box = name.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_of_a_seed_that_ran_twice_the_last_counts() -> None:

@@ -259,9 +259,16 @@ def test_a_larger_epochs_goes_on_from_the_finished_model_only_when_asked(whole: 
 
 
 def test_nothing_to_extend_is_one_line(tmp_path: Path) -> None:
-    code, error = train(prepare(tmp_path), LEANRESNET_EXTEND="1")
+    folder = prepare(tmp_path)
+    code, error = train(folder, LEANRESNET_EXTEND="1")
     assert (code, error.count("\n")) == (2, 1)
     assert f"train.baseline.epochs = {EPOCHS} with --extend: accepted: with a finished training" in error
+    # One that finished but kept no state is none to go on from, and is not trained anew in silence.
+    (lock,) = folder.glob(".work/training/*.lock")
+    shorter = lock.with_name(lock.name.replace(f"-{EPOCHS}.lock", "-1"))
+    shorter.mkdir()
+    (shorter / "finished").touch()
+    assert train(folder, LEANRESNET_EXTEND="1") == (code, error)
 
 
 @pytest.fixture(scope="module")

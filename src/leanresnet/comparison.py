@@ -66,7 +66,8 @@ def compare(runs: Sequence[Recorded], by_seed: bool = True) -> Comparison:
     groups = over_seeds(runs) if by_seed else [[run] for run in runs]
     groups.sort(key=lambda group: mean(group, "val/best_accuracy") or 0.0, reverse=True)
     keys = differing(runs)
-    sources = [name for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in runs}) > 1]
+    # A model without a teacher is no other source: distill.teacher says that.
+    sources = [name for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in runs} - {None}) > 1]
     rows = [
         [
             group[0].label,

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -116,26 +116,23 @@ def work_on(made_by: Mapping[str, Any], requested: Callable[[], Signals | None] 
     name = f"{key}-{made_by['params']['epochs']}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f"{name}.lock")
-        _acquire(lock, requested)
+        lock = _acquire(FileLock(root / f"{name}.lock"), requested)
     except OSError as error:
         raise not_written(error.filename or root, error) from error
-    try:
+    with lock:
         work = Work(root / name)
         if work.is_recorded():
             work.discard()
         yield work
         _tidy(root)
-    finally:
-        lock.release()
 
 
-def _acquire(lock: FileLock, requested: Callable[[], Signals | None]) -> None:
+def _acquire(lock: FileLock, requested: Callable[[], Signals | None]) -> AbstractContextManager[object]:
+    """The lock held, to be released by `with`."""
     waits = False
     while True:
         try:
-            lock.acquire(timeout=WAIT_SECONDS)
-            return
+            return lock.acquire(timeout=WAIT_SECONDS)
         except Timeout:
             signal = requested()
             if signal is not None:
