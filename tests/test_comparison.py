@@ -158,7 +158,7 @@ def test_what_a_picture_names_is_inside_it() -> None:
     assert len(axes.texts) == 3
     for name in axes.texts:
         box = name.get_window_extent()
-        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
 
 
 def test_of_a_seed_that_ran_twice_the_last_counts() -> None:
