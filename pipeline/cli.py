@@ -2,7 +2,7 @@
 
 import os
 import sys
-import threading
+from typing import NoReturn
 
 import click
 
@@ -41,30 +41,34 @@ for command in STAGES + AROUND:
     cli.add_command(command)
 
 
-def main() -> None:
-    """Run the program; a user's mistake is one line on stderr and the error's exit code."""
+def main() -> NoReturn:
+    """The program. It ends its process itself.
+
+    The interpreter's own end takes a second or two to collect what torch and MLflow made, and waits for
+    threads: the compiler's, and that of a run that gave up on MLflow. Nothing is left to them: files are
+    whole or absent, and a run has ended or is in its journal.
+    """
+    code = run()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+def run() -> int:
+    """The exit code; a user's mistake is one line on stderr and the error's own code."""
     try:
         cli(prog_name="leanresnet", standalone_mode=False)
-        _leave(0)
     except LeanResNetError as error:
         # Of the processes of one training all fail alike, and the first one says so.
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {redacted(error)}", file=sys.stderr)
-        _leave(error.exit_code)
+        return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         print(f"error: {redacted(error.format_message())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.Abort:
-        _leave(130)
-
-
-def _leave(code: int) -> None:
-    """At once where a run's end gave up on MLflow: its thread may be in the middle of an import or a request."""
-    if any(thread.name == "mlflow" for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+        return 130
+    return 0

@@ -165,6 +165,18 @@ def test_a_signal_saves_and_ends_the_run_as_killed(
         assert_is_whole(folder, whole)
 
 
+def test_a_signal_during_compilation_ends_the_run_as_soon(tmp_path: Path) -> None:
+    """Which takes longer than two seconds where no graph is kept from earlier."""
+    folder = prepare(tmp_path, compile=True)
+    cache = {"TORCHINDUCTOR_CACHE_DIR": tmp_path / "graphs"}
+    returned, error = train(folder, SIGNAL_AFTER=2, SIGNAL=int(signal.SIGTERM), **cache)
+    assert time.time() - (folder / "signalled").stat().st_mtime < 5
+    assert returned == 143
+    assert "error: stopped by SIGTERM during torch.compile; the same command goes on" in error
+    subprocess.run(["leanresnet", "sync"], cwd=folder, env=outside_environment(), check=True, capture_output=True)
+    assert the_run(folder)[0].info.status == "KILLED"
+
+
 def test_two_experiments_that_need_the_same_model_train_it_once(whole: Whole, tmp_path: Path) -> None:
     """As two workers of DVC's queue do, each with outputs of its own."""
     folder = prepare(tmp_path)

@@ -18,6 +18,7 @@ LEVELS = [
         "data.augmentation",
         "data.splits",
         "losses",
+        "compilation",
         "device",
         "distributed",
         "launcher",

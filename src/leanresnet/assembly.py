@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
+from leanresnet.compilation import compiled
 from leanresnet.config import Recipe
 from leanresnet.data.batches import TrainBatches
 from leanresnet.data.splits import Split, channel_statistics
-from leanresnet.device import autocast, compiled
+from leanresnet.device import autocast
 from leanresnet.distributed import ALONE, World, synchronise_norms
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.optim import build_optimizer, build_schedule

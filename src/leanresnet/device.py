@@ -3,22 +3,15 @@
 import ctypes
 import os
 import platform
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 import torch.utils.deterministic
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 
-from leanresnet.errors import ConfigError, StoppedError
-from leanresnet.interruption import requested_stop
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from leanresnet.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
@@ -106,35 +99,6 @@ def exact_float32() -> AbstractContextManager[object]:
     """A context in which a GPU's convolutions are float32 and not TF32, which is torch's default for them."""
     context: AbstractContextManager[object] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     return context
-
-
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """`torch.compile`, one graph for each shape; where that fails, one line says so and `function` runs as it is.
-
-    The backward graph is compiled with the forward one, so that it fails here too or not at all.
-    """
-    chosen: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True)
-
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal chosen
-        if chosen is function:
-            return function(*args, **kwargs)
-        try:
-            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
-                return chosen(*args, **kwargs)
-        except (TorchDynamoException, InductorError) as error:
-            # Ctrl-C ends the compiler too, and what goes on later must be compiled as well.
-            stop = requested_stop()
-            if stop is not None:
-                raise StoppedError(f"stopped by {stop.name} during torch.compile", stop) from None
-            # A mistake of the function itself comes up again here, as what it is.
-            result = function(*args, **kwargs)
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            print(f"leanresnet: torch.compile failed ({reason[:200]}); training goes on without it", file=sys.stderr)
-            chosen = function
-            return result
-
-    return call
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+import torch
 
 ORPHAN_CHECK_SECONDS = 1.0
 _requests: list[Callable[[], signal.Signals | None]] = []
@@ -18,6 +19,7 @@ _requests: list[Callable[[], signal.Signals | None]] = []
 def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
     """Inside, signals end nothing; the function that it gives says which one came, and the training sees to it.
 
+    The compiler alone is interrupted, by KeyboardInterrupt: it may take a minute, and changes no state.
     A second SIGINT ends the process at once. A dvc that is killed takes no stage with it, and torchrun no
     worker, so their death counts as a SIGTERM.
     """
@@ -30,6 +32,8 @@ def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
         if requested is not None and number == signal.SIGINT:
             os._exit(128 + number)
         requested = requested or signal.Signals(number)
+        if torch.compiler.is_compiling():
+            raise KeyboardInterrupt
 
     def request() -> signal.Signals | None:
         nonlocal requested, looked

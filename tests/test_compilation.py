@@ -1,0 +1,147 @@
+"""Compilation, its fallback and its end by a signal."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import MEAN, STD, pooling_model, random_images, tiny_model
+from torch import Tensor
+from torch._inductor import config
+from torch._inductor.exc import InductorError
+
+from leanresnet.compilation import compiled
+from leanresnet.config import Model
+from leanresnet.device import autocast
+from leanresnet.errors import StoppedError
+from leanresnet.interruption import stop_requests
+from leanresnet.losses import CrossEntropy, DistillationLoss
+from leanresnet.models.resnet import ResNet, build_model
+from leanresnet.trainer import objective_of
+
+CPU = torch.device("cpu")
+
+
+def three_steps(
+    net: ResNet, compile_it: bool, precision: str = "fp32", teacher: ResNet | None = None
+) -> tuple[list[float], list[Tensor]]:
+    criterion = DistillationLoss(teacher, 0.5, 4.0, None, 0.1) if teacher else CrossEntropy(0.1)
+    objective = objective_of(net.train(), criterion)
+    objective = compiled(objective) if compile_it else objective
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05)
+    labels, losses, hits = torch.arange(8) % 10, [], []
+    for step in range(3):
+        images = random_images(8, seed=step).contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        with autocast(CPU, precision):
+            loss, right = objective(images, labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        hits.append(right)
+    return losses, [p.detach() for p in net.parameters()] + hits
+
+
+@pytest.mark.parametrize(
+    ("model", "taught", "precision", "tolerance"),
+    [
+        (tiny_model(), True, "fp32", 1e-4),
+        (pooling_model(), False, "fp32", 1e-4),
+        (pooling_model(), False, "bf16", 2e-2),
+    ],
+)
+def test_compiled_and_eager_training_agree(
+    model: Model, taught: bool, precision: str, tolerance: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Three steps, losses and weights; a compiled graph rounds to bf16 less often, and each time alike."""
+    teacher = build_model(tiny_model(channels=(12, 16)), MEAN, STD, seed=9) if taught else None
+    losses, weights = three_steps(build_model(model, MEAN, STD, seed=1), False, precision, teacher)
+    fast_losses, fast_weights = three_steps(build_model(model, MEAN, STD, seed=1), True, precision, teacher)
+    assert "torch.compile failed" not in capfd.readouterr().err
+    assert fast_losses == pytest.approx(losses, abs=tolerance)
+    for found, expected in zip(fast_weights, weights, strict=True):
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    again_losses, again_weights = three_steps(build_model(model, MEAN, STD, seed=1), True, precision, teacher)
+    assert again_losses == fast_losses
+    assert all(torch.equal(one, other) for one, other in zip(again_weights, fast_weights, strict=True))
+
+
+def no_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Neither this process nor the disk has a compiled graph."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    torch.compiler.reset()
+
+
+def test_without_a_compiler_training_goes_on_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    no_cache(monkeypatch, tmp_path)
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        losses, _ = three_steps(build_model(tiny_model(channels=(12, 20)), MEAN, STD, seed=1), compile_it=True)
+    eager, _ = three_steps(build_model(tiny_model(channels=(12, 20)), MEAN, STD, seed=1), compile_it=False)
+    assert losses == eager
+    said = [line for line in capfd.readouterr().err.splitlines() if "torch.compile failed" in line]
+    assert len(said) == 1
+    assert "training goes on without it" in said[0]
+
+
+def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise InductorError(RuntimeError("no backward here"), None)
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_backward", refuse)
+    no_cache(monkeypatch, tmp_path)
+    losses, _ = three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=True)
+    eager, _ = three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=False)
+    assert losses == eager
+    assert capfd.readouterr().err.count("torch.compile failed (RuntimeError: no backward here)") == 1
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "in its own processes"])
+def test_a_signal_ends_the_compiler_and_the_training(
+    moment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whose next steps would be other ones than those of the training that goes on later."""
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            if moment == "during":
+                raise
+            raise InductorError(RuntimeError("g++ was interrupted"), None) from None
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_backward", interrupted)
+    no_cache(monkeypatch, tmp_path)
+    begun = time.monotonic()
+    stopped = pytest.raises(StoppedError, match=r"^stopped by SIGTERM during torch\.compile; the same command goes on$")
+    with stop_requests(), stopped as caught:
+        if moment == "before":
+            os.kill(os.getpid(), signal.SIGTERM)
+        three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=True)
+    assert caught.value.exit_code == 143
+    assert time.monotonic() - begun < 30
+
+
+def test_ctrl_c_where_no_training_listens_is_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_backward", interrupted)
+    no_cache(monkeypatch, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=True)
+
+
+def test_a_mistake_in_the_function_itself_is_not_swallowed(capfd: pytest.CaptureFixture[str]) -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own"):
+        compiled(broken)(torch.zeros(1))
+    assert "torch.compile failed" not in capfd.readouterr().err
