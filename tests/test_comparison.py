@@ -140,13 +140,21 @@ def test_other_data_or_another_teacher_is_another_line_that_says_so() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
     for each, md5 in zip(runs, ("0123456789", "0123456789", "abcdef0123"), strict=True):
         each.tags["dvc.train_md5"] = md5
-    runs[0].tags["teacher.run_id"] = runs[1].tags["teacher.run_id"] = "taught"
+    runs[0].tags["teacher.sha256"] = runs[1].tags["teacher.sha256"] = "taught"
     found = compare(runs)
     assert found.header[-2:] == ["seed", "training data"]
     assert [[row[0], row[2], *row[-2:]] for row in found.rows] == [
         ["c", "70.00%", "0", "abcdef01"],
         ["a", "55.00% ± 7.07", "0, 1", "01234567"],
     ]
+
+
+def test_two_ensembles_are_two_teachers() -> None:
+    """Whom MLflow knows no run of."""
+    runs = [recorded(name, 0.5, seed=seed) for name, seed in (("a", "0"), ("b", "0"), ("c", "1"))]
+    for each, sha256 in zip(runs, ("0123456789", "abcdef0123", "abcdef0123"), strict=True):
+        each.tags["teacher.sha256"] = sha256
+    assert sorted((row[0], row[-1]) for row in compare(runs).rows) == [("a", "01234567"), ("b", "abcdef01")]
 
 
 def test_what_a_picture_names_is_inside_it() -> None:

@@ -205,6 +205,24 @@ def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(checkout: Check
     assert "val/accuracy" in page.read_text()
 
 
+def test_experiments_teach_another_one_in_a_temporary_copy(checkout: Checkout, tmp_path: Path) -> None:
+    """`learned` of experiments/run: two of them, as one."""
+    shell = checkout.shell
+    overrides = ["-S", "distill.student.epochs=1", "-S", "distill.student.schedule.warmup_epochs=0.5"]
+    shell("dvc", "exp", "run", "--temp", "--name", "other", *overrides, "distill")
+    run = (ROOT / "experiments" / "run").read_text()
+    function = run[run.index("learned() {") :].split("\n}\n")[0]
+    script = f'set -euo pipefail\njobs=1\n{function}\n}}\nlearned student HEAD other\necho "$beside"'
+    beside = shell("bash", "-c", script).stdout.splitlines()[-1].split()
+    overrides += ["-S", "distill.teacher=previous"]
+    shell("dvc", "exp", "run", "--temp", "--name", "taught", *beside, *overrides, "distill")
+    teacher = json.loads((checkout.folder / "models/previous/model.json").read_text())
+    shutil.rmtree(checkout.folder / "models/previous")
+    assert len(teacher["members"]) == 2
+    shell("dvc", "get", "--rev", "taught", ".", "models/student", "--out", str(tmp_path / "student"))
+    assert json.loads((tmp_path / "student/model.json").read_text())["teacher_sha256"] == teacher["sha256"]
+
+
 def count_runs(folder: Path) -> int:
     from mlflow.tracking import MlflowClient
 

@@ -14,30 +14,36 @@ from leanresnet.models.budget import check_budget
 
 QUESTIONS = sorted(path for path in (ROOT / "experiments").iterdir() if path.name != "run")
 PRESETS = {"cpu": "paper-cpu", "gpu": "paper"}
-Try = tuple[str, str, dict[str, Any]]
+# What `learned` made models/previous of, and the target, the name and the values of a run.
+Try = tuple[str, str, str, dict[str, Any]]
 
 
 def setting(scale: str) -> str:
-    """The lines of experiments/run that the questions rely on, with a `try` that prints."""
+    """The lines of experiments/run that the questions rely on, with a `try` and a `learned` that print."""
     script = (ROOT / "experiments" / "run").read_text().splitlines()
     variables = next(line for line in script if line.startswith("target="))
     sizes = next(line for line in script if line.strip().startswith(f"{scale}) preset="))
     values = sizes.strip().removeprefix(f"{scale}) ").removesuffix(";;")
-    return f'set -euo pipefail\n{variables}\n{values}\ntry() {{ echo "$target" "$@"; }}\n'
+    functions = 'try() { echo "$target" "$@"; }; learned() { echo learned "$@"; }'
+    return f"set -euo pipefail\n{variables}\n{values}\n{functions}\n"
 
 
 def tries(question: Path, scale: str, folder: Path) -> list[Try]:
-    """(target, name, values) of each run, in a folder with the scale's params."""
+    """Each run, in a folder with the scale's params."""
     preset = ROOT / "presets" / f"{PRESETS[scale]}.yaml"
     (folder / "params.yaml").write_text(preset.read_text())
     script = f"{setting(scale)}source {question}\n"
     done = subprocess.run(
         ["bash", "-c", script], cwd=folder, env=outside_environment(), capture_output=True, text=True, check=True
     )
-    found = []
+    found, previous = [], ""
     for line in done.stdout.splitlines():
         target, name, *values = line.split()
-        found.append((target, name, {key: yaml.safe_load(value) for key, value in (v.split("=", 1) for v in values)}))
+        if target == "learned":
+            previous = line
+        else:
+            changes = {key: yaml.safe_load(value) for key, value in (v.split("=", 1) for v in values)}
+            found.append((previous, target, name, changes))
     return found
 
 
@@ -47,9 +53,9 @@ def test_a_question_queues_valid_runs_that_differ(question: Path, scale: str, tm
     assert question.read_text().startswith("# ")
     found = tries(question, scale, tmp_path)
     assert len(found) >= 2
-    assert len({name for _, name, _ in found}) == len(found)
+    assert len({name for _, _, name, _ in found}) == len(found)
     seen = []
-    for target, name, values in found:
+    for previous, target, name, values in found:
         params = yaml.safe_load((tmp_path / "params.yaml").read_text())
         for key, value in values.items():
             *sections, last = key.split(".")
@@ -59,14 +65,28 @@ def test_a_question_queues_valid_runs_that_differ(question: Path, scale: str, tm
             assert last in section, key
             section[last] = value
         valid = Params.model_validate(params)
-        assert valid not in seen
-        seen.append(valid)
+        assert (previous, valid) not in seen
+        seen.append((previous, valid))
         for model, recipe in valid.recipes().items():
             check_budget(f"{name}: {model}", recipe.model, recipe.budget)
         model = target.removeprefix("evaluate@")
         assert model in valid.recipes()
         # A baseline that asks for a teacher would train one.
-        assert valid.distill.teacher == ("teacher" if model == "student" else "baseline")
+        taught = "previous" if previous else "teacher"
+        assert valid.distill.teacher == (taught if model == "student" else "baseline")
+
+
+@pytest.mark.parametrize("scale", PRESETS)
+def test_who_teaches_is_what_an_earlier_question_found(scale: str, tmp_path: Path) -> None:
+    questions = (ROOT / "experiments" / "run").read_text().split("set -- ")[1].splitlines()[0].split()
+    assert sorted(questions) == [question.name for question in QUESTIONS]
+    asked = {"reference"}
+    for question in questions:
+        found = tries(ROOT / "experiments" / question, scale, tmp_path)
+        for _, model, *names in (previous.split() for previous, *_ in found if previous):
+            assert set(names) <= asked
+            assert model in ("baseline", "student")
+        asked |= {f"{question}-{name}" for _, _, name, _ in found}
 
 
 @pytest.mark.parametrize("arguments", [["moon"], ["cpu", "colour"]])
@@ -92,7 +112,7 @@ def test_what_has_run_is_not_queued_again(tmp_path: Path) -> None:
     dvc.chmod(0o755)
     run = (ROOT / "experiments" / "run").read_text()
     function = run[run.index("try() {") : run.index("\n}\n")]
-    script = f"set -euo pipefail\nquestion=sizes target=t\n{function}\n}}\ntry small a=1; try large a=2"
+    script = f"set -euo pipefail\nquestion=sizes target=t beside=\n{function}\n}}\ntry small a=1; try large a=2"
     environment = outside_environment(PATH=f"{tmp_path}:/usr/bin:/bin")
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "queued sizes-large\n"

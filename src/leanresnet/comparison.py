@@ -13,8 +13,8 @@ from leanresnet.registry import Recorded
 
 # The first says nothing of how a model came to be; the others follow from its blocks.
 NOT_COMPARED = {"budget", "model.layers", "model.pool"}
-# What else decides a result, and no param says: digests of the data, and the run that taught.
-MADE_FROM = {"training data": "dvc.train_md5", "validation data": "dvc.validation_md5", "teacher": "teacher.run_id"}
+# What else decides a result, and no param says: digests of the data, and of the weights that taught.
+MADE_FROM = {"training data": "dvc.train_md5", "validation data": "dvc.validation_md5", "teacher": "teacher.sha256"}
 # The study's test accuracy on CIFAR-10, of a network of 4,935,242 parameters.
 PAPER = 0.9375
 FIGURES = ["validation", "test", "to the paper", "parameters", "million MACs", "latency, ms", "minutes"]

@@ -45,8 +45,10 @@ def describe(run: Recorded, root: Path) -> str:
         f"{run.tags['dvc.validation_md5']} (validation)",
     }
     if run.params.get("distill.teacher", "none") != "none":
-        teacher = run.tags.get("teacher.run_id")
-        parts["teacher"] = run.params["distill.teacher"] + (f", run {teacher}" if teacher else ", of no run here")
+        teacher = registry.find_run_of_weights(run.tags["teacher.sha256"])
+        parts["teacher"] = run.params["distill.teacher"] + (
+            f", run {teacher.run_id}" if teacher else ", of no run here"
+        )
     lines = [f"{name:8} {text}" for name, text in parts.items()]
     lines += _stages(found) if found else ["", "params", *(f"{key}: {value}" for key, value in run.params.items())]
     return "\n".join([*lines, "", *_commands(run, found, sha256)])

@@ -84,6 +84,8 @@ def described(made_by: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, s
         "dataset": str(made_by["dataset"]),
         "seed": str(params["seed"]),
     }
+    if made_by["teacher_sha256"]:
+        tags["teacher.sha256"] = str(made_by["teacher_sha256"])
     return name, params, tags
 
 
