@@ -97,22 +97,36 @@ def test_an_unknown_scale_or_question_is_one_line(arguments: list[str], tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-LISTS_AND_QUEUES = """#!/usr/bin/env bash
-case "$2" in
-  list) echo sizes-small; sleep 0.2; printf 'another-%s\\n' {1..20000} ;;
-  run) echo "queued $6" ;;
+# Lists twenty thousand experiments, says what it queues, and gets what it is asked for.
+DVC = """#!/usr/bin/env bash
+case "$1 $2" in
+  "exp list") echo sizes-small; sleep 0.2; printf 'another-%s\\n' {1..20000} ;;
+  "exp run") [ "$3" = --run-all ] || echo "queued $6" ;;
+  "get --quiet") mkdir "$8"; echo "$4" > "$8/model.json" ;;
 esac
 """
 
 
-def test_what_has_run_is_not_queued_again(tmp_path: Path) -> None:
-    """However long the list of experiments is, and wherever in it the name stands."""
-    dvc = tmp_path / "dvc"
-    dvc.write_text(LISTS_AND_QUEUES)
+def with_that_dvc(script: str, function: str, folder: Path) -> str:
+    """What a script says that calls this function of experiments/run, in an empty folder."""
+    dvc = folder / "bin" / "dvc"
+    dvc.parent.mkdir()
+    dvc.write_text(DVC)
     dvc.chmod(0o755)
     run = (ROOT / "experiments" / "run").read_text()
-    function = run[run.index("try() {") : run.index("\n}\n")]
-    script = f"set -euo pipefail\nquestion=sizes target=t beside=\n{function}\n}}\ntry small a=1; try large a=2"
-    environment = outside_environment(PATH=f"{tmp_path}:/usr/bin:/bin")
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "queued sizes-large\n"
+    body = run[run.index(f"{function}() {{") :].split("\n}\n")[0]
+    lines = f"set -euo pipefail\nquestion=sizes target=t beside= jobs=1\n{body}\n}}\n{script}"
+    environment = outside_environment(PATH=f"{dvc.parent}:/usr/bin:/bin")
+    return subprocess.run(
+        ["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_what_has_run_is_not_queued_again(tmp_path: Path) -> None:
+    """However long the list of experiments is, and wherever in it the name stands."""
+    assert with_that_dvc("try small a=1; try large a=2", "try", tmp_path) == "queued sizes-large\n"
+
+
+def test_a_model_teaches_where_none_has_been_trained(tmp_path: Path) -> None:
+    script = 'learned student first; learned student second; echo "$beside"; cat models/previous/model.json'
+    assert with_that_dvc(script, "learned", tmp_path) == "--copy-paths models/previous\nsecond\n"
