@@ -46,9 +46,8 @@ def describe(run: Recorded, root: Path) -> str:
     }
     if run.params.get("distill.teacher", "none") != "none":
         teacher = registry.find_run_of_weights(run.tags["teacher.sha256"])
-        parts["teacher"] = run.params["distill.teacher"] + (
-            f", run {teacher.run_id}" if teacher else ", of no run here"
-        )
+        its_run = f"run {teacher.run_id}" if teacher else "of no run here"
+        parts["teacher"] = f"{run.params['distill.teacher']}, {its_run}"
     lines = [f"{name:8} {text}" for name, text in parts.items()]
     lines += _stages(found) if found else ["", "params", *(f"{key}: {value}" for key, value in run.params.items())]
     return "\n".join([*lines, "", *_commands(run, found, sha256)])
