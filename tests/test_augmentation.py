@@ -8,7 +8,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from leanresnet.config import Augmentation
-from leanresnet.data.augmentation import POLICY_GROUP, apply_policy, cut_out, draw, mix_pairs
+from leanresnet.data import batches as module
+from leanresnet.data.augmentation import POLICY, POLICY_GROUP, apply_policy, cut_out, draw, mix_pairs, seed_of
 from leanresnet.data.batches import TrainBatches
 from leanresnet.data.splits import Split, channel_statistics
 from leanresnet.losses import CrossEntropy
@@ -48,20 +49,58 @@ def test_an_epoch_cuts_holes_of_the_mean_colour_where_it_drew_them() -> None:
     assert len({tuple(hole) for hole in draws.holes.tolist()}) > 30
 
 
-@pytest.mark.parametrize(
+POLICIES = pytest.mark.parametrize(
     ("name", "policy"), [("trivial_augment", v2.TrivialAugmentWide), ("rand_augment", v2.RandAugment)]
 )
-def test_a_policy_gives_what_torchvision_gives_some_operation_a_group(name: str, policy: type[v2.Transform]) -> None:
-    """Copies of one image: each result is one that torchvision gives too, most groups have their own."""
-    image, groups = random_images(1), 12
-    found = apply_policy(image.expand(groups * POLICY_GROUP, -1, -1, -1), name, seed=0, epoch=1)
-    distinct, sizes = found.flatten(1).unique(dim=0, return_counts=True)
+
+
+@POLICIES
+def test_a_policy_gives_what_torchvision_gives(name: str, policy: type[v2.Transform]) -> None:
+    images = random_images(POLICY_GROUP)
+    for epoch in range(1, 11):
+        torch.manual_seed(seed_of(seed_of(0, epoch), POLICY))
+        order = torch.randperm(len(images))
+        assert torch.equal(apply_policy(images, name, seed=0, epoch=epoch)[order], policy()(images[order]))
+
+
+@POLICIES
+def test_a_batch_has_many_of_a_policys_draws(name: str, policy: type[v2.Transform]) -> None:
+    """Copies of one image: groups share a draw and most have their own, and a batch is none of the groups."""
+    groups = 12
+    image = random_images(1).expand(groups * POLICY_GROUP, -1, -1, -1)
+    distinct, sizes = apply_policy(image, name, seed=0, epoch=1).flatten(1).unique(dim=0, return_counts=True)
     assert groups // 2 < len(distinct) <= groups
     assert all(size % POLICY_GROUP == 0 for size in sizes.tolist())
-    if name == "trivial_augment":
-        torch.manual_seed(1)
-        theirs = {policy()(image).numpy().tobytes() for _ in range(5000)}
-        assert {each.numpy().tobytes() for each in distinct} <= theirs
+    settings = augmentation_settings(flip=0.0, crop_padding=0, policy=name)
+    for images, _ in TrainBatches(split_of(image), POLICY_GROUP, settings, seed=0).epoch(1):
+        assert len(images.flatten(1).unique(dim=0)) > groups // 2
+
+
+def test_a_policy_runs_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    def counted(images: Tensor, name: str, seed: int, epoch: int) -> Tensor:
+        ran.append(epoch)
+        return apply_policy(images, name, seed, epoch)
+
+    monkeypatch.setattr(module, "apply_policy", counted)
+    batches = TrainBatches(split_of(random_images(40)), 20, augmentation_settings(policy="rand_augment"), seed=0)
+    for number in (1, 1, 2, 2, 1):
+        next(batches.epoch(number))
+    assert ran == [1, 2, 1]
+
+
+@pytest.mark.parametrize("changes", [{"policy": "trivial_augment"}, {"mix": "mixup"}, {"mix": "cutmix"}])
+def test_what_images_undergo_leaves_a_gpus_random_state(
+    changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network's own draws come from there, and a resumed epoch must see those of a whole one."""
+
+    def reseeded(seed: int) -> None:
+        pytest.fail(f"the GPUs' generators were set to {seed}")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded)
+    epoch_of(augmentation_settings(**changes), split_of(random_images(40)))
 
 
 def test_a_policy_is_drawn_anew_each_epoch_and_leaves_the_global_random_state() -> None:

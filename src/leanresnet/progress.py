@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from leanresnet.data.augmentation import seed_of
+from leanresnet.data.augmentation import NETWORK, seed_of
 from leanresnet.errors import DivergedError
 from leanresnet.evaluation import Metrics
 from leanresnet.optim import LearningRate
@@ -128,7 +128,7 @@ class Progress:
 
     def seed_draws(self) -> None:
         """What the network itself draws from here on is a function of (seed, epoch)."""
-        torch.manual_seed(seed_of(self._seed, self.epoch))
+        torch.manual_seed(seed_of(seed_of(self._seed, self.epoch), NETWORK))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and containers of them: `torch.load(weights_only=True)` takes them.

@@ -4,6 +4,8 @@ Every random choice is a function of (seed, epoch): those of an image are drawn 
 epoch's start, those of a pair from the epoch's and the step's number.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +15,11 @@ from torchvision.transforms import v2
 
 from leanresnet.config import CLASSES, IMAGE_SIZE, Augmentation
 
-# Images that share one operation of a policy, so that an epoch is some hundred calls; chance spreads them over batches.
+# Images that share what a policy drew: alone, each takes 16 times as long. They are any of the epoch's, so that those
+# of a batch have little in common.
 POLICY_GROUP = 64
+# What else an epoch draws has a number beside those of its steps, which count from 0: no two share a stream.
+POLICY, NETWORK = -1, -2
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,7 @@ def apply_policy(images: Tensor, name: str, seed: int, epoch: int) -> Tensor:
     """
     policy = {"trivial_augment": v2.TrivialAugmentWide, "rand_augment": v2.RandAugment}[name]()
     changed = torch.empty_like(images)
-    with torch.random.fork_rng(devices=[]):
-        # torchvision draws from torch's global generator alone, and of the CPU.
-        torch.manual_seed(seed_of(seed, epoch))
+    with _global_draws(seed_of(seed_of(seed, epoch), POLICY)):
         for group in torch.randperm(len(images)).to(images.device).split(POLICY_GROUP):
             changed[group] = policy(images[group])
     return changed
@@ -125,11 +128,21 @@ def mix_pairs(
     mixing = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[augmentation.mix]
     images = images.float() if augmentation.mix == "mixup" else images
     shares = F.one_hot(labels, CLASSES).float()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed_of(seed, epoch), step))
+    with _global_draws(seed_of(seed_of(seed, epoch), step)):
         if float(torch.rand(())) < augmentation.mix_share:
             images, shares = mixing(alpha=augmentation.mix_alpha)(images, shares)
     return images.contiguous(memory_format=torch.channels_last), shares
+
+
+@contextmanager
+def _global_draws(seed: int) -> Iterator[None]:
+    """Inside, the CPU's global generator, which is all that torchvision draws from, begins at `seed`.
+
+    The network draws from the GPUs', which `torch.manual_seed` would set too.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -26,10 +26,9 @@ class TrainBatches:
         device: torch.device | None = None,
         progressive: Progressive | None = None,
     ) -> None:
-        images = split.images.to(device)
-        # A policy changes the images of each epoch; without one they are padded once.
-        self._images = images if augmentation.policy != "none" else None
-        self._padded = pad(images, augmentation.crop_padding, augmentation.crop_mode)
+        self._images = split.images.to(device)
+        # The images last padded, and the epoch of which they are; without a policy, of every one.
+        self._padded: tuple[int, Tensor] | None = None
         self._labels = split.labels.to(device)
         self._color = (255 * torch.tensor(channel_statistics(split)[0])).round().to(torch.uint8).to(device)
         self._augmentation = augmentation
@@ -48,10 +47,7 @@ class TrainBatches:
         """
         settings, device = self._augmentation, self._labels.device
         draws = draw(len(self._labels), settings, self._seed, number).to(device)
-        padded = self._padded
-        if self._images is not None:
-            images = apply_policy(self._images, settings.policy, self._seed, number)
-            padded = pad(images, settings.crop_padding, settings.crop_mode)
+        padded = self._padded_in(number)
         for step in range(first, len(self)):
             part = slice(step * self.batch_size, (step + 1) * self.batch_size)
             chosen = draws.order[part]
@@ -64,6 +60,17 @@ class TrainBatches:
             if self._progressive is not None and number <= self._progressive.epochs:
                 images = F.interpolate(images.float(), size=self._progressive.size, mode="bilinear", antialias=True)
             yield images, labels
+
+    def _padded_in(self, number: int) -> Tensor:
+        """The epoch's images under the policy and padded; kept, for averaged weights ask for an epoch twice."""
+        settings = self._augmentation
+        number = number if settings.policy != "none" else 0
+        if self._padded is None or self._padded[0] != number:
+            images = self._images
+            if settings.policy != "none":
+                images = apply_policy(images, settings.policy, self._seed, number)
+            self._padded = number, pad(images, settings.crop_padding, settings.crop_mode)
+        return self._padded[1]
 
 
 class EvalBatches:
