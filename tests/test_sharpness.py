@@ -29,17 +29,19 @@ def test_the_weights_move_along_the_gradient_by_the_radius(adaptive: bool) -> No
     before, buffers = copy.deepcopy(net), [b.clone() for b in net.buffers()]
     gradient = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
     weights = torch.cat([p.detach().flatten() for p in net.parameters()])
+    scales = torch.ones_like(weights)
+    if adaptive:
+        # By hand: weights by how large they are, batch norm's too, and each bias, which starts at 0, as it is.
+        sizes = [0.01 + p.abs() if "weight" in name else torch.ones_like(p) for name, p in net.named_parameters()]
+        scales = torch.cat([size.detach().flatten() for size in sizes])
+        assert (scales == 1).any()
     with SharpnessAware(net, Sharpness(rho=0.3, adaptive=adaptive)).uphill():
         moved = torch.cat([p.detach().flatten() for p in net.parameters()]) - weights
         net(IMAGES)
         assert any(not torch.equal(b, old) for b, old in zip(net.buffers(), buffers, strict=True))
-    if adaptive:
-        expected = 0.3 * weights**2 * gradient / (weights * gradient).norm()
-        # The radius is that of the step over the weights.
-        torch.testing.assert_close((moved / weights.abs())[weights != 0].norm(), torch.tensor(0.3), atol=1e-3, rtol=0)
-    else:
-        expected = 0.3 * gradient / gradient.norm()
-        torch.testing.assert_close(moved.norm(), torch.tensor(0.3), atol=1e-4, rtol=0)
+    expected = 0.3 * scales**2 * gradient / (scales * gradient).norm()
+    # The radius is that of the step over what it is relative to.
+    torch.testing.assert_close((moved / scales).norm(), torch.tensor(0.3), atol=1e-3, rtol=0)
     torch.testing.assert_close(moved, expected, atol=1e-6, rtol=1e-3)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before.state_dict()[name]), name
