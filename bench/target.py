@@ -18,7 +18,8 @@ from leanresnet.data.splits import Split, load_split
 from leanresnet.device import engine, exact_float32
 from leanresnet.evaluation import evaluate
 from leanresnet.losses import CrossEntropy
-from leanresnet.optim import build_optimizer, build_schedule
+from leanresnet.optim import build_optimizer
+from leanresnet.schedule import build_schedule
 from leanresnet.trainer import train_one_epoch
 
 

@@ -199,7 +199,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{BASE}.optimizer.nesterov": [0, "true"],
     f"{BASE}.optimizer.betas": [[0.9], [0.9, 0.99, 0.999], [0.9, 1.0]],
     f"{BASE}.optimizer.rho": [1.0],
-    f"{BASE}.schedule.name": ["cosine"],
+    f"{BASE}.schedule.name": ["cosines"],
     f"{BASE}.schedule.warmup_epochs": [-1.0, 30, 31.5],
     f"{BASE}.schedule.final_ratio": [0.0, 1.1],
     f"{BASE}.schedule.factor": [0.0, 1.0],

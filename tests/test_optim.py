@@ -1,9 +1,6 @@
-"""Optimizers by name, Muon on filters, and every schedule against its closed form."""
+"""Optimizers by name, and Muon on filters."""
 
 import copy
-import math
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,9 +9,9 @@ from helpers import MEAN, STD, optimizer_settings, pooling_model, random_images,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanresnet.config import Schedule
 from leanresnet.models.resnet import ResNet, build_model
-from leanresnet.optim import LearningRate, Muon, build_optimizer, build_schedule, orthogonalize
+from leanresnet.optim import Muon, build_optimizer, orthogonalize
+from leanresnet.schedule import build_schedule
 
 CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -242,164 +239,3 @@ def test_an_optimizer_continues_from_its_state(name: str) -> None:
         group["lr"] = 0.0
     take_step(other, resumed)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
-
-
-PEAK, EPOCHS, STEPS = 0.8, 8, 5
-
-
-def schedule_of(settings: Schedule, optimizer: str = "sgd") -> tuple[torch.optim.Optimizer, LearningRate]:
-    """A schedule over 8 epochs of 5 steps from a learning rate of 0.8."""
-    built = build_optimizer(tiny_net(), optimizer_settings(name=optimizer, lr=PEAK))
-    return built, build_schedule(built, settings, EPOCHS, STEPS)
-
-
-def rates(settings: Schedule, val_losses: Sequence[float] = ()) -> list[float]:
-    """The learning rate of each of the 40 steps."""
-    optimizer, schedule = schedule_of(settings)
-    found = []
-    for epoch in range(EPOCHS):
-        for _ in range(STEPS):
-            found.append(schedule.value)
-            assert {group["lr"] for group in optimizer.param_groups} == {schedule.value}
-            optimizer.step()
-            schedule.step()
-        schedule.end_epoch(val_losses[epoch] if val_losses else 1.0 - epoch / 100)
-    return found
-
-
-def warmed_up(by_hand: list[float], warmup: int) -> list[float]:
-    """The same behind a rise of `warmup` equal stairs, of which the peak would be the next."""
-    return [PEAK * (step + 1) / (warmup + 1) for step in range(warmup)] + by_hand[: EPOCHS * STEPS - warmup]
-
-
-WARMUPS = pytest.mark.parametrize(("warmup_epochs", "warmup"), [(0, 0), (0.2, 1), (2, 10), (2.5, 12)])
-
-
-@WARMUPS
-def test_constant(warmup_epochs: float, warmup: int) -> None:
-    found = rates(schedule_settings(name="constant", warmup_epochs=warmup_epochs))
-    assert found == pytest.approx(warmed_up([PEAK] * 40, warmup))
-
-
-@WARMUPS
-def test_step_counts_its_epochs_after_the_warmup(warmup_epochs: float, warmup: int) -> None:
-    found = rates(schedule_settings(name="step", warmup_epochs=warmup_epochs, step_epochs=2, factor=0.5))
-    assert found == pytest.approx(warmed_up([PEAK * 0.5 ** (step // 10) for step in range(40)], warmup))
-
-
-@WARMUPS
-def test_multistep_reduces_at_its_epochs_whatever_the_warmup(warmup_epochs: float, warmup: int) -> None:
-    found = rates(schedule_settings(name="multistep", warmup_epochs=warmup_epochs, milestones=(3, 5), factor=0.1))
-    by_hand = [PEAK * 0.1 ** ((step >= 15) + (step >= 25)) for step in range(40)]
-    assert found == pytest.approx(warmed_up(by_hand, warmup)[:warmup] + by_hand[warmup:])
-
-
-def test_a_milestone_inside_the_warmup_holds_from_its_end() -> None:
-    found = rates(schedule_settings(name="multistep", warmup_epochs=4, milestones=(3, 5), factor=0.1))
-    assert found[19:26] == pytest.approx([PEAK * 20 / 21, *[PEAK * 0.1] * 5, PEAK * 0.01])
-
-
-def cosine_with_restarts(floor: float, first: int, mult: int) -> list[float]:
-    found: list[float] = []
-    period = first
-    while len(found) < 40:
-        found += [floor + (PEAK - floor) * (1 + math.cos(math.pi * step / period)) / 2 for step in range(period)]
-        period *= mult
-    return found[:40]
-
-
-@WARMUPS
-@pytest.mark.parametrize(("restart_epochs", "mult"), [(1, 2), (2, 1), (2, 3), (20, 1)])
-@pytest.mark.parametrize("ratio", [0.0, 0.1])
-def test_cosine_with_warm_restarts(
-    warmup_epochs: float, warmup: int, restart_epochs: int, mult: int, ratio: float
-) -> None:
-    settings = schedule_settings(
-        name="cosine_restarts",
-        warmup_epochs=warmup_epochs,
-        final_ratio=ratio,
-        restart_epochs=restart_epochs,
-        restart_mult=mult,
-    )
-    assert rates(settings) == pytest.approx(
-        warmed_up(cosine_with_restarts(PEAK * ratio, 5 * restart_epochs, mult), warmup)
-    )
-
-
-@WARMUPS
-def test_linear_falls_in_a_straight_line_to_its_floor(warmup_epochs: float, warmup: int) -> None:
-    found = rates(schedule_settings(name="linear", warmup_epochs=warmup_epochs, final_ratio=0.1))
-    length = len(found) - warmup
-    assert found == pytest.approx(warmed_up([PEAK * (1 - 0.9 * step / length) for step in range(40)], warmup))
-
-
-@WARMUPS
-def test_plateau_without_stagnation_stays_at_the_peak(warmup_epochs: float, warmup: int) -> None:
-    found = rates(schedule_settings(name="plateau", warmup_epochs=warmup_epochs, patience=0))
-    assert found == pytest.approx(warmed_up([PEAK] * 40, warmup))
-
-
-def test_plateau_reduces_after_its_patience_and_ends_at_its_floor() -> None:
-    settings = schedule_settings(name="plateau", warmup_epochs=1, patience=1, factor=0.1, final_ratio=0.05)
-    # The third and fourth epoch do not improve on the second: the fifth is slower. So again, down to the floor.
-    found = rates(settings, [1.0, 0.5, 0.6, 0.5, 0.4, 0.4, 0.4, 0.4])
-    assert found[:5] == pytest.approx([PEAK * (step + 1) / 6 for step in range(5)])
-    assert found[5:20] == pytest.approx([PEAK] * 15)
-    assert found[20:35] == pytest.approx([PEAK * 0.1] * 15)
-    assert found[35:] == pytest.approx([PEAK * 0.05] * 5)
-
-
-def one_cycle(rise: int, ratio: float) -> list[float]:
-    """Cosine halves: 1/25 of the peak up to the peak at step `rise`, down to `ratio` of it after the 40th."""
-
-    def between(start: float, end: float, share: float) -> float:
-        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-    up = [between(PEAK / 25, PEAK, step / rise) for step in range(rise)]
-    return up + [between(PEAK, PEAK * ratio, (step - rise) / (40 - rise)) for step in range(rise, 40)]
-
-
-@pytest.mark.parametrize("ratio", [0.001, 0.2, 1.0])
-@pytest.mark.parametrize(("warmup_epochs", "rise"), [(0, 1), (0.2, 1), (0.4, 1), (2, 9), (7.9, 39)])
-def test_one_cycle(warmup_epochs: float, rise: int, ratio: float) -> None:
-    optimizer, schedule = schedule_of(
-        schedule_settings(name="onecycle", warmup_epochs=warmup_epochs, final_ratio=ratio)
-    )
-    found = []
-    for _ in range(40):
-        found.append(schedule.value)
-        optimizer.step()
-        schedule.step()
-    assert found == pytest.approx(one_cycle(rise, ratio), abs=1e-9)
-    assert found[0] == pytest.approx(PEAK / 25)
-    assert found[rise] == max(found) == pytest.approx(PEAK)
-    assert schedule.value == pytest.approx(PEAK * ratio)
-
-
-def test_one_cycle_of_a_single_step() -> None:
-    optimizer = build_optimizer(tiny_net(), optimizer_settings(lr=PEAK))
-    schedule = build_schedule(optimizer, schedule_settings(name="onecycle", warmup_epochs=0), epochs=1, steps=1)
-    assert schedule.value == pytest.approx(PEAK / 25)
-    optimizer.step()
-    schedule.step()
-
-
-def test_one_cycle_leaves_the_momentum_alone() -> None:
-    optimizer, schedule = schedule_of(schedule_settings(name="onecycle"))
-    optimizer.step()
-    schedule.step()
-    assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
-
-
-@pytest.mark.parametrize("name", ["constant", "step", "multistep", "plateau", "cosine_restarts", "onecycle", "linear"])
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
-@pytest.mark.parametrize("warmup_epochs", [0, 2])
-def test_no_schedule_warns(name: str, optimizer: str, warmup_epochs: int) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        steps, schedule = schedule_of(schedule_settings(name=name, warmup_epochs=warmup_epochs), optimizer)
-        for step in range(EPOCHS * STEPS):
-            steps.step()
-            schedule.step()
-            if step % STEPS == STEPS - 1:
-                schedule.end_epoch(1.0)

@@ -14,8 +14,9 @@ from leanresnet.device import autocast
 from leanresnet.evaluation import MEASURES, Metrics
 from leanresnet.losses import CrossEntropy
 from leanresnet.models.resnet import build_model
-from leanresnet.optim import build_optimizer, build_schedule
+from leanresnet.optim import build_optimizer
 from leanresnet.progress import Progress
+from leanresnet.schedule import build_schedule
 from leanresnet.sharpness import SharpnessAware
 from leanresnet.trainer import Loop, fit, objective_of
 

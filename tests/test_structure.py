@@ -34,6 +34,7 @@ LEVELS = [
         "data.download",
         "data.batches",
         "optim",
+        "schedule",
         "sharpness",
         "evaluation",
         "checkpoint",

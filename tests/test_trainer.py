@@ -16,8 +16,9 @@ from leanresnet.errors import DivergedError
 from leanresnet.evaluation import MEASURES, Measure, Metrics, evaluate
 from leanresnet.losses import CrossEntropy
 from leanresnet.models.resnet import build_model
-from leanresnet.optim import LearningRate, build_optimizer, build_schedule
+from leanresnet.optim import build_optimizer
 from leanresnet.progress import Progress
+from leanresnet.schedule import LearningRate, build_schedule
 from leanresnet.trainer import Criterion, Loop, fit, objective_of, train_one_epoch
 
 BATCH, CPU = 20, torch.device("cpu")

@@ -1,5 +1,1 @@
-"""leanresnet: the most accurate ResNet that fits a parameter budget.
-
-Imports point one way: pipeline -> experiment -> {trainer, tracking, checkpoint}
--> {evaluation, optim, models} -> config; `data` and `losses` are leaves.
-"""
+"""leanresnet: the most accurate ResNet that fits a parameter budget."""

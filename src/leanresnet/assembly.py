@@ -11,7 +11,8 @@ from leanresnet.data.splits import Split, channel_statistics
 from leanresnet.device import autocast
 from leanresnet.distributed import ALONE, World, synchronise_norms
 from leanresnet.models.resnet import ResNet, build_model
-from leanresnet.optim import build_optimizer, build_schedule
+from leanresnet.optim import build_optimizer
+from leanresnet.schedule import build_schedule
 from leanresnet.sharpness import SharpnessAware
 from leanresnet.trainer import Criterion, Loop, objective_of
 

@@ -139,7 +139,7 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    name: Literal["constant", "step", "multistep", "plateau", "cosine_restarts", "onecycle", "linear"]
+    name: Literal["constant", "step", "multistep", "plateau", "cosine", "cosine_restarts", "onecycle", "linear"]
     warmup_epochs: Decay
     final_ratio: Share
     factor: Annotated[float, Field(gt=0, lt=1)]

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from leanresnet.data.augmentation import NETWORK, seed_of
 from leanresnet.errors import DivergedError
 from leanresnet.evaluation import Metrics
-from leanresnet.optim import LearningRate
+from leanresnet.schedule import LearningRate
 
 
 class LossWatch:

@@ -19,8 +19,8 @@ from leanresnet.data.batches import EvalBatches, TrainBatches
 from leanresnet.distributed import ALONE, World
 from leanresnet.errors import DivergedError
 from leanresnet.evaluation import Measure, Metrics, evaluate
-from leanresnet.optim import LearningRate
 from leanresnet.progress import Progress, Tally
+from leanresnet.schedule import LearningRate
 from leanresnet.sharpness import SharpnessAware
 
 # (network, images, labels) -> the loss, and the network's logits.

@@ -27,8 +27,8 @@ class TrainBatches:
         progressive: Progressive | None = None,
     ) -> None:
         self._images = split.images.to(device)
-        # The images last padded, and the epoch of which they are; without a policy, of every one.
-        self._padded: tuple[int, Tensor] | None = None
+        # Padded images, and the epoch under whose policy they are: 0, as they came.
+        self._padded = 0, pad(self._images, augmentation.crop_padding, augmentation.crop_mode)
         self._labels = split.labels.to(device)
         self._color = (255 * torch.tensor(channel_statistics(split)[0])).round().to(torch.uint8).to(device)
         self._augmentation = augmentation
@@ -62,13 +62,10 @@ class TrainBatches:
             yield images, labels
 
     def _padded_in(self, number: int) -> Tensor:
-        """The epoch's images under the policy and padded; kept, for averaged weights ask for an epoch twice."""
+        """The epoch's images, padded; kept, for averaged weights ask for an epoch twice."""
         settings = self._augmentation
-        number = number if settings.policy != "none" else 0
-        if self._padded is None or self._padded[0] != number:
-            images = self._images
-            if settings.policy != "none":
-                images = apply_policy(images, settings.policy, self._seed, number)
+        if settings.policy != "none" and self._padded[0] != number:
+            images = apply_policy(self._images, settings.policy, self._seed, number)
             self._padded = number, pad(images, settings.crop_padding, settings.crop_mode)
         return self._padded[1]
 
