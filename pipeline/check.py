@@ -1,14 +1,15 @@
 """Preflight: what would run, how large it is and whether it fits, without training."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.options import device_option
+
+if TYPE_CHECKING:
+    from leanresnet.config import Params
 
 TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 
@@ -49,11 +50,11 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
 
 def _echo_stale() -> None:
     """The stages that DVC finds changed, each with DVC's reason."""
-    command = [sys.executable, "-m", "dvc", "status", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+    from pipeline.workspace import dvc, reason
+
+    done = dvc("status", "--json")
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        click.echo(f"stages: dvc cannot tell ({reason.removeprefix('ERROR: ')})")
+        click.echo(f"stages: dvc cannot tell ({reason(done)})")
         return
     stale = json.loads(done.stdout)
     click.echo("stages to run: " + (", ".join(stale) if stale else "none, all are up to date"))
@@ -62,9 +63,9 @@ def _echo_stale() -> None:
         return
     if stale:
         click.echo("    and the stages after them, where their outputs change")
-    for stage, reasons in stale.items():
-        for reason in reasons:
-            for kind, entries in reason.items() if isinstance(reason, dict) else [(reason, {})]:
+    for stage, changes in stale.items():
+        for change in changes:
+            for kind, entries in change.items() if isinstance(change, dict) else [(change, {})]:
                 click.echo(f"    {stage}: {kind}{': ' + _compact(entries) if entries else ''}")
 
 
@@ -76,7 +77,7 @@ def _compact(entries: object) -> str:
     return str(entries)
 
 
-def _echo_estimate(config: "Params", device: str) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _echo_estimate(config: "Params", device: str) -> None:
     from leanresnet.device import choose_device, describe
     from leanresnet.estimate import seconds_per_epoch, seconds_per_inference
 

@@ -1,8 +1,12 @@
 """Models side by side: a workspace's three, or runs of MLflow."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from leanresnet.comparison import Comparison
 
 
 @click.command()
@@ -51,7 +55,7 @@ def compare(
         _write_page(found, html, test)
 
 
-def _write_page(found: "Comparison", html: Path, test: Path) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _write_page(found: "Comparison", html: Path, test: Path) -> None:
     from leanresnet.data.splits import load_split
     from leanresnet.disagreement import disagreement
     from leanresnet.page import write_page

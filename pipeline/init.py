@@ -1,8 +1,5 @@
 """A workspace of its own: params.yaml, dvc.yaml and .dvc in any folder."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -15,7 +12,7 @@ def init(folder: Path, preset: str) -> None:
     """Make FOLDER a workspace in which `dvc repro` runs."""
     from leanresnet.errors import ConfigError, StorageError
     from leanresnet.files import save_text
-    from pipeline.workspace import CHECKOUT, preset_path
+    from pipeline.workspace import CHECKOUT, dvc, preset_path, reason
 
     params = preset_path(preset).read_text(encoding="utf-8")
     for name in ("params.yaml", "dvc.yaml", ".dvc"):
@@ -28,14 +25,12 @@ def init(folder: Path, preset: str) -> None:
     save_text(params, folder / "params.yaml")
     if not (folder / ".gitignore").exists():
         save_text((CHECKOUT / ".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = dvc("init", "--no-scm", "--quiet", folder=folder)
     if done.returncode:
-        raise StorageError(f"{folder}: dvc init failed ({done.stderr.strip().splitlines()[-1]})")
-    save_text((CHECKOUT / ".dvc" / "config").read_text(encoding="utf-8"), folder / ".dvc" / "config")
-    with (folder / ".dvc" / "config").open("a") as config:
-        config.write("    no_scm = true\n")
+        raise StorageError(f"{folder}: dvc init failed ({reason(done)})")
+    # The checkout's own, which may name a team's remote.
+    config = (CHECKOUT / ".dvc" / "config").read_text(encoding="utf-8")
+    save_text(config.replace("[core]\n", "[core]\n    no_scm = true\n", 1), folder / ".dvc" / "config")
     # Last, so that a workspace with dvc.yaml is a whole one.
     save_text(stages, folder / "dvc.yaml")
     click.echo(f"{folder}: ready; run `dvc repro` there")

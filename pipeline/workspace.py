@@ -1,5 +1,8 @@
-"""The files of this checkout that a workspace starts from."""
+"""A workspace: the files of this checkout that it starts from, and its DVC."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -23,3 +26,15 @@ def preset_path(name: str) -> Path:
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"preset = {name!r}: unknown{hint}, accepted: {', '.join(known)}")
     return known[name]
+
+
+def dvc(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """DVC's command in `folder`, or here; what it printed is in the result, and so is a failure."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def reason(failed: subprocess.CompletedProcess[str]) -> str:
+    """Its last line; with --quiet DVC may say none."""
+    return (failed.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")

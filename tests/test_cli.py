@@ -1,13 +1,18 @@
 """The program as a person runs it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import Checkout, edited, outside_environment
 from imports import ROOT
+
+from pipeline import workspace
+from pipeline.cli import cli
 
 PRESETS = ["default", *(path.stem for path in (ROOT / "presets").glob("*.yaml"))]
 
@@ -147,6 +152,19 @@ def test_init_keeps_a_gitignore_that_is_there(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("mine\n")
     assert program("init", str(tmp_path), "--preset", "demo").returncode == 0
     assert (tmp_path / ".gitignore").read_text() == "mine\n"
+
+
+def test_init_takes_the_remote_of_a_team_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout, folder = tmp_path / "checkout", tmp_path / "space"
+    for name in (".dvc/config", ".gitignore", "dvc.yaml", "params.yaml"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=checkout, check=True)
+    assert workspace.dvc("remote", "add", "--default", "team", "s3://leanresnet/dvc", folder=checkout).returncode == 0
+    monkeypatch.setattr(workspace, "CHECKOUT", checkout)
+    assert CliRunner().invoke(cli, ["init", str(folder)]).exit_code == 0
+    assert workspace.dvc("config", "core.no_scm", folder=folder).stdout == "true\n"
+    assert workspace.dvc("config", "remote.team.url", folder=folder).stdout == "s3://leanresnet/dvc\n"
 
 
 def test_ui_with_a_server_of_its_own_that_is_dead_is_one_line(tmp_path: Path) -> None:
