@@ -169,6 +169,14 @@ def test_what_a_picture_names_is_inside_it() -> None:
         assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
 
 
+def test_seeds_are_one_point_at_their_mean_so_that_the_luckiest_makes_no_front() -> None:
+    lucky = [recorded("a", accuracy, 1e6, seed=str(seed)) for seed, accuracy in enumerate((0.5, 0.9))]
+    others = [recorded("b", 0.8, 2e6), recorded("c", 0.75, 3e6)]
+    (axes,) = trade_off([lucky, *([other] for other in others)], "parameters").axes
+    assert [tuple(point) for point in axes.collections[0].get_offsets()] == [(1e6, 70), (2e6, 80), (3e6, 75)]
+    assert [text.get_text() for text in axes.texts] == ["a", "b"]
+
+
 def test_of_a_seed_that_ran_twice_the_last_counts() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
     (row,) = compare(runs).rows

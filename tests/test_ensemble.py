@@ -8,12 +8,16 @@ import pytest
 import torch
 import yaml
 from conftest import outside_environment
-from helpers import CLASSES, random_images, tiny_model, tiny_net, tiny_recipe
+from helpers import CLASSES, random_images, synthetic_split, tiny_model, tiny_net, tiny_recipe
 from test_resume import prepare
 
+from leanresnet.assessment import assess
 from leanresnet.checkpoint import load_model, save_ensemble, save_model
+from leanresnet.config import Evaluate
+from leanresnet.data.splits import save_split
 from leanresnet.errors import DataError
 from leanresnet.inference import probabilities
+from leanresnet.outputs import Outputs
 
 
 def save(folder: Path, seed: int, train_md5: str = "abc", **shape: object) -> Path:
@@ -51,6 +55,21 @@ def test_members_saw_the_same_images_and_are_no_ensembles(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="a member is an ensemble"):
         save_ensemble([one, load_model(tmp_path / "all")], tmp_path / "more")
     assert not (tmp_path / "more").exists()
+
+
+def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    members = [load_model(save(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    save_ensemble(members, tmp_path / "all")
+    save_split(synthetic_split(60), tmp_path / "split.safetensors")
+    settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
+    split = tmp_path / "split.safetensors"
+    outputs = Outputs(tmp_path / "all", tmp_path / "results")
+    assess(settings, outputs, tmp_path / "a", split, split, torch.device("cpu"))
+    report = json.loads((tmp_path / "results" / "test.json").read_text())
+    right = probabilities(load_model(tmp_path / "all"), synthetic_split(60).images).argmax(1) == torch.arange(60) % 10
+    assert report["test"]["accuracy"] == pytest.approx(float(right.double().mean()))
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> None:

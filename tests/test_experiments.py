@@ -107,26 +107,32 @@ esac
 """
 
 
-def with_that_dvc(script: str, function: str, folder: Path) -> str:
-    """What a script says that calls this function of experiments/run, in an empty folder."""
+def with_that_dvc(script: str, function: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A script that calls this function of experiments/run, in an empty folder."""
     dvc = folder / "bin" / "dvc"
     dvc.parent.mkdir()
     dvc.write_text(DVC)
     dvc.chmod(0o755)
     run = (ROOT / "experiments" / "run").read_text()
     body = run[run.index(f"{function}() {{") :].split("\n}\n")[0]
-    lines = f"set -euo pipefail\nquestion=sizes target=t beside= jobs=1\n{body}\n}}\n{script}"
+    lines = f"set -euo pipefail\nquestion=sizes target=t beside= asked= jobs=1\n{body}\n}}\n{script}"
     environment = outside_environment(PATH=f"{dvc.parent}:/usr/bin:/bin")
-    return subprocess.run(
-        ["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run(["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_what_has_run_is_not_queued_again(tmp_path: Path) -> None:
     """However long the list of experiments is, and wherever in it the name stands."""
-    assert with_that_dvc("try small a=1; try large a=2", "try", tmp_path) == "queued sizes-large\n"
+    assert with_that_dvc("try small a=1; try large a=2", "try", tmp_path).stdout == "queued sizes-large\n"
 
 
 def test_a_model_teaches_where_none_has_been_trained(tmp_path: Path) -> None:
-    script = 'learned student first; learned student second; echo "$beside"; cat models/previous/model.json'
-    assert with_that_dvc(script, "learned", tmp_path) == "--copy-paths models/previous\nsecond\n"
+    script = 'asked=" another-x "; learned student another-7; learned student another-x; echo "$beside"'
+    done = with_that_dvc(f"{script}; cat models/previous/model.json", "learned", tmp_path)
+    assert done.stdout == "--copy-paths models/previous\nanother-x\n"
+
+
+def test_what_is_to_teach_must_have_been_asked(tmp_path: Path) -> None:
+    done = with_that_dvc("learned student depth-1-2-1", "learned", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "'sizes' learns from depth-1-2-1" in done.stderr
+    assert "after the question 'depth'" in done.stderr

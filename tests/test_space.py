@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import yaml
-from helpers import changed, tiny_model
+from helpers import changed, pooling_model, tiny_model
 
 from leanresnet.config import Model
 from leanresnet.models.budget import count_macs, count_parameters
@@ -42,6 +42,14 @@ def test_what_is_enumerated_is_valid_and_can_be_built() -> None:
 
 def test_channels_that_squeezing_leaves_nothing_of_are_left_out() -> None:
     assert {model.channels[0] for model in models(channels=(16, 16), squeeze_excite=16)} == {16}
+
+
+def test_layers_that_leave_no_map_are_left_out_and_shortcuts_that_are_not_there_come_once() -> None:
+    sizes = SIZES | {"layers": (4, 5), "channels": (8,), "blocks": (1,)}
+    found = list(enumerate_models(pooling_model(), **sizes))
+    assert {(m.layers, m.skip_kernels[0]) for m in found} == {(4, 1)}
+    assert len({count_parameters(m) for m in found}) == len(found) == 2
+    assert all(Model.model_validate(m.model_dump()) == m for m in found)
 
 
 def test_those_near_the_budget_come_by_cost() -> None:

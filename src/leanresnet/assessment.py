@@ -1,4 +1,4 @@
-"""A trained model's report: measured in float32, written to results/, added to the run that trained it."""
+"""A trained model's report: written to results/, and added to the run that trained it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from leanresnet.data.splits import Split, load_split
 from leanresnet.device import describe, exact_float32
 from leanresnet.evaluation import Metrics, Predictions, measure_speed, predict
 from leanresnet.files import load_json, save_csv, save_figure, save_json
+from leanresnet.models.ensemble import Ensemble
 from leanresnet.outputs import Outputs, read_history, run_of
 from leanresnet.reporting import Run
 
@@ -22,16 +23,20 @@ def assess(
 ) -> None:
     """Write test.json, speed.json, confusion.csv and two pictures to the model's results.
 
+    Accuracy is measured in float32. An ensemble's report stays there: its members have runs, it has none.
+
     Timings depend on the machine, so they stand in a file of their own: test.json is the
     same bytes wherever the same weights are measured by the same build.
     """
     model, master = load_model(outputs.model, device), load_model(teacher, device)
     split = load_split(test)
     batches = [EvalBatches(each, settings.batch_size, device) for each in (load_split(validation), split)]
+    images = split.images[: settings.batch_size].to(device).contiguous(memory_format=torch.channels_last)
     with exact_float32():
         said = [predict(model.net, each) for each in batches]
         # A model that is its own teacher has said it all.
         taught = said if master.sha256 == model.sha256 else [predict(master.net, each) for each in batches]
+        speed = measure_speed(model.net, images, settings.timing_repeats)
     on_validation, on_test = (own.metrics(other) for own, other in zip(said, taught, strict=True))
     predictions = said[1]
     report = {
@@ -45,8 +50,6 @@ def assess(
             "accuracy_by_class": _by_class(predictions, split),
         },
     }
-    images = split.images[: settings.batch_size].to(device).contiguous(memory_format=torch.channels_last)
-    speed = measure_speed(model.net, images, settings.timing_repeats)
     results = outputs.results
     save_json(report, results / "test.json")
     save_json(speed, results / "speed.json")
@@ -54,6 +57,8 @@ def assess(
     save_csv(["true", "predicted"], rows, results / "confusion.csv")
     save_figure(pictures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
     save_figure(pictures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
+    if isinstance(model.net, Ensemble):
+        return
     with run_of(outputs) as run:
         log_assessment(run, outputs)
         run.set_tags({"evaluate.device": describe(device)})

@@ -1,6 +1,7 @@
 """What a comparison of runs draws, as matplotlib figures; none needs a display."""
 
 from collections.abc import Sequence
+from statistics import mean
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -94,12 +95,19 @@ def _curves(axes: Axes, groups: Groups) -> None:
 
 
 def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
-    runs = [run for group in groups for run in group]
-    points = [(run.metrics[COSTS[cost]], 100 * run.metrics["val/best_accuracy"], run.label) for run in runs]
-    axes.scatter([cost for cost, _, _ in points], [accuracy for _, accuracy, _ in points])
+    """A point for each group, at the means over its seeds."""
+    points = [
+        (
+            mean(run.metrics[COSTS[cost]] for run in group),
+            100 * mean(run.metrics["val/best_accuracy"] for run in group),
+            group[0].label,
+        )
+        for group in groups
+    ]
+    axes.scatter([value for value, _, _ in points], [accuracy for _, accuracy, _ in points])
     best = front(points)
     axes.plot(
-        [cost for cost, _, _ in best], [accuracy for _, accuracy, _ in best], drawstyle="steps-post", label="front"
+        [value for value, _, _ in best], [accuracy for _, accuracy, _ in best], drawstyle="steps-post", label="front"
     )
     middle = sum(axes.get_xlim()) / 2
     for value, accuracy, name in best:

@@ -11,8 +11,8 @@ from leanresnet.files import save_figure, save_text
 from leanresnet.lineage import find
 from leanresnet.registry import Recorded
 
-# The first says nothing of how a model came to be; the others follow from its blocks.
-NOT_COMPARED = {"budget", "model.layers", "model.pool"}
+# The budget says nothing of how a model came to be, and as many blocks are listed as there are layers.
+NOT_COMPARED = {"budget", "model.layers"}
 # What else decides a result, and no param says: digests of the data, and of the weights that taught.
 MADE_FROM = {"training data": "dvc.train_md5", "validation data": "dvc.validation_md5", "teacher": "teacher.sha256"}
 # The study's test accuracy on CIFAR-10, of a network of 4,935,242 parameters.

@@ -41,10 +41,15 @@ def enumerate_models(
 ) -> Iterator[Model]:
     """Every model of `base`'s kind with N of `layers`, B_i of `blocks` and C_i of `channels`, which never decrease.
 
-    F is one of `kernels` and K one of `skip_kernels`, the same in all layers. The pool at the end
-    spans what is left of the map.
+    F is one of `kernels` and K one of `skip_kernels`, the same in all layers; K is the first of them
+    where no shortcut has a convolution. The pool at the end spans what is left of the map; an N that
+    leaves none is left out.
     """
+    if base.downsample == "pool":
+        skip_kernels = skip_kernels[:1]
     for count in layers:
+        if base.model_copy(update={"layers": count}).last_map == 0:
+            continue
         template = {**base.model_dump(), "layers": count}
         shape = {"blocks": (1,) * count, "channels": (max(channels),) * count, "pool": 1}
         odd = {"kernels": (3,) * count, "skip_kernels": (1,) * count}

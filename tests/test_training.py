@@ -1,0 +1,107 @@
+"""Every value of a recipe reaches the training, and every value of a lesson the loss."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from helpers import CLASSES, synthetic_split, tiny_model, tiny_net, tiny_recipe
+from imports import ROOT
+from torch import Tensor
+
+from leanresnet import experiment
+from leanresnet.checkpoint import save_model
+from leanresnet.config import Recipe
+from leanresnet.distributed import ALONE
+from leanresnet.interruption import stop_requests
+from leanresnet.losses import CrossEntropy, DistillationLoss
+from leanresnet.training import Lesson, Training
+from leanresnet.work import Keeper
+from pipeline.cli import cli
+
+TRAIN = synthetic_split(60)
+PLAIN = tiny_recipe(epochs=3, batch_size=20, precision="fp32")
+
+
+def put(values: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """`values` with another one at a dotted key that is there."""
+    first, _, rest = key.partition(".")
+    assert first in values, first
+    return values | {first: put(values[first], rest, value) if rest else value}
+
+
+def learned(recipe: Recipe) -> dict[str, Tensor]:
+    lesson = Lesson("train@baseline", "params.yaml: train.baseline", CrossEntropy(0.0))
+    training = Training(recipe, lesson, TRAIN, TRAIN, torch.device("cpu"), ALONE)
+    with stop_requests() as requested:
+        keeper = Keeper(None, 3600, requested, ALONE)
+        return training.run(None, lambda metrics, step: None, keeper).best_weights
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1),
+        ("clip_norm", 1e-3),
+        ("ema_decay", 0.9),
+        ("bn_momentum", 0.9),
+        ("initialization", "dirac"),
+        ("stochastic_depth", 0.9),
+        ("optimizer.name", "adam"),
+        ("schedule.name", "cosine"),
+        ("augmentation.flip", 0.5),
+        ("augmentation.crop_padding", 0),
+        ("augmentation.crop_mode", "reflect"),
+        ("augmentation.policy", "rand_augment"),
+        ("augmentation.cutout", 16),
+        ("augmentation.mix", "cutmix"),
+        ("progressive.epochs", 1),
+        ("sharpness.rho", 0.5),
+        ("normalization", {"mean": [0.1] * 3, "std": [0.1] * 3}),
+    ],
+)
+def test_a_value_changes_what_is_learned(key: str, value: object) -> None:
+    plain = PLAIN.model_dump()
+    changed = put(plain, key, value)
+    assert changed != plain
+    one, other = learned(PLAIN), learned(Recipe.model_validate(changed))
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    again = learned(PLAIN)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
+
+
+def lesson_of(monkeypatch: pytest.MonkeyPatch, *command: str) -> Lesson:
+    """What a command hands to the experiment, which does not run."""
+    handed: list[Lesson] = []
+    monkeypatch.setattr(experiment, "run_experiment", lambda name, recipe, lesson, *rest: handed.append(lesson))
+    done = CliRunner().invoke(cli, [*command, "--device", "cpu"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return handed[0]
+
+
+def test_a_loss_is_what_the_params_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text())
+    params = put(params, "train.baseline.label_smoothing", 0.15)
+    distill = {"alpha": 0.3, "temperature": 2.5, "beta": 6.0, "attention": 0.7, "teacher": "previous"}
+    for key, value in distill.items():
+        params = put(params, f"distill.{key}", value)
+    params = put(params, "distill.student.label_smoothing", 0.05)
+    params = put(params, "distill.student.model", tiny_model().model_dump(mode="json"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    made_by = {"name": "model", "train_md5": "abc"}
+    save_model(tiny_net().state_dict(), tiny_model(), CLASSES, made_by, tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    paths = ["--train", "t", "--validation", "v", "--model", "m", "--results", "r"]
+
+    criterion = lesson_of(monkeypatch, "train", "baseline", *paths).criterion
+    assert isinstance(criterion, CrossEntropy)
+    assert criterion.label_smoothing == 0.15
+
+    lesson = lesson_of(monkeypatch, "distill", "--teacher", "teacher", *paths)
+    taught = lesson.criterion
+    assert isinstance(taught, DistillationLoss)
+    assert (taught.alpha, taught.temperature, taught.beta, taught.attention) == (0.3, 2.5, 6.0, 0.7)
+    assert taught.hard.label_smoothing == 0.05
+    assert {key: lesson.params[f"distill.{key}"] for key in distill} == distill | {"teacher": "model"}
