@@ -37,6 +37,8 @@ LEVELS = [
         "schedule",
         "sharpness",
         "evaluation",
+        "predictions",
+        "curves",
         "checkpoint",
         "snapshots",
         "journal",

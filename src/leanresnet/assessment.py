@@ -11,10 +11,11 @@ from leanresnet.config import Evaluate
 from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_split
 from leanresnet.device import describe, exact_float32
-from leanresnet.evaluation import Metrics, Predictions, measure_speed, predict
+from leanresnet.evaluation import Metrics
 from leanresnet.files import load_json, save_csv, save_figure, save_json
 from leanresnet.models.ensemble import Ensemble
 from leanresnet.outputs import Outputs, read_history, run_of
+from leanresnet.predictions import Predictions, measure_speed, predict
 from leanresnet.reporting import Run
 
 

@@ -9,9 +9,9 @@ from leanresnet.assembly import assemble
 from leanresnet.config import CLASSES, Recipe
 from leanresnet.data.splits import Split
 from leanresnet.device import autocast, engine
-from leanresnet.evaluation import measure_speed
 from leanresnet.losses import CrossEntropy
 from leanresnet.models.resnet import build_model
+from leanresnet.predictions import measure_speed
 from leanresnet.trainer import train_one_epoch
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from leanresnet.checkpoint import Checkpoint
 from leanresnet.config import IMAGE_SIZE
 from leanresnet.errors import DataError
-from leanresnet.evaluation import median_seconds
 from leanresnet.files import not_written
+from leanresnet.predictions import median_seconds
 
 Format = Literal["onnx", "torchscript", "pt2"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanresnet import checkpoint, pictures, reporting
+from leanresnet import checkpoint, reporting
+from leanresnet.curves import curves
 from leanresnet.errors import DataError, StorageError
 from leanresnet.evaluation import Metrics
 from leanresnet.files import load_json, save_csv, save_figure, save_json
@@ -69,7 +70,7 @@ def save_results(history: list[Metrics], best_epoch: int, outputs: Outputs) -> N
     rows = [[epoch, *row.values()] for epoch, row in enumerate(history, start=1)]
     save_csv(["epoch", *history[0]], rows, outputs.history)
     save_json({"best_epoch": best_epoch, **history[best_epoch - 1]}, outputs.summary)
-    save_figure(pictures.curves(history, best_epoch), outputs.curves)
+    save_figure(curves(history, best_epoch), outputs.curves)
 
 
 def described(made_by: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:

@@ -1,34 +1,17 @@
-"""The pictures of a run, as matplotlib figures; none needs a display."""
+"""The pictures of a data set and of a trained model, as matplotlib figures; none needs a display."""
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from leanresnet.data.splits import Split
-from leanresnet.evaluation import Metrics, Predictions
+from leanresnet.predictions import Predictions
 
 
 def samples(split: Split) -> Figure:
     """The first image of each class."""
     first = [int((split.labels == label).nonzero()[0]) for label in range(len(split.classes))]
     return _grid(split.images[first], list(split.classes), columns=5)
-
-
-def curves(history: list[Metrics], best_epoch: int) -> Figure:
-    """Loss and accuracy by epoch, on training and validation."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    epochs = range(1, len(history) + 1)
-    for place, name in enumerate(("loss", "accuracy"), start=1):
-        axes = figure.add_subplot(1, 2, place)
-        for split in ("train", "val"):
-            axes.plot(epochs, [row[f"{split}/{name}"] for row in history], marker=".", label=split)
-        axes.axvline(best_epoch, color="grey", linestyle=":", label=f"best epoch: {best_epoch}")
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
-        axes.grid(alpha=0.3)
-    return figure
 
 
 def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
