@@ -10,7 +10,8 @@ from pathlib import Path
 from bench.report import record
 from leanresnet import reporting
 from leanresnet.comparison import compare
-from leanresnet.config import flatten, load_params
+from leanresnet.config import flatten
+from leanresnet.params import load_params
 from leanresnet.registry import Recorded, find_finished
 from leanresnet.tracking import tracking_uri
 from leanresnet.training import NOT_DISTILLED

@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 from bench.report import record, wait
-from bench.trainers import ROOT
 from leanresnet.assembly import assemble
-from leanresnet.config import Recipe, load_params
+from leanresnet.config import Recipe
 from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_split
 from leanresnet.device import engine, exact_float32
 from leanresnet.evaluation import evaluate
 from leanresnet.losses import CrossEntropy
 from leanresnet.optim import build_optimizer
+from leanresnet.params import load_params
 from leanresnet.schedule import build_schedule
 from leanresnet.trainer import train_one_epoch
+from pipeline.workspace import preset_path
 
 
 def time_to_target(data: Path, preset: str, seeds: int, device: torch.device) -> None:
@@ -28,7 +29,7 @@ def time_to_target(data: Path, preset: str, seeds: int, device: torch.device) ->
 
     Set-up is what reads the data before the first step: statistics, whitening, padding, upload.
     """
-    recipe = load_params(ROOT / "presets" / f"{preset}.yaml").train.baseline
+    recipe = load_params(preset_path(preset)).train.baseline
     train, test = (load_split(data / f"{name}.safetensors") for name in ("train", "test"))
     accuracies, times, compiling, preparing = [], [], [], []
     for seed in range(seeds):

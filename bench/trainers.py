@@ -15,10 +15,11 @@ from torchvision import transforms
 
 from bench.report import seconds
 from leanresnet.assembly import assemble
-from leanresnet.config import Model, Recipe, load_params
+from leanresnet.config import Model, Recipe
 from leanresnet.data.splits import Split
 from leanresnet.losses import CrossEntropy
 from leanresnet.models.resnet import build_model
+from leanresnet.params import load_params
 from leanresnet.trainer import train_one_epoch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,8 +22,8 @@ TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 @device_option
 def check(params: Path | None, preset: str | None, layers: bool, estimate: bool, device: str) -> None:
     """Validate the params, count every model, and say what `dvc repro` would run and why."""
-    from leanresnet.config import load_params
     from leanresnet.models.budget import breakdown, check_budget, count_macs, count_parameters
+    from leanresnet.params import load_params
     from pipeline.workspace import preset_path
 
     path = preset_path(preset) if preset else params or Path("params.yaml")

@@ -32,7 +32,7 @@ def distill(
 ) -> None:
     """Train the student on its labels and on its teacher's answers."""
     from leanresnet.checkpoint import load_model
-    from leanresnet.config import check_teacher, load_params
+    from leanresnet.config import check_teacher
     from leanresnet.device import choose_device
     from leanresnet.errors import ConfigError
     from leanresnet.evaluation import Versus
@@ -40,6 +40,7 @@ def distill(
     from leanresnet.losses import DistillationLoss
     from leanresnet.models.resnet import ResNet
     from leanresnet.outputs import Outputs
+    from leanresnet.params import load_params
     from leanresnet.training import Lesson
 
     settings = load_params(params).distill

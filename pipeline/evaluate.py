@@ -20,9 +20,9 @@ def evaluate(
 ) -> None:
     """Measure a trained model on the test split, and add that to its MLflow run."""
     from leanresnet.assessment import assess
-    from leanresnet.config import load_params
     from leanresnet.device import choose_device
     from leanresnet.outputs import Outputs
+    from leanresnet.params import load_params
 
     settings = load_params(params).evaluate
     assess(settings, Outputs(model, results), teacher, validation, test, choose_device(device))

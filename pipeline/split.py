@@ -15,10 +15,10 @@ from pipeline.options import params_option, path_option
 def split(params: Path, source: Path, out: Path, report: Path) -> None:
     """Hold validation images out, each class in proportion."""
     from leanresnet import pictures
-    from leanresnet.config import load_params
     from leanresnet.data.sources import read_source
     from leanresnet.data.splits import hold_out, save_split
     from leanresnet.files import save_figure, save_json
+    from leanresnet.params import load_params
 
     settings = load_params(params).split
     training, test = read_source(source)

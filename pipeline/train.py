@@ -31,11 +31,11 @@ def train(
     extend: bool,
 ) -> None:
     """Train a model on its labels alone."""
-    from leanresnet.config import load_params
     from leanresnet.device import choose_device
     from leanresnet.experiment import run_experiment
     from leanresnet.losses import CrossEntropy
     from leanresnet.outputs import Outputs
+    from leanresnet.params import load_params
     from leanresnet.training import Lesson
 
     recipe = getattr(load_params(params).train, name)

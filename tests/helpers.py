@@ -13,9 +13,10 @@ from imports import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanresnet.config import Augmentation, Model, Optimizer, Recipe, Schedule, Section, load_params
+from leanresnet.config import Augmentation, Model, Optimizer, Recipe, Schedule, Section
 from leanresnet.data.splits import Split
 from leanresnet.models.resnet import ResNet, build_model
+from leanresnet.params import load_params
 
 S = TypeVar("S", bound=Section)
 CLASSES = tuple("abcdefghij")

@@ -11,8 +11,9 @@ import yaml
 from imports import ROOT
 from pydantic import ValidationError
 
-from leanresnet.config import Params, Recipe, flatten, load_params
+from leanresnet.config import Params, Recipe, flatten
 from leanresnet.errors import ConfigError, StorageError
+from leanresnet.params import load_params
 
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -1,0 +1,96 @@
+"""params.yaml, read; and its first mistake, in one line."""
+
+import difflib
+from pathlib import Path
+from typing import get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from leanresnet.config import Params
+from leanresnet.errors import ConfigError, StorageError
+
+
+def load_params(path: Path) -> Params:
+    """Read and validate a params file.
+
+    Raises:
+        ConfigError: naming the file, the key, the value and what is accepted, in one line.
+        StorageError: the file cannot be read.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), accepted: YAML") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "syntax"
+        raise ConfigError(f"{path}:{where} not valid YAML ({problem})") from error
+    except ValueError as error:  # a date that is none, an integer of thousands of digits
+        raise ConfigError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(raw, dict):
+        sections = ", ".join(Params.model_fields)
+        raise ConfigError(f"{path}: {_short(raw)} at the top level, accepted: a mapping with the sections {sections}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake as `key = value: what is accepted`."""
+    # An unknown key is usually the cause of the missing one beside it, so it is named first.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    key = " ".join(".".join(str(part) for part in first["loc"]).split())
+    value, message = first["input"], first["msg"]
+    fields = _fields_at(first["loc"][:-1])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{key} = {_short(value)}: unknown key{hint}, accepted: {', '.join(fields)}"
+    if first["type"] == "missing":
+        return f"{key}: missing, accepted: a value (presets/ has complete files)"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    message = message.removeprefix("Input should be ")
+    if first["type"] == "literal_error" and isinstance(value, str):
+        options = message.replace("'", "").replace(" or ", ", ").split(", ")
+        near = difflib.get_close_matches(value, options, n=1)
+        message += f" (did you mean {near[0]}?)" if near else ""
+    if isinstance(value, str) and first["type"] in ("float_type", "int_type") and _is_number(value):
+        message += f" (YAML reads {value.strip()} as text: write {_as_yaml(float(value))})"
+    return f"{key} = {_short(value)}: accepted: {message}"
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at `loc`."""
+    section: type[BaseModel] = Params
+    for part in loc:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not found:
+            return []
+        section = found[0]
+    return list(section.model_fields)
+
+
+def _as_yaml(number: float) -> str:
+    """A spelling that YAML reads as a number: 5000000 for 5e6, 1.0e-05 for 1e-5."""
+    return yaml.safe_dump(int(number) if number.is_integer() and abs(number) < 1e15 else number).split()[0]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _short(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
