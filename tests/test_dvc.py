@@ -212,7 +212,7 @@ def test_experiments_teach_another_one_in_a_temporary_copy(checkout: Checkout, t
     shell("dvc", "exp", "run", "--temp", "--name", "other", *overrides, "distill")
     run = (ROOT / "experiments" / "run").read_text()
     function = run[run.index("learned() {") :].split("\n}\n")[0]
-    script = f'set -euo pipefail\njobs=1\n{function}\n}}\nlearned student HEAD other\necho "$beside"'
+    script = f'set -euo pipefail\njobs=1 asked=" HEAD "\n{function}\n}}\nlearned student HEAD other\necho "$beside"'
     beside = shell("bash", "-c", script).stdout.splitlines()[-1].split()
     overrides += ["-S", "distill.teacher=previous"]
     shell("dvc", "exp", "run", "--temp", "--name", "taught", *beside, *overrides, "distill")
