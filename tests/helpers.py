@@ -115,6 +115,15 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def put(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with others at dotted keys, which are there."""
+    for key, value in changes.items():
+        first, _, rest = key.partition(".")
+        assert first in values, key
+        values = values | {first: put(values[first], {rest: value}) if rest else value}
+    return values
+
+
 class Brightness(nn.Module):
     """Scores that depend on each image and are far from uniform; counts the batches it sees."""
 

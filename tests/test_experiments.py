@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import outside_environment
+from helpers import put
 from imports import ROOT
 
 from leanresnet.config import Params
@@ -56,15 +57,7 @@ def test_a_question_queues_valid_runs_that_differ(question: Path, scale: str, tm
     assert len({name for _, _, name, _ in found}) == len(found)
     seen = []
     for previous, target, name, values in found:
-        params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-        for key, value in values.items():
-            *sections, last = key.split(".")
-            section = params
-            for part in sections:
-                section = section[part]
-            assert last in section, key
-            section[last] = value
-        valid = Params.model_validate(params)
+        valid = Params.model_validate(put(yaml.safe_load((tmp_path / "params.yaml").read_text()), values))
         assert (previous, valid) not in seen
         seen.append((previous, valid))
         for model, recipe in valid.recipes().items():

@@ -1,13 +1,12 @@
 """Every value of a recipe reaches the training, and every value of a lesson the loss."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from helpers import CLASSES, synthetic_split, tiny_model, tiny_net, tiny_recipe
+from helpers import CLASSES, put, synthetic_split, tiny_model, tiny_net, tiny_recipe
 from imports import ROOT
 from torch import Tensor
 
@@ -25,19 +24,17 @@ TRAIN = synthetic_split(60)
 PLAIN = tiny_recipe(epochs=3, batch_size=20, precision="fp32")
 
 
-def put(values: dict[str, Any], key: str, value: object) -> dict[str, Any]:
-    """`values` with another one at a dotted key that is there."""
-    first, _, rest = key.partition(".")
-    assert first in values, first
-    return values | {first: put(values[first], rest, value) if rest else value}
-
-
 def learned(recipe: Recipe) -> dict[str, Tensor]:
     lesson = Lesson("train@baseline", "params.yaml: train.baseline", CrossEntropy(0.0))
     training = Training(recipe, lesson, TRAIN, TRAIN, torch.device("cpu"), ALONE)
     with stop_requests() as requested:
         keeper = Keeper(None, 3600, requested, ALONE)
         return training.run(None, lambda metrics, step: None, keeper).best_weights
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Tensor]:
+    return learned(PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +59,16 @@ def learned(recipe: Recipe) -> dict[str, Tensor]:
         ("normalization", {"mean": [0.1] * 3, "std": [0.1] * 3}),
     ],
 )
-def test_a_value_changes_what_is_learned(key: str, value: object) -> None:
-    plain = PLAIN.model_dump()
-    changed = put(plain, key, value)
-    assert changed != plain
-    one, other = learned(PLAIN), learned(Recipe.model_validate(changed))
-    assert not all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+def test_a_value_changes_what_is_learned(key: str, value: object, plain: dict[str, Tensor]) -> None:
+    changed = Recipe.model_validate(put(PLAIN.model_dump(), {key: value}))
+    assert changed != PLAIN
+    other = learned(changed)
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in plain.items())
+
+
+def test_the_same_recipe_learns_the_same(plain: dict[str, Tensor]) -> None:
     again = learned(PLAIN)
-    assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
+    assert all(torch.equal(tensor, again[name]) for name, tensor in plain.items())
 
 
 def lesson_of(monkeypatch: pytest.MonkeyPatch, *command: str) -> Lesson:
@@ -82,13 +81,14 @@ def lesson_of(monkeypatch: pytest.MonkeyPatch, *command: str) -> Lesson:
 
 
 def test_a_loss_is_what_the_params_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text())
-    params = put(params, "train.baseline.label_smoothing", 0.15)
     distill = {"alpha": 0.3, "temperature": 2.5, "beta": 6.0, "attention": 0.7, "teacher": "previous"}
-    for key, value in distill.items():
-        params = put(params, f"distill.{key}", value)
-    params = put(params, "distill.student.label_smoothing", 0.05)
-    params = put(params, "distill.student.model", tiny_model().model_dump(mode="json"))
+    changes = {
+        "train.baseline.label_smoothing": 0.15,
+        "distill.student.label_smoothing": 0.05,
+        "distill.student.model": tiny_model().model_dump(mode="json"),
+        **{f"distill.{key}": value for key, value in distill.items()},
+    }
+    params = put(yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text()), changes)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     made_by = {"name": "model", "train_md5": "abc"}
     save_model(tiny_net().state_dict(), tiny_model(), CLASSES, made_by, tmp_path / "teacher")

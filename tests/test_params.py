@@ -1,0 +1,78 @@
+"""A params file, read: what is said of its first mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import put
+from imports import ROOT
+
+from leanresnet.errors import ConfigError, StorageError
+from leanresnet.params import load_params
+
+DEFAULT = (ROOT / "params.yaml").read_text()
+
+
+def save(folder: Path, params: dict[str, Any]) -> Path:
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    return folder / "params.yaml"
+
+
+def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path) -> None:
+    params = yaml.safe_load(DEFAULT)
+    params["distill"]["temprature"] = params["distill"].pop("temperature")
+    with pytest.raises(ConfigError, match=r"distill.temprature = 4.0: unknown key \(did you mean temperature\?\)"):
+        load_params(save(tmp_path, params))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "number"),
+    [
+        ("train.baseline.optimizer.lr", "1e-3", "0.001"),
+        ("train.baseline.optimizer.weight_decay", "1e-5", "1.0e-05"),
+        ("train.baseline.optimizer.weight_decay", "25e-8", "2.5e-07"),
+        ("train.baseline.budget", "5e6", "5000000"),
+    ],
+)
+def test_what_a_text_should_be_written_as_is_a_number_to_yaml(tmp_path: Path, key: str, text: str, number: str) -> None:
+    assert yaml.safe_load(text) == text
+    with pytest.raises(ConfigError) as caught:
+        load_params(save(tmp_path, put(yaml.safe_load(DEFAULT), {key: text})))
+    message = str(caught.value)
+    assert f"{key} = {text!r}: " in message
+    assert message.endswith(f"(YAML reads {text} as text: write {number})")
+    assert yaml.safe_load(number) == float(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "None at the top level"),
+        (b"- download\n", "['download'] at the top level"),
+        (b"text", "'text' at the top level"),
+        (b"download: [1, 2\n", "line 2, column 1 not valid YAML"),
+        (b"a: 1\n\tb: 2\n", "line 2, column 1 not valid YAML"),
+        (b"a: \x00\n", "not valid YAML"),
+        (b"seed: 2024-13-45\n", "not valid YAML (month must be in 1..12)"),
+        (b"seed: " + b"9" * 5000 + b"\n", "not valid YAML"),
+        (b"seed: !!python/object/apply:os.system [exit]\n", "not valid YAML"),
+        (b"name: \xff\n", "not UTF-8 text (byte 6)"),
+        (b'"two\\nlines": 1\n', "two lines = 1: unknown key"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_params(path)
+    assert str(caught.value).startswith(f"{path}:")
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_read_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"nowhere.yaml: cannot be read \(No such file or directory\)"):
+        load_params(tmp_path / "nowhere.yaml")
+    with pytest.raises(StorageError, match=r"cannot be read \(Is a directory\)"):
+        load_params(tmp_path)
