@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.options import device_option
+from pipeline.workspace import dvc, preset_path, reason
 
 if TYPE_CHECKING:
     from leanresnet.config import Params
@@ -24,7 +25,6 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     """Validate the params, count every model, and say what `dvc repro` would run and why."""
     from leanresnet.models.budget import breakdown, check_budget, count_macs, count_parameters
     from leanresnet.params import load_params
-    from pipeline.workspace import preset_path
 
     path = preset_path(preset) if preset else params or Path("params.yaml")
     config = load_params(path)
@@ -50,8 +50,6 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
 
 def _echo_stale() -> None:
     """The stages that DVC finds changed, each with DVC's reason."""
-    from pipeline.workspace import dvc, reason
-
     done = dvc("status", "--json")
     if done.returncode:
         click.echo(f"stages: dvc cannot tell ({reason(done)})")

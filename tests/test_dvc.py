@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import HELD, Checkout, copy_checkout, edited, shell_in
+from helpers import experiments_function
 from imports import ROOT, closure
 
 EVALUATIONS = {"evaluate@baseline", "evaluate@teacher", "evaluate@student"}
@@ -210,9 +211,8 @@ def test_experiments_teach_another_one_in_a_temporary_copy(checkout: Checkout, t
     shell = checkout.shell
     overrides = ["-S", "distill.student.epochs=1", "-S", "distill.student.schedule.warmup_epochs=0.5"]
     shell("dvc", "exp", "run", "--temp", "--name", "other", *overrides, "distill")
-    run = (ROOT / "experiments" / "run").read_text()
-    function = run[run.index("learned() {") :].split("\n}\n")[0]
-    script = f'set -euo pipefail\njobs=1 asked=" HEAD "\n{function}\n}}\nlearned student HEAD other\necho "$beside"'
+    learned = experiments_function("learned")
+    script = f'set -euo pipefail\njobs=1 asked=" HEAD "\n{learned}\nlearned student HEAD other\necho "$beside"'
     beside = shell("bash", "-c", script).stdout.splitlines()[-1].split()
     overrides += ["-S", "distill.teacher=previous"]
     shell("dvc", "exp", "run", "--temp", "--name", "taught", *beside, *overrides, "distill")

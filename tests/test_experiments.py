@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import outside_environment
-from helpers import put
+from helpers import experiments_function, put
 from imports import ROOT
 
 from leanresnet.config import Params
@@ -26,7 +26,7 @@ def setting(scale: str) -> str:
     sizes = next(line for line in script if line.strip().startswith(f"{scale}) preset="))
     values = sizes.strip().removeprefix(f"{scale}) ").removesuffix(";;")
     functions = 'try() { echo "$target" "$@"; }; learned() { echo learned "$@"; }'
-    return f"set -euo pipefail\n{variables}\n{values}\n{functions}\n"
+    return f"set -euo pipefail\n{variables}\n{values}\n{experiments_function('taught')}\n{functions}\n"
 
 
 def tries(question: Path, scale: str, folder: Path) -> list[Try]:
@@ -100,17 +100,24 @@ esac
 """
 
 
-def with_that_dvc(script: str, function: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def with_that_dvc(script: str, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A script that calls this function of experiments/run, in an empty folder."""
     dvc = folder / "bin" / "dvc"
     dvc.parent.mkdir()
     dvc.write_text(DVC)
     dvc.chmod(0o755)
-    run = (ROOT / "experiments" / "run").read_text()
-    body = run[run.index(f"{function}() {{") :].split("\n}\n")[0]
-    lines = f"set -euo pipefail\nquestion=sizes target=t beside= asked= jobs=1\n{body}\n}}\n{script}"
+    lines = f"set -euo pipefail\nquestion=sizes target=t beside= asked= jobs=1\n{experiments_function(name)}\n{script}"
     environment = outside_environment(PATH=f"{dvc.parent}:/usr/bin:/bin")
     return subprocess.run(["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_search_that_fails_ends_the_question(tmp_path: Path) -> None:
+    script = f"{setting('cpu')}budget=-1\nsource {ROOT / 'experiments' / 'architectures'}\necho over"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=outside_environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'--budget'" in done.stderr
 
 
 def test_what_has_run_is_not_queued_again(tmp_path: Path) -> None:
