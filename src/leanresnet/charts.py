@@ -96,16 +96,10 @@ def _curves(axes: Axes, groups: Groups) -> None:
 
 def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
     """A point for each group, at the means over its seeds."""
-    points = [
-        (
-            mean(run.metrics[COSTS[cost]] for run in group),
-            100 * mean(run.metrics["val/best_accuracy"] for run in group),
-            group[0].label,
-        )
-        for group in groups
-    ]
-    axes.scatter([value for value, _, _ in points], [accuracy for _, accuracy, _ in points])
-    best = front(points)
+    costs = [mean(run.metrics[COSTS[cost]] for run in group) for group in groups]
+    accuracies = [100 * mean(run.metrics["val/best_accuracy"] for run in group) for group in groups]
+    axes.scatter(costs, accuracies)
+    best = front(list(zip(costs, accuracies, (group[0].label for group in groups), strict=True)))
     axes.plot(
         [value for value, _, _ in best], [accuracy for _, accuracy, _ in best], drawstyle="steps-post", label="front"
     )
