@@ -31,7 +31,7 @@ def distill(
     extend: bool,
 ) -> None:
     """Train the student on its labels and on its teacher's answers."""
-    from leanresnet.checkpoint import load_model
+    from leanresnet.checkpoint import check_held_out, load_model
     from leanresnet.config import check_teacher
     from leanresnet.device import choose_device
     from leanresnet.errors import ConfigError
@@ -46,6 +46,7 @@ def distill(
     settings = load_params(params).distill
     chosen = choose_device(device)
     master = load_model(teacher, chosen)
+    check_held_out(master, validation)
     # The other teachers are in the params, which load_params has checked.
     try:
         if isinstance(master.net, ResNet):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from imports import ROOT
 
 from leanresnet.checkpoint import save_model
 from leanresnet.data.splits import save_split
-from leanresnet.files import save_json
+from leanresnet.files import file_hashes, save_json
 from pipeline.cli import run
 
 CONFIG, DATA, STORAGE = 2, 3, 5
@@ -111,6 +112,22 @@ def other_model(workspace: Path) -> None:
     (workspace / "models/baseline/model.json").write_text(json.dumps(about))
 
 
+def held_out(md5: str | None) -> Prepare:
+    """A teacher whose training held out another validation split; None: it does not say which."""
+
+    def prepare(workspace: Path) -> None:
+        path = workspace / "models/teacher/model.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"validation_md5": md5}))
+
+    return prepare
+
+
+def other_data(name: str) -> Prepare:
+    """A split of another data set, whose classes have other names."""
+    split = replace(synthetic_split(100), classes=tuple("klmnopqrst"), dataset="other")
+    return lambda workspace: save_split(split, workspace / "data" / f"{name}.safetensors")
+
+
 def void(_: object) -> None:
     pass
 
@@ -125,6 +142,7 @@ EVALUATE = (
     "evaluate --model models/baseline --teacher models/teacher --validation data/validation.safetensors"
     " --test data/test.safetensors --results results/baseline"
 )
+ENSEMBLE = "ensemble models/baseline models/teacher --out models/previous"
 DOWNLOAD = "download --out data/source"
 BASE, MODEL = "train.baseline", "train.baseline.model"
 OPTIMIZER, SCHEDULE = f"{BASE}.optimizer", f"{BASE}.schedule"
@@ -482,6 +500,26 @@ CASES = [
         file("models/teacher/model.json", None),
     ),
     Case(
+        "teacher of another split",
+        DISTILL,
+        DATA,
+        (
+            "models/teacher/model.json: validation_md5 = 0123, ",
+            "accepted: ",
+            " of data/validation.safetensors; train it",
+        ),
+        held_out("0123"),
+    ),
+    Case("teacher of no known split", DISTILL, DATA, ("teacher/model.json: validation_md5 = None, ",), held_out(None)),
+    Case("ensemble of two splits", ENSEMBLE, DATA, ("teacher/model.json: validation_md5 = 0123, ",), held_out("0123")),
+    Case(
+        "validation images of another data set",
+        TRAIN,
+        DATA,
+        ("data/validation.safetensors: other of k, l, ", "accepted: ", "data/train.safetensors, synthetic of a, b, "),
+        other_data("validation"),
+    ),
+    Case(
         "previous model with other maps",
         DISTILL,
         CONFIG,
@@ -489,6 +527,14 @@ CASES = [
         params({"distill.teacher": "previous", "distill.attention": 1.0, "distill.student.model": POOLING}),
     ),
     # evaluation
+    Case("evaluation by another split", EVALUATE, DATA, ("model.json: validation_md5 = 0123, ",), held_out("0123")),
+    Case(
+        "test images of another data set",
+        EVALUATE,
+        DATA,
+        ("data/test.safetensors: other of k, l, ",),
+        other_data("test"),
+    ),
     Case(
         "no model",
         EVALUATE.replace("models/baseline", "models/no"),
@@ -570,7 +616,8 @@ def good_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("train", 0), ("validation", 1), ("test", 2)):
         save_split(synthetic_split(100, seed), folder / "data" / f"{name}.safetensors")
     for name in ("baseline", "teacher", "student"):
-        save_model(tiny_net().state_dict(), tiny_model(), tuple("abcdefghij"), {}, folder / "models" / name)
+        about = {"name": name, "validation_md5": file_hashes(folder / "data/validation.safetensors")[0]}
+        save_model(tiny_net().state_dict(), tiny_model(), tuple("abcdefghij"), about, folder / "models" / name)
         (folder / "results" / name).mkdir(parents=True)
         (folder / "results" / name / "train.json").write_text("{}\n")
     archives.write_archive(folder / ARCHIVE)

@@ -16,12 +16,14 @@ from leanresnet.checkpoint import load_model, save_ensemble, save_model
 from leanresnet.config import Evaluate
 from leanresnet.data.splits import save_split
 from leanresnet.errors import DataError
+from leanresnet.files import file_hashes
 from leanresnet.inference import probabilities
 from leanresnet.outputs import Outputs
 
 
-def save(folder: Path, seed: int, train_md5: str = "abc", **shape: object) -> Path:
-    made_by = {"name": f"model-{seed}", "train_md5": train_md5}
+def save(folder: Path, seed: int, train_md5: str = "abc", validation_md5: str = "def", **shape: object) -> Path:
+    data = {"dataset": "synthetic", "train_md5": train_md5, "validation_md5": validation_md5}
+    made_by = {"name": f"model-{seed}", **data}
     save_model(tiny_net(seed, **shape).state_dict(), tiny_model(**shape), CLASSES, made_by, folder)
     return folder
 
@@ -30,7 +32,8 @@ def test_an_ensemble_of_different_shapes_answers_with_the_mean_of_the_logits(tmp
     members = [
         load_model(save(tmp_path / "a", 0)),
         load_model(save(tmp_path / "b", 1)),
-        load_model(save(tmp_path / "c", 2, channels=(4, 8))),
+        # One that learned from fewer images, of those that were not held out.
+        load_model(save(tmp_path / "c", 2, "fewer", channels=(4, 8))),
     ]
     save_ensemble(members, tmp_path / "all")
     together = load_model(tmp_path / "all")
@@ -42,12 +45,13 @@ def test_an_ensemble_of_different_shapes_answers_with_the_mean_of_the_logits(tmp
     assert together.parameters == sum(member.parameters for member in members)
     assert together.macs == sum(member.macs for member in members)
     assert [each["sha256"] for each in together.about["members"]] == [member.sha256 for member in members]
+    assert (together.about["dataset"], together.about["validation_md5"]) == ("synthetic", "def")
 
 
-def test_members_saw_the_same_images_and_are_no_ensembles(tmp_path: Path) -> None:
+def test_members_held_out_the_same_images_and_are_no_ensembles(tmp_path: Path) -> None:
     one, other = load_model(save(tmp_path / "a", 0)), load_model(save(tmp_path / "b", 1))
-    stranger = load_model(save(tmp_path / "c", 2, train_md5="other"))
-    with pytest.raises(DataError, match="train_md5 differs between the members"):
+    stranger = load_model(save(tmp_path / "c", 2, validation_md5="other"))
+    with pytest.raises(DataError, match=r"c/model.json: validation_md5 = other, .*accepted: def of .*a/model.json; "):
         save_ensemble([one, stranger], tmp_path / "more")
     with pytest.raises(DataError, match="a member is named twice"):
         save_ensemble([one, one], tmp_path / "more")
@@ -59,11 +63,12 @@ def test_members_saw_the_same_images_and_are_no_ensembles(tmp_path: Path) -> Non
 
 def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    members = [load_model(save(tmp_path / name, seed)) for seed, name in enumerate("ab")]
-    save_ensemble(members, tmp_path / "all")
-    save_split(synthetic_split(60), tmp_path / "split.safetensors")
-    settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
     split = tmp_path / "split.safetensors"
+    save_split(synthetic_split(60), split)
+    md5 = file_hashes(split)[0]
+    members = [load_model(save(tmp_path / name, seed, validation_md5=md5)) for seed, name in enumerate("ab")]
+    save_ensemble(members, tmp_path / "all")
+    settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
     outputs = Outputs(tmp_path / "all", tmp_path / "results")
     assess(settings, outputs, tmp_path / "a", split, split, torch.device("cpu"))
     report = json.loads((tmp_path / "results" / "test.json").read_text())
@@ -80,7 +85,8 @@ def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> N
         "student": tiny_recipe(epochs=3, batch_size=20).model_dump(mode="json"),
     }
     for name, seed in (("one", 0), ("other", 1)):
-        save(folder / "models" / name, seed)
+        held_out = file_hashes(folder / "data/validation.safetensors")[0]
+        save(folder / "models" / name, seed, validation_md5=held_out)
 
     def run(*command: str, **distill: object) -> "subprocess.CompletedProcess[str]":
         (folder / "params.yaml").write_text(yaml.safe_dump({**params, "distill": params["distill"] | distill}))

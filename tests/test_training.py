@@ -14,6 +14,7 @@ from leanresnet import experiment
 from leanresnet.checkpoint import save_model
 from leanresnet.config import Recipe
 from leanresnet.distributed import ALONE
+from leanresnet.files import file_hashes
 from leanresnet.interruption import stop_requests
 from leanresnet.losses import CrossEntropy, DistillationLoss
 from leanresnet.training import Lesson, Training
@@ -90,7 +91,8 @@ def test_a_loss_is_what_the_params_say(tmp_path: Path, monkeypatch: pytest.Monke
     }
     params = put(yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text()), changes)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    made_by = {"name": "model", "train_md5": "abc"}
+    (tmp_path / "v").touch()
+    made_by = {"name": "model", "validation_md5": file_hashes(tmp_path / "v")[0]}
     save_model(tiny_net().state_dict(), tiny_model(), CLASSES, made_by, tmp_path / "teacher")
     monkeypatch.chdir(tmp_path)
     paths = ["--train", "t", "--validation", "v", "--model", "m", "--results", "r"]

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from leanresnet import pictures
-from leanresnet.checkpoint import load_model
+from leanresnet.checkpoint import check_held_out, load_model
 from leanresnet.config import Evaluate
 from leanresnet.data.batches import EvalBatches
-from leanresnet.data.splits import Split, load_split
+from leanresnet.data.splits import Split, load_splits
 from leanresnet.device import describe, exact_float32
 from leanresnet.evaluation import Metrics
 from leanresnet.files import load_json, save_csv, save_figure, save_json
@@ -28,10 +28,15 @@ def assess(
 
     Timings depend on the machine, so they stand in a file of their own: test.json is the
     same bytes wherever the same weights are measured by the same build.
+
+    Raises:
+        DataError: a split is of another data set than the other, or the model or the teacher held out other images.
     """
     model, master = load_model(outputs.model, device), load_model(teacher, device)
-    split = load_split(test)
-    batches = [EvalBatches(each, settings.batch_size, device) for each in (load_split(validation), split)]
+    for each in (model, master):
+        check_held_out(each, validation)
+    held_out, split = load_splits(validation, test)
+    batches = [EvalBatches(each, settings.batch_size, device) for each in (held_out, split)]
     images = split.images[: settings.batch_size].to(device).contiguous(memory_format=torch.channels_last)
     with exact_float32():
         said = [predict(model.net, each) for each in batches]

@@ -27,9 +27,10 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 class Checkpoint:
     """A network in evaluation mode with what is known about it.
 
-    `md5` and `sha256` are of the weights file; `about` is all of model.json.
+    `folder` is where it lies; `md5` and `sha256` are of the weights file; `about` is all of model.json.
     """
 
+    folder: Path
     net: ResNet | Ensemble
     about: dict[str, Any]
     classes: tuple[str, ...]
@@ -65,11 +66,11 @@ def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
     """Write models of the same data as one, which answers as `Ensemble` does.
 
     Raises:
-        DataError: they were not trained on the same images, one is there twice, or is an ensemble itself.
+        DataError: they did not hold out the same images, one is there twice, or is an ensemble itself.
     """
-    for key in ("train_md5", "classes"):
-        if len({str(model.about.get(key)) for model in models}) > 1:
-            raise DataError(f"{key} differs between the members, accepted: models that were trained on the same images")
+    held_out = models[0].about.get("validation_md5")
+    for model in models:
+        _check_held_out(model, held_out, models[0].folder / DESCRIPTION)
     if len({model.sha256 for model in models}) < len(models):
         raise DataError("a member is named twice, accepted: each once")
     nets = [model.net for model in models if isinstance(model.net, ResNet)]
@@ -77,7 +78,7 @@ def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
         raise DataError("a member is an ensemble, accepted: single models")
     weights = Ensemble(nets).state_dict()
     save_safetensors({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
-    members = [{key: model.about[key] for key in ("name", "sha256", "model")} for model in models]
+    members = [{key: model.about[key] for key in ("name", "sha256", "model", "train_md5")} for model in models]
     about = {
         "sha256": file_hashes(folder / WEIGHTS)[1],
         "parameters": sum(model.parameters for model in models),
@@ -85,9 +86,31 @@ def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
         "classes": list(models[0].classes),
         "members": members,
         "name": "ensemble",
-        "train_md5": models[0].about["train_md5"],
+        "dataset": models[0].about["dataset"],
+        "validation_md5": held_out,
     }
     save_json(about, folder / DESCRIPTION)
+
+
+def check_held_out(model: Checkpoint, validation: Path) -> None:
+    """Refuse a model whose training may have seen images that are to judge it, or that it is to teach for.
+
+    Training and validation split are two parts of a data set's training images, and the file of a split also
+    holds the data set's name and the classes. So a model that held out this very file learned from other images of
+    the same data set, and from none of its test images; how many of the others it learned from does not matter.
+
+    Raises:
+        DataError: its training held out another file.
+    """
+    _check_held_out(model, file_hashes(validation)[0], validation)
+
+
+def _check_held_out(model: Checkpoint, accepted: str | None, of: Path) -> None:
+    found = model.about.get("validation_md5")
+    if found is None or found != accepted:
+        wrong = f"validation_md5 = {found}, so it may have learned from images that are held out here"
+        remedy = "train it again on these splits, or set `split` to what it was trained with"
+        raise DataError(f"{model.folder / DESCRIPTION}: {wrong}, accepted: {accepted} of {of}; {remedy}")
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
@@ -117,4 +140,4 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
         raise DataError(f"{folder / WEIGHTS}: does not hold the model of {folder / DESCRIPTION}") from error
     size = (folder / WEIGHTS).stat().st_size
     parameters, macs = (sum(count(model) for model in models) for count in (count_parameters, count_macs))
-    return Checkpoint(net.to(device).eval(), about, classes, parameters, macs, md5, sha256, size)
+    return Checkpoint(folder, net.to(device).eval(), about, classes, parameters, macs, md5, sha256, size)

@@ -12,7 +12,7 @@ import torch
 
 from leanresnet import checkpoint, reporting
 from leanresnet.config import Recipe, flatten
-from leanresnet.data.splits import load_split
+from leanresnet.data.splits import load_splits
 from leanresnet.device import describe
 from leanresnet.distributed import world
 from leanresnet.errors import ConfigError
@@ -54,7 +54,7 @@ def run_experiment(
         LostProcessError: one of several processes ended before its time.
     """
     check_budget(lesson.key, recipe.model, recipe.budget)
-    train, validation = (load_split(path) for path in data)
+    train, validation = load_splits(*data)
     if recipe.batch_size > len(train):
         most = f"2 to {len(train)}, the training images of {data[0]}"
         raise ConfigError(f"{lesson.key}.batch_size = {recipe.batch_size}: accepted: {most}")

@@ -104,3 +104,16 @@ def load_split(path: Path) -> Split:
             return Split(images, labels, tuple(about["classes"]), about["dataset"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a split ({error}), accepted: a file that `leanresnet split` wrote") from error
+
+
+def load_splits(first: Path, second: Path) -> tuple[Split, Split]:
+    """Two splits of one data set.
+
+    Raises:
+        DataError: one is not a split, or they are of different data sets.
+    """
+    one, other = load_split(first), load_split(second)
+    if (one.dataset, one.classes) != (other.dataset, other.classes):
+        accepted = f"the data set and the classes of {first}, {one.dataset} of {', '.join(one.classes)}"
+        raise DataError(f"{second}: {other.dataset} of {', '.join(other.classes)}, accepted: {accepted}")
+    return one, other
