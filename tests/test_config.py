@@ -327,6 +327,27 @@ def test_a_teacher_has_to_take_the_students_small_images(tmp_path: Path) -> None
     assert load_params(write(tmp_path, put(DEFAULT, small | {"distill.teacher": "baseline"})))
 
 
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [
+        (25, "[12, 6, 3, 1] pixels and a teacher's of [25, 13, 7, 4] where progressive.size is 25, accepted: 0, or"),
+        (28, "[14, 7, 3, 1] pixels and a teacher's of [28, 14, 7, 4] where progressive.size is 28, accepted: 0, or"),
+        (16, None),
+        (32, None),
+    ],
+)
+def test_attention_needs_the_same_pairs_of_layers_at_each_size(size: int, sides: str | None, tmp_path: Path) -> None:
+    student = {f"distill.student.model.{key}": value for key, value in {"downsample": "pool", "pool": 2}.items()}
+    small = {"distill.student.progressive.epochs": 2, "distill.student.progressive.size": size}
+    changes = {"distill.attention": 1.5, **student, **small}
+    if sides is None:
+        assert load_params(write(tmp_path, put(DEFAULT, changes)))
+        return
+    assert f"distill.attention = 1.5 with layers of {sides}" in refusal(tmp_path, changes)
+    # No image of that size occurs.
+    assert load_params(write(tmp_path, put(DEFAULT, changes | {"distill.student.progressive.epochs": 0})))
+
+
 def test_attention_needs_layers_of_the_same_side(tmp_path: Path) -> None:
     pooled = {"stem": "whitening", "downsample": "pool", "pool": 1}
     changes = {"distill.attention": 1.5} | {f"train.teacher.model.{key}": value for key, value in pooled.items()}

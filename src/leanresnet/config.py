@@ -4,6 +4,7 @@ No value has a default here, so params.yaml is the whole truth about a run. Noth
 coerced: PyYAML reads `1e-3` as text where DVC records 0.001, and text is refused.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
@@ -268,20 +269,39 @@ class Evaluate(Section):
     timing_repeats: Annotated[int, Field(ge=3)]
 
 
+def same_side(student: Sequence[int], teacher: Sequence[int]) -> list[tuple[int, int]]:
+    """Which layers' maps are compared, by number: each of the student's with the teacher's of the same side.
+
+    Of a teacher's layers with one side the last counts.
+    """
+    by_side = {side: layer for layer, side in enumerate(teacher)}
+    return [(layer, by_side[side]) for layer, side in enumerate(student) if side in by_side]
+
+
 def check_teacher(key: str, settings: Distill, teacher: Model, name: str) -> None:
     """Raises ValueError where what the student asks of a teacher, this one cannot give."""
-    student, small = settings.student.model, settings.student.progressive
+    small = settings.student.progressive
     if small.epochs and (teacher.pool != teacher.last_map or teacher.maps(small.size)[-1] == 0):
         raise ValueError(
             f"{key}.student.progressive.epochs = {small.epochs} with a {name} that pools {teacher.pool} of "
             f"{teacher.last_map} pixels, accepted: 0, or a teacher that takes smaller images"
         )
-    sides, taught = student.maps()[1:], teacher.maps()[1:]
-    if settings.attention and not set(sides) & set(taught):
-        raise ValueError(
-            f"{key}.attention = {settings.attention:g} with layers of {sides} pixels and a {name}'s of {taught}, "
-            f"accepted: 0, or layers of the same side"
-        )
+    if settings.attention:
+        _check_maps(key, settings, teacher, name)
+
+
+def _check_maps(key: str, settings: Distill, teacher: Model, name: str) -> None:
+    student, small = settings.student.model, settings.student.progressive
+    whole = same_side(student.maps()[1:], teacher.maps()[1:])
+    for image in (IMAGE_SIZE, small.size if small.epochs else IMAGE_SIZE):
+        sides, taught = student.maps(image)[1:], teacher.maps(image)[1:]
+        if whole and same_side(sides, taught) == whole:
+            continue
+        wrong = f"{key}.attention = {settings.attention:g} with layers of {sides} pixels and a {name}'s of {taught}"
+        if whole:
+            wrong += f" where progressive.size is {image}"
+        accepted = "that pair as those of whole images do" if whole else "of the same side"
+        raise ValueError(f"{wrong}, accepted: 0, or layers {accepted}")
 
 
 class Params(Section):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanresnet.config import same_side
+
 
 class CrossEntropy:
     def __init__(self, label_smoothing: float) -> None:
@@ -82,13 +84,13 @@ def attention_distance(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
 
     An attention map is the mean over channels of a layer's squared activations, as a vector of
     length 1: Zagoruyko and Komodakis, "Paying More Attention to Attention" (arXiv:1612.03928),
-    equation 2, with squares as in their code. Layers are paired by the side of their maps.
+    equation 2, with squares as in their code. Layers are paired by `same_side`; at least one pair is needed.
 
-    Shapes: each (B, any, side, side); of maps with one side the last counts.
+    Shapes: each (B, any, side, side).
     """
-    by_side = {each.shape[-1]: each for each in teacher}
-    pairs = [(own, by_side[own.shape[-1]]) for own in student if own.shape[-1] in by_side]
-    return torch.stack([(_attention(own) - _attention(other)).square().sum(1).mean() for own, other in pairs]).sum()
+    pairs = same_side(*([each.shape[-1] for each in maps] for maps in (student, teacher)))
+    distances = [_attention(student[own]) - _attention(teacher[other]) for own, other in pairs]
+    return torch.stack([each.square().sum(1).mean() for each in distances]).sum()
 
 
 def _attention(activations: Tensor) -> Tensor:
