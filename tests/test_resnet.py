@@ -9,6 +9,7 @@ from helpers import MEAN, STD, pooling_model, random_images, tiny_model, tiny_ne
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanresnet.config import Model
 from leanresnet.models.blocks import BasicBlock, PreActivationBlock
 from leanresnet.models.resnet import ResNet, build_model
 
@@ -48,6 +49,18 @@ def test_the_map_halves_with_each_layer_after_the_first() -> None:
         (8, 8, 8),
         (10, 4, 4),
     ]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [tiny_model(), tiny_model(downsample="pool", pool=8), pooling_model()],
+    ids=["stride", "pool", "pool behind a whitening stem"],
+)
+def test_the_sides_of_the_maps_are_what_the_model_says_at_every_size(model: Model) -> None:
+    net = build_model(model, MEAN, STD, 0).eval()
+    for size in range(8, 33):
+        maps, _ = net.maps(F.interpolate(random_images(1).float(), size=size))
+        assert [found.shape[-1] for found in maps] == model.maps(size)[1:]
 
 
 def test_only_the_first_block_of_a_later_layer_has_a_stride() -> None:
