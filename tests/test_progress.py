@@ -1,12 +1,13 @@
 """A training that stops anywhere and goes on from its saved state is the one that never stopped, bit for bit."""
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from helpers import MEAN, STD, augmentation_settings, optimizer_settings, schedule_settings, synthetic_split, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanresnet.config import Sharpness
 from leanresnet.data.batches import EvalBatches, TrainBatches
@@ -146,3 +147,23 @@ def test_the_time_of_a_training_is_that_of_all_its_parts() -> None:
     assert 1100 < metrics[2]["train_seconds"] < 1110
     assert metrics[2]["images_per_second"] == pytest.approx(60 / (metrics[2]["train_seconds"] - 1000))
     assert metrics[3]["images_per_second"] > 60 / 10
+
+
+@pytest.mark.parametrize("stop_at", [None, 3, 5, 8, 9, 12])
+def test_averaged_weights_take_their_statistics_in_the_time_of_training(
+    stop_at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that stands still elsewhere; an epoch offers after 3 steps, these 3, 2 of validation, and at its end."""
+    now = 0.0
+
+    def update(batches: Iterable[tuple[Tensor, Tensor]], net: nn.Module) -> None:
+        nonlocal now
+        for _ in batches:
+            now += 10
+
+    monkeypatch.setattr("leanresnet.trainer.time.perf_counter", lambda: now)
+    monkeypatch.setattr("leanresnet.trainer.update_bn", update)
+    first, second = (Trial({"name": "sgd"}, {"name": "constant"}, 0.8) for _ in range(2))
+    second.run(start=first.run(stop_at=stop_at) if stop_at else None)
+    assert dict(second.logged)[3]["train_seconds"] == 90
+    assert {metrics["images_per_second"] for _, metrics in second.logged} == {2}

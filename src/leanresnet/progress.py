@@ -55,7 +55,7 @@ def _check(loss: float, step: int, rate: float) -> None:
 class Tally:
     """Losses and hits of an epoch's steps; they stay on the device until `metrics` waits for them.
 
-    `seconds` is the time spent on them.
+    `seconds` is the time spent on them, and once the epoch has been validated, on batch norm's statistics too.
     """
 
     losses: list[Tensor] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Progress:
         rate: the learning rate with which it began.
         history: a row of metrics for each epoch that ended.
         best_epoch, best_weights: of the highest validation accuracy; the first of several.
-        seconds: of training in the epochs that ended.
+        seconds: of training in the epochs that ended, batch norm's statistics of averaged weights included.
     """
 
     def __init__(
@@ -125,6 +125,11 @@ class Progress:
         self.tally = Tally()
         self.rate = self._schedule.value
         self.seed_draws()
+
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def seed_draws(self) -> None:
         """What the network itself draws from here on is a function of (seed, epoch)."""

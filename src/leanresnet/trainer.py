@@ -83,7 +83,8 @@ def fit(
     """Train for `epochs` epochs, counted from 1; validate the averaged weights where `ema_decay` is given.
 
     The averaged weights belong to no step, so neither do the statistics that a batch norm kept on
-    the way: they are taken anew, from the epoch's first batches.
+    the way: they are taken anew, from the epoch's first batches. That is part of the time that training takes, of
+    which `images_per_second` and `train_seconds` tell; validation is not.
 
     The caller's random state is left as it was.
 
@@ -102,8 +103,8 @@ def fit(
         progress = Progress(net, loop.optimizer, loop.schedule, average, seed)
         if start is not None:
             progress.load_state_dict(start, len(train))
-        begun = progress.epoch
-        bar = tqdm(range(begun, epochs + 1), "epochs", epochs, initial=begun - 1, unit="epoch", disable=_quiet(loop))
+        first = progress.epoch
+        bar = tqdm(range(first, epochs + 1), "epochs", epochs, initial=first - 1, unit="epoch", disable=_quiet(loop))
         with bar:
             for epoch in bar:
                 tally, rate = progress.tally, progress.rate
@@ -115,12 +116,17 @@ def fit(
                 except DivergedError as error:
                     raise DivergedError(f"epoch {epoch}, {error}") from None
                 with loop.autocast:
+                    begun = time.perf_counter()
                     if average is not None:
                         progress.seed_draws()
                         images = islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size))
                         update_bn(_offering(images, after_step), judged)
+                        progress.wait()
+                    norm_seconds = time.perf_counter() - begun
                     loop.world.align(judged)
                     validated = evaluate(judged, _offering(validation, after_step), measures, loop.world)
+                # Not before: a training that goes on from a state of the validation takes the statistics once more.
+                tally.seconds += norm_seconds
                 loop.schedule.end_epoch(validated["loss"])
                 row = {"lr": rate}
                 row |= {f"train/{name}": value for name, value in trained.items()}
