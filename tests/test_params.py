@@ -8,6 +8,7 @@ import yaml
 from helpers import put
 from imports import ROOT
 
+from leanresnet.config import flatten
 from leanresnet.errors import ConfigError, StorageError
 from leanresnet.params import load_params
 
@@ -27,22 +28,46 @@ def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "number"),
+    ("key", "text", "value"),
     [
-        ("train.baseline.optimizer.lr", "1e-3", "0.001"),
-        ("train.baseline.optimizer.weight_decay", "1e-5", "1.0e-05"),
-        ("train.baseline.optimizer.weight_decay", "25e-8", "2.5e-07"),
-        ("train.baseline.budget", "5e6", "5000000"),
+        ("train.baseline.optimizer.weight_decay", "1e-05", 1e-05),  # as DVC writes what --set-param gives
+        ("train.baseline.optimizer.weight_decay", "1e-5", 1e-05),
+        ("train.baseline.optimizer.lr", "5e-05", 5e-05),
+        ("train.baseline.optimizer.lr", "1E-3", 0.001),
+        ("train.baseline.seed", "010", 10),
+        ("train.baseline.seed", "0o10", 8),
+        ("train.baseline.budget", "5_000_000", 5_000_000),
     ],
 )
-def test_what_a_text_should_be_written_as_is_a_number_to_yaml(tmp_path: Path, key: str, text: str, number: str) -> None:
-    assert yaml.safe_load(text) == text
+def test_a_number_is_the_one_that_dvc_records(tmp_path: Path, key: str, text: str, value: float) -> None:
+    assert flatten(load_params(with_text(tmp_path, key, text)))[key] == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [
+        ("train.baseline.optimizer.nesterov", "yes", "'yes': accepted: true or false"),
+        ("train.baseline.compile", "off", "'off': accepted: true or false"),
+        ("train.baseline.epochs", "1:30", "'1:30': accepted: a valid integer"),
+        ("train.baseline.budget", "5e6", "5000000.0: accepted: a valid integer, 5000000"),
+        ("train.baseline.optimizer.lr", "'1e-3'", "'1e-3': accepted: a valid number"),
+        ("train.baseline.optimizer.lr", ".inf", "inf: accepted: a finite number"),
+        ("train.baseline.optimizer.lr", "1e400", "inf: accepted: a finite number"),
+        ("train.baseline.optimizer.lr", ".nan", "nan: accepted: a finite number"),
+        ("train.baseline.seed", "2024-01-01", "datetime.date(2024, 1, 1): accepted: a valid integer"),
+    ],
+)
+def test_what_dvc_reads_as_something_else_is_refused(tmp_path: Path, key: str, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_params(save(tmp_path, put(yaml.safe_load(DEFAULT), {key: text})))
-    message = str(caught.value)
-    assert f"{key} = {text!r}: " in message
-    assert message.endswith(f"(YAML reads {text} as text: write {number})")
-    assert yaml.safe_load(number) == float(text)
+        load_params(with_text(tmp_path, key, text))
+    assert str(caught.value) == f"{tmp_path / 'params.yaml'}: {key} = {said}"
+
+
+def with_text(folder: Path, key: str, text: str) -> Path:
+    """The default params with `text`, as it stands there, for the value of `key`."""
+    written = yaml.safe_dump(put(yaml.safe_load(DEFAULT), {key: "PLACE"}))
+    (folder / "params.yaml").write_text(written.replace("PLACE", text))
+    return folder / "params.yaml"
 
 
 @pytest.mark.parametrize(
@@ -51,8 +76,9 @@ def test_what_a_text_should_be_written_as_is_a_number_to_yaml(tmp_path: Path, ke
         (b"", "None at the top level"),
         (b"- download\n", "['download'] at the top level"),
         (b"text", "'text' at the top level"),
-        (b"download: [1, 2\n", "line 2, column 1 not valid YAML"),
-        (b"a: 1\n\tb: 2\n", "line 2, column 1 not valid YAML"),
+        (b"download: [1, 2\n", "line 2, column 1: not valid YAML"),
+        (b"a: 1\n\tb: 2\n", "line 2, column 1: not valid YAML"),
+        (b"a: 1\na: 2\n", 'line 2, column 1: not valid YAML (found duplicate key "a"'),
         (b"a: \x00\n", "not valid YAML"),
         (b"seed: 2024-13-45\n", "not valid YAML (month must be in 1..12)"),
         (b"seed: " + b"9" * 5000 + b"\n", "not valid YAML"),

@@ -1,7 +1,7 @@
 """The sections of params.yaml as typed, frozen classes: one section is one stage.
 
 No value has a default here, so params.yaml is the whole truth about a run. Nothing is
-coerced: PyYAML reads `1e-3` as text where DVC records 0.001, and text is refused.
+coerced: a run uses the value that dvc.lock records, and a text is no number.
 """
 
 from collections.abc import Sequence

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from leanresnet.documents import read_yaml, write_yaml
 
 LOCK = "dvc.lock"
 
 
 def read_stages(text: str) -> dict[str, Any]:
     """By name."""
-    stages: dict[str, Any] = (yaml.safe_load(text) or {}).get("stages", {})
+    document: Any = read_yaml(text) or {}
+    stages: dict[str, Any] = document.get("stages", {})
     return stages
 
 
@@ -52,7 +53,7 @@ class Locked:
         found: dict[str, Any] = {}
         for name in self.before():
             found |= self.stages[name].get("params", {}).get("params.yaml", {})
-        return yaml.safe_dump(found, sort_keys=False)
+        return write_yaml(found)
 
 
 def find_locked(weights_md5: str, root: Path) -> Locked | None:

@@ -4,10 +4,10 @@ import difflib
 from pathlib import Path
 from typing import get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from leanresnet.config import Params
+from leanresnet.documents import read_yaml
 from leanresnet.errors import ConfigError, StorageError
 
 
@@ -19,18 +19,13 @@ def load_params(path: Path) -> Params:
         StorageError: the file cannot be read.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), accepted: YAML") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "syntax"
-        raise ConfigError(f"{path}:{where} not valid YAML ({problem})") from error
-    except ValueError as error:  # a date that is none, an integer of thousands of digits
-        raise ConfigError(f"{path}: not valid YAML ({error})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
         sections = ", ".join(Params.model_fields)
         raise ConfigError(f"{path}: {_short(raw)} at the top level, accepted: a mapping with the sections {sections}")
@@ -60,8 +55,10 @@ def _explain(error: ValidationError) -> str:
         options = message.replace("'", "").replace(" or ", ", ").split(", ")
         near = difflib.get_close_matches(value, options, n=1)
         message += f" (did you mean {near[0]}?)" if near else ""
-    if isinstance(value, str) and first["type"] in ("float_type", "int_type") and _is_number(value):
-        message += f" (YAML reads {value.strip()} as text: write {_as_yaml(float(value))})"
+    if first["type"] == "bool_type":
+        message = "true or false"
+    if first["type"] == "int_type" and isinstance(value, float) and value.is_integer():
+        message += f", {int(value)}"
     return f"{key} = {_short(value)}: accepted: {message}"
 
 
@@ -76,19 +73,6 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
             return []
         section = found[0]
     return list(section.model_fields)
-
-
-def _as_yaml(number: float) -> str:
-    """A spelling that YAML reads as a number: 5000000 for 5e6, 1.0e-05 for 1e-5."""
-    return yaml.safe_dump(int(number) if number.is_integer() and abs(number) < 1e15 else number).split()[0]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _short(value: object) -> str:

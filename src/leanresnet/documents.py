@@ -1,0 +1,37 @@
+"""YAML, read and written by the parser that DVC uses, so that a run has the very values that dvc.lock records.
+
+YAML 1.1 and 1.2 read the same text differently: `010` is 8 or 10, `yes` is true or a text, `1e-05` is a text or a
+number. DVC reads YAML 1.2, unless the file says otherwise (https://github.com/iterative/dvc, utils/serialize).
+"""
+
+import io
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+
+def read_yaml(text: str) -> object:
+    """The document as plain dicts, lists and scalars; None where there is none.
+
+    Raises:
+        ValueError: the text is not YAML, in one line, with the place where it is known.
+    """
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or "syntax"
+        raise ValueError(f"{where}not valid YAML ({' '.join(str(problem).split())})") from error
+    except RecursionError as error:
+        raise ValueError("not valid YAML (nested too deeply)") from error
+    # A scalar that its tag or its form promises to be something else: a date that is none, thousands of digits.
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def write_yaml(value: object) -> str:
+    """Text from which read_yaml and DVC read the same value again."""
+    stream = io.StringIO()
+    YAML().dump(value, stream)
+    return stream.getvalue()
