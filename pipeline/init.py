@@ -25,7 +25,7 @@ def init(folder: Path, preset: str) -> None:
     save_text(params, folder / "params.yaml")
     if not (folder / ".gitignore").exists():
         save_text((CHECKOUT / ".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
-    done = dvc("init", "--no-scm", "--quiet", folder=folder)
+    done = dvc("init", "--no-scm", folder=folder)
     if done.returncode:
         raise StorageError(f"{folder}: dvc init failed ({reason(done)})")
     # The checkout's own, which may name a team's remote.

@@ -36,5 +36,9 @@ def dvc(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProc
 
 
 def reason(failed: subprocess.CompletedProcess[str]) -> str:
-    """Its last line; with --quiet DVC may say none."""
-    return (failed.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")
+    """The lines in which DVC says what is wrong, without excerpts and advice."""
+    lines = [line.rstrip() for line in failed.stderr.strip().splitlines()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    # Where it cannot parse a file, one paragraph begins with the file's name and the next one with the fault.
+    heads = [line for before, line in zip(["", *lines], lines, strict=False) if line and not before]
+    return " ".join(errors[:1] or heads[:2]) or "no reason given"

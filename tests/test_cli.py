@@ -167,6 +167,32 @@ def test_init_takes_the_remote_of_a_team_along(tmp_path: Path, monkeypatch: pyte
     assert workspace.dvc("config", "remote.team.url", folder=folder).stdout == "s3://leanresnet/dvc\n"
 
 
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        ("ERROR: unexpected error - no room\n\nHaving any troubles? Hit us up at https://dvc.org/support", "no room"),
+        ("WARNING: old\nERROR: cannot lock\nTo see more: <https://man.dvc.org/status>", "cannot lock"),
+        (
+            "ERROR: 'params.yaml' is corrupted: a mapping\n  in line 3\n\nTo suppress:\n    https://yaml.dev",
+            "a mapping",
+        ),
+        (
+            "'./dvc.yaml' is invalid.\n\nExpected ',', in line 2\n  2 │ a: [b\n",
+            "'./dvc.yaml' is invalid. Expected ',', in line 2",
+        ),
+        ("", "no reason given"),
+    ],
+)
+def test_of_what_dvc_says_the_fault_is_quoted(stderr: str, said: str) -> None:
+    reason = workspace.reason(subprocess.CompletedProcess([], 1, "", stderr))
+    assert reason.endswith(said)
+    assert "http" not in reason
+
+
+def test_a_real_fault_of_dvc_is_quoted(tmp_path: Path) -> None:
+    assert "not inside of a DVC repository" in workspace.reason(workspace.dvc("status", "--json", folder=tmp_path))
+
+
 def test_ui_with_a_server_of_its_own_that_is_dead_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "ui"]
     environment = outside_environment(MLFLOW_TRACKING_URI="http://ann:secret@127.0.0.1:9")
