@@ -1,6 +1,6 @@
 # `docker build -t leanresnet .`, then `docker run --rm leanresnet --help`; compose.yaml has the services.
 # CUDA comes with torch's wheel; the host needs its driver and the NVIDIA container toolkit alone.
-FROM debian:bookworm-slim AS python
+FROM debian:bookworm-slim@sha256:abd67ffcfa541b485a3dff59865ab629aa048a6c613e639d36e7456b0b229241 AS python
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/*

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import yaml
@@ -61,16 +62,31 @@ def postgres(password_file: Path) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
+def compose(service: str) -> dict[str, Any]:
+    """A service of compose.yaml."""
+    described: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"][service]
+    return described
+
+
 @contextmanager
 def s3(folder: Path, identities: Path) -> Iterator[str]:
-    """nanio, which keeps objects as files and checks signatures, with the bucket and the keys of compose.yaml."""
-    (credentials,) = json.loads(identities.read_text())["identities"][0]["credentials"]
-    keys = {"NANIO_ACCESS_KEY": credentials["accessKey"], "NANIO_SECRET_KEY": credentials["secretKey"]}
-    (folder / "leanresnet").mkdir(parents=True)
+    """nanio, which keeps objects as files and checks signatures, with the buckets and the keys of compose.yaml.
+
+    To nanio each key opens every bucket, unlike to the store there.
+    """
+    (option,) = (word for word in compose("store")["command"] if word.startswith("-bucket="))
+    for bucket in option.removeprefix("-bucket=").split(","):
+        (folder / bucket).mkdir(parents=True)
+    pairs = [each["credentials"][0] for each in json.loads(identities.read_text())["identities"]]
+    users = [f'[[users]]\naccess_key = "{p["accessKey"]}"\nsecret_key = "{p["secretKey"]}"\n' for p in pairs]
+    options = folder.with_suffix(".toml")
+    options.write_text("".join(users))
     port = free_port()
     serve = [sys.executable, "-m", "nanio", "serve", "--host", "127.0.0.1", "--port", str(port)]
     with process(
-        [*serve, "--data-dir", folder, "--no-access-log"], folder.with_suffix(".log"), env=outside_environment(**keys)
+        [*serve, "--options", options, "--data-dir", folder, "--no-access-log"],
+        folder.with_suffix(".log"),
+        env=outside_environment(),
     ) as server:
         wait_until(server, lambda: socket.create_connection(("127.0.0.1", port)).close(), OSError)
         yield f"http://127.0.0.1:{port}"
@@ -79,7 +95,7 @@ def s3(folder: Path, identities: Path) -> Iterator[str]:
 @contextmanager
 def mlflow(folder: Path, made: Path, database: str, *options: str, **environment: str) -> Iterator[str]:
     """compose.yaml's service on `database`; its address. `options` overrule its own."""
-    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["mlflow"]
+    service = compose("mlflow")
     port = free_port()
     places = {"0.0.0.0": "127.0.0.1", "5000": str(port), "postgres:5432": database}  # noqa: S104
     command = [replaced(word, places) for word in (*service["entrypoint"], *service["command"])] + list(options)

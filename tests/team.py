@@ -54,11 +54,11 @@ def _demo(shell: Shell, root: Path) -> None:
     shell("dvc", "pull")
     assert {path: file_hashes(path) for path in outputs} == before
     weights = (folder / "models/student/model.safetensors").read_bytes()
-    kept = [path for path in (root / "s3/leanresnet/mlflow").rglob("*.safetensors") if path.read_bytes() == weights]
+    kept = [path for path in (root / "s3/mlflow").rglob("*.safetensors") if path.read_bytes() == weights]
     assert len(kept) == 1, kept
-    for part in ("dvc", "mlflow"):
-        sizes = [path.stat().st_size for path in (root / "s3/leanresnet" / part).rglob("*") if path.is_file()]
-        print(f"s3://leanresnet/{part}: {len(sizes)} files, {sum(sizes):,} bytes")
+    for part in ("leanresnet/dvc", "mlflow"):
+        sizes = [path.stat().st_size for path in (root / "s3" / part).rglob("*") if path.is_file()]
+        print(f"s3://{part}: {len(sizes)} files, {sum(sizes):,} bytes")
     print(shell("leanresnet", "compare", "models/student", "models/baseline").stdout)
 
 

@@ -1,9 +1,12 @@
 """The services of compose.yaml: what can be read of them, and MLflow on PostgreSQL for real (S3: `make team`)."""
 
+import json
+import re
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,14 +20,65 @@ from leanresnet import registry
 from leanresnet.reporting import sync
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
-SECRETS = {"postgres", "pg_service", "s3", "aws"}
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SECRETS = {"postgres", "pg_service", "s3", "aws", "aws_mlflow"}
+DIGEST = r"@sha256:[0-9a-f]{64}"
 
 
-def test_services_are_pinned_watched_and_closed_to_others() -> None:
-    for name, service in COMPOSE["services"].items():
-        assert service["image"] == "leanresnet" or service["image"].rpartition(":")[2][0].isdigit(), name
+def test_services_are_watched_and_closed_to_others() -> None:
+    for name, service in SERVICES.items():
         assert name == "trainer" or service["healthcheck"]["test"][0] == "CMD", name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+    for name in ("s3", "mlflow", "trainer"):
+        assert (SERVICES[name]["read_only"], SERVICES[name]["cap_drop"]) == (True, ["ALL"]), name
+
+
+def test_what_comes_from_elsewhere_is_pinned_by_its_content() -> None:
+    for name, service in SERVICES.items():
+        assert service["image"] == "leanresnet" or re.search(rf":[\d.]+{DIGEST}$", service["image"]), name
+    bases = re.findall(r"^FROM (\S+)(?: AS (\w+))?", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    stages = {stage for _, stage in bases}
+    assert all(base in stages or re.search(f"{DIGEST}$", base) for base, _ in bases), bases
+    for workflow in (ROOT / ".github/workflows").iterdir():
+        used = re.findall(r"uses: (\S+)", workflow.read_text())
+        assert used
+        assert all(re.search("@[0-9a-f]{40}$", action) for action in used), used
+
+
+def neighbours(name: str) -> set[str]:
+    """The services that share a network with this one, by which they reach all of its ports."""
+    networks = {other: set(service.get("networks", ["default"])) for other, service in SERVICES.items()}
+    return {other for other, each in networks.items() if each & networks[name]} - {name}
+
+
+def test_ports_that_ask_for_no_key_are_reached_by_the_service_before_them_alone() -> None:
+    assert neighbours("store") == {"s3"}
+    assert neighbours("postgres") == {"mlflow"}
+    for name in ("store", "postgres"):
+        assert "ports" not in SERVICES[name]
+        assert all(COMPOSE["networks"][network]["internal"] for network in SERVICES[name]["networks"])
+    gate = (ROOT / COMPOSE["configs"]["s3"]["file"]).read_text()
+    assert re.findall(r"^\s*(?:bind|server) .*?:(\d+)", gate, re.MULTILINE) == ["8333", "8333"]
+
+
+def test_a_key_opens_the_bucket_of_its_service_alone(tmp_path: Path) -> None:
+    subprocess.run([ROOT / "team/secrets", tmp_path / "made"], check=True)
+    identities = json.loads((tmp_path / "made/s3").read_text())["identities"]
+    opened = {each["credentials"][0]["accessKey"]: each["actions"] for each in identities}
+    for file, bucket in (("aws", "leanresnet"), ("aws_mlflow", "mlflow")):
+        text = (tmp_path / "made" / file).read_text()
+        (access,) = re.findall("aws_access_key_id = (.*)", text)
+        (secret,) = re.findall("aws_secret_access_key = (.*)", text)
+        assert opened.pop(access) == [f"{action}:{bucket}" for action in ("Read", "Write", "List")]
+        assert [each["credentials"][0]["secretKey"] for each in identities].count(secret) == 1
+    assert not opened
+    mounted = {name: set(service.get("secrets", [])) for name, service in SERVICES.items()}
+    assert {"trainer": {"aws"}, "mlflow": {"pg_service", "aws_mlflow"}, "store": {"s3"}}.items() <= mounted.items()
+    assert [name for name, secrets in mounted.items() if "s3" in secrets] == ["store"]
+    assert "-bucket=leanresnet,mlflow" in SERVICES["store"]["command"]
+    assert "--artifacts-destination=s3://mlflow" in SERVICES["mlflow"]["command"]
+    assert "s3://leanresnet/" in SERVICES["trainer"]["command"][0]
 
 
 def test_secrets_are_files_that_git_and_the_image_leave_out(tmp_path: Path) -> None:
