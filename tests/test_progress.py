@@ -33,13 +33,20 @@ class StopError(Exception):
 class Trial:
     """A training of 3 epochs of 3 steps with all that has a state of its own."""
 
-    def __init__(self, optimizer: dict[str, Any], schedule: dict[str, Any], ema_decay: float | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: dict[str, Any],
+        schedule: dict[str, Any],
+        ema_decay: float | None = None,
+        epochs: int = EPOCHS,
+    ) -> None:
+        self.epochs = epochs
         net = build_model(tiny_model(), MEAN, STD, seed=0, stochastic_depth=0.5)
         mixing = augmentation_settings(flip=0.5, crop_padding=2, mix="cutmix", mix_share=0.5)
         self.train = TrainBatches(synthetic_split(60), BATCH, mixing, seed=0)
         self.validation = EvalBatches(synthetic_split(40, seed=1), BATCH)
         built = build_optimizer(net, optimizer_settings(lr=0.05, **optimizer))
-        rates = build_schedule(built, schedule_settings(**{"warmup_epochs": 0, **schedule}), EPOCHS, STEPS)
+        rates = build_schedule(built, schedule_settings(**{"warmup_epochs": 0, **schedule}), epochs, STEPS)
         sharpness = SharpnessAware(net, Sharpness(rho=0.1, adaptive=True)) if ema_decay else None
         context = autocast(torch.device("cpu"), "fp32")
         self.loop = Loop(objective_of(net, CrossEntropy(0.1)), built, rates, context, 1.0, sharpness)
@@ -57,7 +64,7 @@ class Trial:
                 kept = through_a_file(progress.state_dict())
                 raise StopError
 
-        arguments = {"epochs": EPOCHS, "seed": 7, "ema_decay": self.ema_decay, "measures": dict(MEASURES)}
+        arguments = {"epochs": self.epochs, "seed": 7, "ema_decay": self.ema_decay, "measures": dict(MEASURES)}
         log = lambda metrics, epoch: self.logged.append((epoch, metrics))  # noqa: E731
         try:
             done = fit(
@@ -127,6 +134,19 @@ def test_a_training_stopped_anywhere_goes_on_bit_for_bit(
         history = [dict(row) for row in state["history"]] + [m for e, m in second.logged if e > len(state["history"])]
         for mine, (_, theirs) in zip(history, whole.logged, strict=True):
             assert all(theirs[key] == value for key, value in mine.items() if "second" not in key)
+
+
+@pytest.mark.parametrize(("name", "stretched"), [("cosine", True), ("plateau", False)])
+def test_a_training_goes_on_from_the_end_of_one_with_fewer_epochs(name: str, stretched: bool) -> None:
+    """With the learning rates of the longer one, and bit for bit where those before were the same."""
+    schedule = {"name": name, "warmup_epochs": 0.5, "patience": 0, "final_ratio": 0.01}
+    shorter, longer, whole = (Trial({"name": "sgd"}, schedule, epochs=epochs) for epochs in (2, 3, 3))
+    extended, expected = longer.run(start=shorter.run()), whole.run()
+    found, rates = ([row["lr"] for row in state["history"]] for state in (extended, expected))
+    assert (found[2], extended["rate"]) == (rates[2], expected["rate"])
+    assert (found[:2] == rates[:2]) == (not stretched)
+    if not stretched:
+        assert without_times(extended) == without_times(expected)
 
 
 def test_a_state_says_where_it_is() -> None:

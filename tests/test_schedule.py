@@ -16,10 +16,12 @@ from leanresnet.schedule import LearningRate, build_schedule
 PEAK, EPOCHS, STEPS = 0.8, 8, 5
 
 
-def schedule_of(settings: Schedule, optimizer: str = "sgd") -> tuple[torch.optim.Optimizer, LearningRate]:
+def schedule_of(
+    settings: Schedule, optimizer: str = "sgd", epochs: int = EPOCHS
+) -> tuple[torch.optim.Optimizer, LearningRate]:
     """A schedule over 8 epochs of 5 steps from a learning rate of 0.8."""
     built = build_optimizer(tiny_net(), optimizer_settings(name=optimizer, lr=PEAK))
-    return built, build_schedule(built, settings, EPOCHS, STEPS)
+    return built, build_schedule(built, settings, epochs, STEPS)
 
 
 def rates(settings: Schedule, val_losses: Sequence[float] = ()) -> list[float]:
@@ -41,6 +43,9 @@ def warmed_up(by_hand: list[float], warmup: int) -> list[float]:
     return [PEAK * (step + 1) / (warmup + 1) for step in range(warmup)] + by_hand[: EPOCHS * STEPS - warmup]
 
 
+NAMES = get_args(Schedule.model_fields["name"].annotation)
+# Every kind of change falls into 8 epochs, before and after the fourth.
+EVENTFUL = {"step_epochs": 1, "milestones": (2, 5), "patience": 0, "restart_epochs": 1, "final_ratio": 0.01}
 WARMUPS = pytest.mark.parametrize(("warmup_epochs", "warmup"), [(0, 0), (0.2, 1), (2, 10), (2.5, 12)])
 
 
@@ -167,7 +172,43 @@ def test_one_cycle_leaves_the_momentum_alone() -> None:
     assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
 
 
-@pytest.mark.parametrize("name", get_args(Schedule.model_fields["name"].annotation))
+@WARMUPS
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_of_more_epochs_goes_on_where_that_of_fewer_ended(
+    name: str, warmup_epochs: float, warmup: int
+) -> None:
+    """With exactly the learning rates that it has when it began itself."""
+    settings, losses = schedule_settings(name=name, warmup_epochs=warmup_epochs, **EVENTFUL), [1, 2, 2, 2, 2, 1, 1, 2]
+    expected = rates(settings, losses)
+    shorter, ended = schedule_of(settings, epochs=EPOCHS // 2)
+    for loss in losses[: EPOCHS // 2]:
+        for _ in range(STEPS):
+            ended.step()
+        ended.end_epoch(loss)
+    longer, schedule = schedule_of(settings)
+    longer.load_state_dict(shorter.state_dict())
+    schedule.load_state_dict(ended.state_dict())
+    found = []
+    for loss in losses[EPOCHS // 2 :]:
+        for _ in range(STEPS):
+            found.append(schedule.value)
+            schedule.step()
+        schedule.end_epoch(loss)
+    assert found == expected[len(found) :]
+
+
+def test_after_its_last_step_a_learning_rate_stays() -> None:
+    """As where a batch that fits into memory is looked for after it."""
+    for name in NAMES:
+        _, schedule = schedule_of(schedule_settings(name=name, **EVENTFUL))
+        for _ in range(EPOCHS * STEPS):
+            schedule.step()
+        last = schedule.value
+        schedule.step()
+        assert schedule.value == last, name
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 @pytest.mark.parametrize("warmup_epochs", [0, 2])
 def test_no_schedule_warns(name: str, optimizer: str, warmup_epochs: int) -> None:

@@ -120,7 +120,7 @@ class CountingSchedule(LearningRate):
     """Calls `after` after each step."""
 
     def __init__(self, schedule: LearningRate, after: Callable[[], None]) -> None:
-        super().__init__(schedule._by_step, schedule._plateau)
+        super().__init__(schedule._optimizer, schedule._rates, schedule._plateau)
         self.after = after
         self.epoch_losses: list[float] = []
 

@@ -111,7 +111,4 @@ def _extend(work: Work, training: Training) -> tuple[dict[str, Any], str | None]
         kept = f"accepted: with a finished training of the same but fewer epochs; the last {FINISHED_KEPT} are kept"
         raise ConfigError(f"{training.lesson.key}.epochs = {work.epochs} with --extend: {kept}")
     work.extend(parent)
-    if training.recipe.schedule.name in ("linear", "onecycle"):
-        # They are stretched over all epochs, so that of more epochs is another one.
-        del state["schedule"]
     return state, elsewhere

@@ -95,6 +95,7 @@ class Progress:
         average: AveragedModel | None,
         seed: int,
     ) -> None:
+        # A schedule writes to the optimizer's groups, so it is loaded after the optimizer.
         self._parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "schedule": schedule}
         if average is not None:
             self._parts["average"] = average
@@ -155,28 +156,20 @@ class Progress:
         names = ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds")
         return {**state, "tally": counted, "draws": draws, **{name: getattr(self, name) for name in names}}
 
-    def load_state_dict(self, state: Mapping[str, Any], steps: int) -> None:
-        """Go on from `state`.
-
-        Args:
-            steps: of an epoch. A state without a schedule comes from a training of fewer epochs: this one's own
-                schedule is brought to the same step.
-        """
-        rates = None if "schedule" in state else self._schedule.go_to((state["epoch"] - 1) * steps)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, which may be the last one of a training of fewer epochs."""
         for name, part in self._parts.items():
-            if name in state:
-                part.load_state_dict(state[name])
+            part.load_state_dict(state[name])
         for name in ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds"):
             setattr(self, name, state[name])
-        if rates is not None:
-            for group, rate in zip(self._parts["optimizer"].param_groups, rates, strict=True):
-                group["lr"] = rate
-            self.rate = rates[0]
         counted = state["tally"]
         losses, hits = (list(counted[name].to(self.device).unbind()) for name in ("losses", "hits"))
         self.tally = Tally(losses, hits, counted["images"], counted["seconds"])
         self.seed_draws()
-        if self.step > 0:
+        if self.step == 0:
+            # The epoch begins here, under this training's own schedule.
+            self.rate = self._schedule.value
+        else:
             torch.set_rng_state(state["draws"]["cpu"])
             # A training that began on a CPU has none.
             if self.device.type == "cuda" and "cuda" in state["draws"]:

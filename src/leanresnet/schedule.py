@@ -1,42 +1,51 @@
 """Learning-rate schedules by name, all of them torch's."""
 
-import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer, lr_scheduler
 
 from leanresnet.config import Schedule
 
 
 class LearningRate:
-    """A schedule as the loop uses it: one call a step, and one an epoch for what watches validation."""
+    """A schedule as the loop uses it: one call a step, and one an epoch for what watches validation.
+
+    The learning rate of a step is a function of the step's number, whatever came before: a state of this
+    class only says how many steps were made, so it can go on under the schedule of more epochs.
+
+    Args:
+        rates: the learning rate of each step; after the last one it stays.
+        plateau: what may reduce it from there on.
+    """
 
     def __init__(
-        self, by_step: lr_scheduler.LRScheduler, plateau: lr_scheduler.ReduceLROnPlateau | None = None
+        self, optimizer: Optimizer, rates: Sequence[float], plateau: lr_scheduler.ReduceLROnPlateau | None = None
     ) -> None:
-        self._by_step = by_step
+        self._optimizer = optimizer
+        self._rates = rates
         self._plateau = plateau
+        self._go_to(0)
 
     def state_dict(self) -> dict[str, Any]:
         plateau = None if self._plateau is None else self._plateau.state_dict()
-        return {"by_step": self._by_step.state_dict(), "plateau": plateau}
+        return {"step": self._step, "plateau": plateau}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._by_step.load_state_dict(state["by_step"])
+        """To be called after that of the optimizer, which keeps the learning rate that a plateau left."""
         if self._plateau is not None:
             self._plateau.load_state_dict(state["plateau"])
+        self._go_to(state["step"])
 
-    def go_to(self, step: int) -> list[float]:
-        """Take so many steps at once, from a fresh start; the learning rate of each group of the optimizer."""
-        with warnings.catch_warnings():
-            # torch misses the optimizer's steps, which were made elsewhere.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            for _ in range(step):
-                self._by_step.step()
-        return [float(group["lr"]) for group in self._by_step.optimizer.param_groups]
+    def _go_to(self, step: int) -> None:
+        self._step = step
+        if step < len(self._rates):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rates[step]
 
     def step(self) -> None:
-        self._by_step.step()
+        self._go_to(self._step + 1)
 
     def end_epoch(self, val_loss: float) -> None:
         if self._plateau is not None:
@@ -44,7 +53,7 @@ class LearningRate:
 
     @property
     def value(self) -> float:
-        return float(self._by_step.optimizer.param_groups[0]["lr"])
+        return float(self._optimizer.param_groups[0]["lr"])
 
 
 def build_schedule(optimizer: Optimizer, settings: Schedule, epochs: int, steps: int) -> LearningRate:
@@ -54,22 +63,43 @@ def build_schedule(optimizer: Optimizer, settings: Schedule, epochs: int, steps:
     rising part of the cycle. Cosine and linear fall from there to the end; a first restart comes
     `restart_epochs` after the warm-up.
     """
+    peak = float(optimizer.param_groups[0]["lr"])
+    warmup, total = round(settings.warmup_epochs * steps), epochs * steps
+    # torch computes a learning rate from the one before, which it keeps in an optimizer.
+    carrier = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    schedule = _torch_schedule(carrier, settings, warmup, total, steps)
+    # torch warns where its schedules step before an optimizer did.
+    carrier.step()
+    plateau = None
+    if settings.name == "plateau":
+        plateau = lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=settings.factor, patience=settings.patience, min_lr=peak * settings.final_ratio
+        )
+        total = warmup
+    rates = [carrier.param_groups[0]["lr"]]
+    for _ in range(total):
+        schedule.step()
+        rates.append(carrier.param_groups[0]["lr"])
+    return LearningRate(optimizer, rates, plateau)
+
+
+def _torch_schedule(
+    optimizer: Optimizer, settings: Schedule, warmup: int, total: int, steps: int
+) -> lr_scheduler.LRScheduler:
+    """The schedule over `total` steps, `steps` an epoch, of which the first `warmup` rise."""
     peak = optimizer.param_groups[0]["lr"]
-    warmup = round(settings.warmup_epochs * steps)
     floor = peak * settings.final_ratio
-    length = max(1, epochs * steps - warmup)
+    length = max(1, total - warmup)
     if settings.name == "onecycle":
-        return LearningRate(
-            lr_scheduler.OneCycleLR(
-                optimizer,
-                max_lr=peak,
-                total_steps=epochs * steps + 1,
-                # The peak comes at step warmup - 1, and torch divides by that.
-                pct_start=max(warmup, 2) / (epochs * steps + 1),
-                cycle_momentum=False,
-                div_factor=25,
-                final_div_factor=1 / (25 * settings.final_ratio),
-            )
+        return lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=peak,
+            total_steps=total + 1,
+            # The peak comes at step warmup - 1, and torch divides by that.
+            pct_start=max(warmup, 2) / (total + 1),
+            cycle_momentum=False,
+            div_factor=25,
+            final_div_factor=1 / (25 * settings.final_ratio),
         )
     main: lr_scheduler.LRScheduler
     match settings.name:
@@ -90,14 +120,7 @@ def build_schedule(optimizer: Optimizer, settings: Schedule, epochs: int, steps:
             )
         case "constant" | "plateau":
             main = lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    if settings.name == "plateau":
-        # Multiplicative warm-up alone, so that a reduction found by the plateau stays.
-        rise = lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
-        plateau = lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=settings.factor, patience=settings.patience, min_lr=floor
-        )
-        return LearningRate(rise, plateau)
     if warmup == 0:
-        return LearningRate(main)
+        return main
     rise = lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
-    return LearningRate(lr_scheduler.SequentialLR(optimizer, [rise, main], [warmup]))
+    return lr_scheduler.SequentialLR(optimizer, [rise, main], [warmup])

@@ -102,7 +102,7 @@ def fit(
     with torch.random.fork_rng(gpus):
         progress = Progress(net, loop.optimizer, loop.schedule, average, seed)
         if start is not None:
-            progress.load_state_dict(start, len(train))
+            progress.load_state_dict(start)
         first = progress.epoch
         bar = tqdm(range(first, epochs + 1), "epochs", epochs, initial=first - 1, unit="epoch", disable=_quiet(loop))
         with bar:
