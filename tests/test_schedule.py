@@ -130,6 +130,14 @@ def test_plateau_reduces_after_its_patience_and_ends_at_its_floor() -> None:
     assert found[35:] == pytest.approx([PEAK * 0.05] * 5)
 
 
+@pytest.mark.parametrize(("warmup_epochs", "warmup"), [(4, 20), (4.2, 21), (4.8, 24)])
+def test_plateau_counts_no_epoch_of_the_warmup(warmup_epochs: float, warmup: int) -> None:
+    """In which the loss only rises; the first epoch that ends after it is what later ones have to improve on."""
+    settings = schedule_settings(name="plateau", warmup_epochs=warmup_epochs, patience=0, factor=0.5, final_ratio=0.0)
+    found = rates(settings, [2.0, 2.1, 2.2, 2.3, 5.0, 4.0, 4.5, 1.0])
+    assert found == pytest.approx(warmed_up([PEAK] * (35 - warmup) + [PEAK / 2] * 5, warmup))
+
+
 def one_cycle(rise: int, ratio: float) -> list[float]:
     """Cosine halves: 1/25 of the peak up to the peak at step `rise`, down to `ratio` of it after the 40th."""
 

@@ -17,7 +17,7 @@ class LearningRate:
 
     Args:
         rates: the learning rate of each step; after the last one it stays.
-        plateau: what may reduce it from there on.
+        plateau: what may reduce it from there on. Epochs that end before, in the warm-up, do not count for it.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LearningRate:
         self._go_to(self._step + 1)
 
     def end_epoch(self, val_loss: float) -> None:
-        if self._plateau is not None:
+        if self._plateau is not None and self._step >= len(self._rates):
             self._plateau.step(val_loss)
 
     @property
@@ -61,7 +61,7 @@ def build_schedule(optimizer: Optimizer, settings: Schedule, epochs: int, steps:
 
     The learning rate rises linearly during `warmup_epochs`; for one-cycle they are the
     rising part of the cycle. Cosine and linear fall from there to the end; a first restart comes
-    `restart_epochs` after the warm-up.
+    `restart_epochs` after the warm-up, and a plateau is looked for after it.
     """
     peak = float(optimizer.param_groups[0]["lr"])
     warmup, total = round(settings.warmup_epochs * steps), epochs * steps
