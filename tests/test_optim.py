@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MEAN, STD, optimizer_settings, pooling_model, random_images, schedule_settings, tiny_net
+from helpers import MEAN, STD, optimizer_settings, pooling_model, random_images, schedule_settings, tiny_model, tiny_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanresnet.config import Model
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.optim import Muon, build_optimizer, orthogonalize
 from leanresnet.schedule import build_schedule
@@ -186,7 +187,38 @@ def test_muon_turns_every_bank_by_the_same_angle_whatever_its_size_and_scale() -
             assert float(angle) == pytest.approx(0.05, rel=0.05)
 
 
-def test_muon_leaves_what_no_batch_norm_follows_to_adamw() -> None:
+PREACTIVATION = {"block": "preactivation", "blocks": (2, 2)}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        tiny_model(squeeze_excite=4),
+        tiny_model(activation="gelu", blocks=(2, 2)),
+        tiny_model(**PREACTIVATION),
+        tiny_model(**PREACTIVATION, squeeze_excite=4),
+        pooling_model(squeeze_excite=4),
+    ],
+    ids=["basic", "gelu", "preactivation", "preactivation-squeeze", "pool"],
+)
+def test_muon_holds_the_norm_of_exactly_those_filters_to_whose_norm_the_network_is_blind(model: Model) -> None:
+    """Three times as large, they change no answer; any other convolution does."""
+    net = build_model(model, MEAN, STD, seed=0, images=IMAGES).train()
+    held = {id(p) for p in build_optimizer(net, optimizer_settings(name="muon")).param_groups[0]["params"]}
+    filters = {name: p for name, p in net.named_parameters() if p.ndim == 4 and p.requires_grad}
+    blind = set()
+    with torch.no_grad():
+        expected = net(IMAGES)
+        for name, weight in filters.items():
+            weight.mul_(3)
+            if float((net(IMAGES) - expected).norm() / expected.norm()) < 1e-3:
+                blind.add(name)
+            weight.div_(3)
+    # The first layer of squeeze-and-excitation may be inactive here, so that nothing of it shows.
+    assert {name for name in filters if id(filters[name]) in held} == {name for name in blind if "fc1" not in name}
+
+
+def test_muon_leaves_squeeze_and_excitation_to_adamw() -> None:
     net = tiny_net(squeeze_excite=4)
     groups = build_optimizer(net, optimizer_settings(name="muon", weight_decay=0.01)).param_groups
     squeezing = [p for name, p in net.named_parameters() if "squeeze" in name and p.ndim == 4]

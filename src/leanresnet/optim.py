@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from leanresnet.config import Optimizer
 from leanresnet.device import has_fast_bf16
+from leanresnet.models.blocks import filters_before_norm
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on convolution filters, AdamW on all else, as one optimizer.
+    """Muon on the convolution filters that a batch norm follows, AdamW on all else, as one optimizer.
 
     A filter bank (out, in, k, k) is moved as the matrix (out, in*k*k): its momentum with every
     singular value brought near 1 (Jordan et al., "Muon", 2024). Each bank, however large, moves by
@@ -19,7 +20,9 @@ class Muon(torch.optim.Optimizer):
     the network blind to the norm, so what a step does is turn the bank, by about `lr` radians. All
     layers turn alike; a step of fixed size would turn small banks less, and all of them less as
     their norms grow. Weight decay, which such a bank would only feel as a larger step, is for the
-    rest, which AdamW moves at `REST` of the learning rate.
+    rest, which AdamW moves at `REST` of the learning rate. Banks that no batch norm follows belong
+    to the rest, since their norm is what scales their branch: in a pre-activation network the stem,
+    the shortcuts and the second convolution of each block, elsewhere those of squeeze-and-excitation.
     torch's own Muon takes matrices alone and iterates in bfloat16, which a CPU without bfloat16
     products does 60 times slower than in float32.
     """
@@ -91,8 +94,7 @@ def build_optimizer(net: nn.Module, settings: Optimizer) -> torch.optim.Optimize
     decay, lr = settings.weight_decay, settings.lr
     others_group = {"params": others, "weight_decay": decay if settings.decay_norm_and_bias else 0.0}
     if settings.name == "muon":
-        # Convolutions with a bias, those of squeeze-and-excitation, have no batch norm behind them.
-        banks = {m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.bias is None}
+        banks = filters_before_norm(net)
         dense = {"params": [p for p in weights if p not in banks], "weight_decay": decay}
         return Muon([p for p in weights if p in banks], [dense, others_group], settings)
     groups = [{"params": weights, "weight_decay": decay}, others_group]

@@ -25,15 +25,18 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
     return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(convolution(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs))
+class ConvBN(nn.Sequential):
+    """conv, BN."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(convolution(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs))
 
 
-class ConvPool(nn.Sequential):
+class ConvPool(ConvBN):
     """conv, 2x2 max pool, BN, activation: opens a layer of a network that halves its maps by pooling."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, activation: Activation) -> None:
-        super().__init__(*conv_bn(inputs, outputs, kernel))
+        super().__init__(inputs, outputs, kernel)
         self._activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,13 +70,13 @@ class BasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         self._activation = activation
-        self.conv1 = conv_bn(inputs, outputs, kernel, stride)
-        self.conv2 = conv_bn(outputs, outputs, kernel)
+        self.conv1 = ConvBN(inputs, outputs, kernel, stride)
+        self.conv2 = ConvBN(outputs, outputs, kernel)
         self.squeeze = squeeze_excite(outputs, ratio)
         self.drop = StochasticDepth(drop, "row")
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = conv_bn(inputs, outputs, skip_kernel, stride)
+            self.shortcut = ConvBN(inputs, outputs, skip_kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.conv2(self._activation(self.conv1(x)))
@@ -122,3 +125,18 @@ BLOCKS: dict[str, type[BasicBlock] | type[PreActivationBlock]] = {
     "basic": BasicBlock,
     "preactivation": PreActivationBlock,
 }
+
+
+def filters_before_norm(net: nn.Module) -> set[Tensor]:
+    """The weights of the convolutions whose outputs nothing but a batch norm sees.
+
+    The network is blind to the norm of each of them. In a pre-activation network these are only the first of
+    each block; what the others give is added up before a batch norm sees the sum.
+    """
+    found: list[nn.Module] = []
+    for module in net.modules():
+        if isinstance(module, ConvBN):
+            found.append(module[0])
+        elif isinstance(module, PreActivationBlock):
+            found.append(module.conv1)
+    return {each.weight for each in found if isinstance(each, nn.Conv2d)}

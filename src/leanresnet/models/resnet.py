@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanresnet.config import CLASSES, WHITENING_FILTERS, Model
-from leanresnet.models.blocks import BLOCKS, Activation, ConvPool, conv_bn, convolution
+from leanresnet.models.blocks import BLOCKS, Activation, ConvBN, ConvPool, convolution
 
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu}
 
@@ -91,7 +91,7 @@ class ResNet(nn.Module):
     def _stem(self, width: int) -> nn.Module:
         if self.model.stem == "whitening":
             return Whitening()
-        return convolution(3, width, 3) if self.model.block == "preactivation" else conv_bn(3, width, 3)
+        return convolution(3, width, 3) if self.model.block == "preactivation" else ConvBN(3, width, 3)
 
     def _layer(self, n: int, width: int) -> nn.Sequential:
         model, channels = self.model, self.model.channels[n]
