@@ -127,6 +127,7 @@ def test_the_served_champion_answers_requests_and_refuses_bad_ones(served: str, 
 
 
 def test_without_a_candidate_it_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
     done = subprocess.run(
         ["leanresnet", "champion"], cwd=tmp_path, env=outside_environment(), capture_output=True, text=True
     )

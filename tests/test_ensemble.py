@@ -63,6 +63,7 @@ def test_members_held_out_the_same_images_and_are_no_ensembles(tmp_path: Path) -
 
 def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").touch()
     split = tmp_path / "split.safetensors"
     save_split(synthetic_split(60), split)
     md5 = file_hashes(split)[0]

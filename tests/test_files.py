@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
-from leanresnet.errors import StorageError
+from leanresnet.errors import ConfigError, StorageError
 from leanresnet.files import (
     atomic_write,
     file_hashes,
@@ -178,9 +178,21 @@ def test_hashing_names_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         file_hashes(tmp_path)
 
 
-def test_the_workspace_is_dvcs_root_or_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    assert workspace() == tmp_path.resolve()
+def test_the_workspace_is_dvcs_root_or_the_nearest_folder_with_params(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = tmp_path / "results" / "student"
+    below.mkdir(parents=True)
+    (tmp_path / "params.yaml").touch()
+    for folder in (tmp_path, below):
+        monkeypatch.chdir(folder)
+        assert workspace() == tmp_path.resolve()
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "root"))
     assert workspace() == (tmp_path / "root").resolve()
+
+
+def test_outside_of_a_workspace_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"{tmp_path}: no workspace, accepted: a folder with params.yaml"):
+        workspace()

@@ -32,6 +32,7 @@ EPOCHS = 5
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "space"
     folder.mkdir()
+    (folder / "params.yaml").touch()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -219,6 +220,7 @@ def test_a_machine_without_mlflow_keeps_its_run_for_another(
 ) -> None:
     box = tmp_path / "box"
     box.mkdir()
+    (box / "params.yaml").touch()
     with monkeypatch.context() as there:
         there.chdir(box)
         there.setattr(tracking.importlib.util, "find_spec", lambda name: None)

@@ -110,6 +110,7 @@ def asked(port: int, method: str, path: str, **headers: str) -> int:
 def test_the_ui_serves_this_machine_alone_and_no_foreign_page(tmp_path: Path) -> None:
     """A page elsewhere could otherwise ask the browser to read or change the runs (DNS rebinding, CSRF)."""
     search = "/api/2.0/mlflow/experiments/search"
+    (tmp_path / "params.yaml").touch()
     with ui(tmp_path) as (port, process):
         assert psutil.Process(process).environ()["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
         assert asked(port, "GET", f"{search}?max_results=1", Host=f"127.0.0.1:{port}") == 200
@@ -132,6 +133,7 @@ class Armed:
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
 def test_mlflow_loads_no_pickled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").touch()
     mlflow = connect()
     (tmp_path / "model").mkdir()
     (tmp_path / "model/python_model.pkl").write_bytes(pickle.dumps(Armed(tmp_path / "ran")))

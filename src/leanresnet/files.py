@@ -11,12 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from leanresnet.errors import StorageError
+from leanresnet.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+PARAMS = "params.yaml"
 # Asked for once, by setting it: for that moment, it is every thread's.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -68,8 +69,29 @@ def _flush_folder(folder: Path) -> None:
 
 
 def workspace() -> Path:
-    """Where databases, locks and downloads live: DVC's root, also from a temporary copy that DVC made of it."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+    """Where databases, locks and downloads live: DVC's root, also from a temporary copy that DVC made of it.
+
+    Outside of DVC it is the `project`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    root = os.environ.get("DVC_ROOT")
+    return Path(root).resolve() if root else project()
+
+
+def project() -> Path:
+    """The nearest folder with a params.yaml, from the current one upwards.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / PARAMS).is_file():
+            return folder
+    made = "`leanresnet init` makes one"
+    raise ConfigError(f"{here}: no workspace, accepted: a folder with {PARAMS}, or one below such a folder; {made}")
 
 
 def save_bytes(content: bytes | memoryview, path: Path) -> None:
