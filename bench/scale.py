@@ -13,7 +13,7 @@ from leanresnet.comparison import compare
 from leanresnet.config import flatten
 from leanresnet.params import load_params
 from leanresnet.registry import Recorded, find_finished
-from leanresnet.tracking import tracking_uri
+from leanresnet.tracking import DATABASE
 from leanresnet.training import NOT_DISTILLED
 from pipeline.workspace import preset_path
 
@@ -30,7 +30,7 @@ def scale(runs: int, writers: int, epochs: int) -> None:
         os.environ["DVC_ROOT"] = folder
         # Two lines a run, where MLflow is a server.
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-        database = Path(tracking_uri().removeprefix("sqlite:///"))
+        database = Path(folder) / DATABASE
         shares = [runs // writers + (number < runs % writers) for number in range(writers)]
         begun = time.perf_counter()
         processes = [

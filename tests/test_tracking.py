@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ import torch
 from conftest import Checkout, outside_environment, shell_in
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+
+from leanresnet.errors import ConfigError
+from leanresnet.tracking import connect, tracking_uri
 
 MODELS = ("baseline", "teacher", "student")
 
@@ -157,6 +161,7 @@ def test_sync_logs_what_dvc_restored_once_and_no_evaluation_of_other_weights(
 
 
 def test_processes_share_a_fresh_database(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
     script = (
         "from leanresnet.reporting import start_run\n"
         "with start_run('r', {}, {}) as run: [run.log_metrics({'m': s}, s) for s in range(20)]"
@@ -195,6 +200,7 @@ runs_table()
 
 
 def test_a_process_killed_while_the_database_is_made_leaves_none(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
     killed, healthy = (
         subprocess.run(
             [sys.executable, "-c", f"STATEMENTS = {statements}\n{MAKES_A_DATABASE}"],
@@ -205,3 +211,105 @@ def test_a_process_killed_while_the_database_is_made_leaves_none(tmp_path: Path)
     )
     assert (killed.returncode, healthy.returncode) == (-signal.SIGKILL, 0)
     assert client_of(tmp_path).get_experiment_by_name("leanresnet") is not None
+
+
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty workspace whose name means something in an address; a folder in it is the current one."""
+    folder = tmp_path / "a%20b ?c #d @é:+"
+    (folder / "results").mkdir(parents=True)
+    (folder / "params.yaml").touch()
+    monkeypatch.chdir(folder / "results")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("", "sqlite+pysqlite:///{root}/mlflow.db"),
+        ("sqlite:///mlflow.db", "sqlite+pysqlite:///{root}/mlflow.db"),
+        ("sqlite:///runs/all%20of%20them.db?timeout=9", "sqlite+pysqlite:///{root}/runs/all%20of%20them.db?timeout=9"),
+        ("sqlite:////srv/mlflow.db", "sqlite+pysqlite:////srv/mlflow.db"),
+        ("file:./mlruns", "file://{root}/mlruns"),
+        ("mlruns", "file://{root}/mlruns"),
+        ("file:///srv/mlruns", "file:///srv/mlruns"),
+        ("http://ann@host:5000", "http://ann@host:5000"),
+        (
+            "postgresql+psycopg2://mlflow@host/mlflow?service=team",
+            "postgresql+psycopg2://mlflow@host/mlflow?service=team",
+        ),
+        ("databricks", "databricks"),
+    ],
+)
+def test_a_relative_address_is_of_the_workspace(
+    given: str, meant: str, space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking_uri() == meant.format(root=quote(str(space)))
+
+
+def test_an_address_that_is_whole_needs_no_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="no workspace"):
+        connect()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere' / 'mlflow.db'}")
+    experiment = connect().get_experiment_by_name("leanresnet")
+    assert experiment.artifact_location == (tmp_path / "elsewhere" / "mlartifacts").as_uri()
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+MODEL = """
+import mlflow
+class Constant(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return "WHO"
+mlflow.models.set_model(Constant())
+"""
+
+
+def log_model_of(space: Path, who: str) -> str:
+    """A run with a file, and a model that says `who` as the champion; the run's id."""
+    mlflow = connect()
+    client = mlflow.MlflowClient()
+    (space / "model.py").write_text(MODEL.replace("WHO", who))
+    (space / "who.txt").write_text(who)
+    with mlflow.start_run() as run:
+        client.log_artifact(run.info.run_id, str(space / "who.txt"), "results")
+        logged = mlflow.pyfunc.log_model(
+            name="model", python_model=str(space / "model.py"), pip_requirements=[], registered_model_name="who"
+        )
+    client.set_registered_model_alias("who", "champion", logged.registered_model_version)
+    return str(run.info.run_id)
+
+
+def champion_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As a process of its own would find it that was started there."""
+    monkeypatch.chdir(folder)
+    # MLflow sets it for its own subprocesses.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow = connect()
+    place = mlflow.MlflowClient().get_model_version_download_uri("who", "1")
+    assert place.startswith((folder / "mlartifacts").as_uri() + "/")
+    return str(mlflow.pyfunc.load_model("models:/who@champion").predict(0))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_copy_and_a_moved_workspace_have_their_files_with_them(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = log_model_of(space, "first")
+    assert [path.name for path in space.parent.iterdir()] == [space.name]
+    copy, moved = space.with_name("its copy?"), space.with_name("moved")
+    shutil.copytree(space, copy)
+    before = content(space)
+    assert champion_says(copy, monkeypatch) == "first"
+    other = log_model_of(copy, "second")
+    client = connect().MlflowClient()
+    texts = {Path(client.download_artifacts(each, "results/who.txt")).read_text() for each in (run, other)}
+    assert texts == {"first", "second"}
+    assert content(space) == before
+    space.rename(moved)
+    assert champion_says(moved, monkeypatch) == "first"
+    assert Path(connect().MlflowClient().download_artifacts(run, "results/who.txt")).read_text() == "first"

@@ -10,9 +10,9 @@ import os
 import shutil
 import subprocess
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 import torch
 from filelock import FileLock
@@ -26,6 +26,8 @@ EXPERIMENT = "leanresnet"
 JOURNAL_TAG = "leanresnet.journal"
 WEIGHTS_TAG = "leanresnet.weights_sha256"
 EXPERIMENT_TAG = "dvc.experiment"
+# In the workspace.
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 
 
 class Delivery:
@@ -170,8 +172,34 @@ def runs_table() -> str:
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or a database in the workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace() / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, or a database in the workspace; a relative path is of the workspace.
+
+    Raises:
+        ConfigError: outside of a workspace, where the address depends on it.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
+    scheme, slashes, rest = given.partition("://")
+    if slashes and scheme.partition("+")[0] == "sqlite":
+        path, mark, query = rest.removeprefix("/").partition("?")
+        return f"{_sqlite_uri(_in_workspace(unquote(path)))}{mark}{query}"
+    if urlsplit(given).scheme in ("", "file") and given != "databricks":
+        return _in_workspace(unquote(urlsplit(given).path)).as_uri()
+    return given
+
+
+def _sqlite_uri(path: Path) -> str:
+    # With the driver's name, for MLflow makes the parent folder of what follows sqlite:/// as it is written: quoted.
+    return f"sqlite+pysqlite:///{quote(str(path))}"
+
+
+def _in_workspace(path: str) -> Path:
+    return Path(path) if Path(path).is_absolute() else workspace() / path
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an address that `tracking_uri` gave; None where it is not of sqlite."""
+    scheme, _, path = uri.partition(":///")
+    return Path(unquote(path.partition("?")[0])) if scheme == "sqlite+pysqlite" else None
 
 
 def code_version() -> dict[str, str]:
@@ -200,35 +228,67 @@ def connect() -> Any:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    uri, root = tracking_uri(), workspace()
-    local = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
-    (root / ".work").mkdir(exist_ok=True)
+    database = _database(uri)
+    if database is None:
+        _choose_experiment(mlflow, None)
+        return mlflow
+    lock = database.parent / ".work" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
     # Two processes that create a fresh database at once break it.
-    with FileLock(root / ".work" / "mlflow.lock") if local else nullcontext():
-        if local:
-            _create_database(uri)
-        experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            mlflow.create_experiment(EXPERIMENT, artifact_location=local)
-        mlflow.set_experiment(EXPERIMENT)
+    with FileLock(lock):
+        _create_database(database)
+        artifacts = (database.parent / ARTIFACTS).as_uri()
+        before = _choose_experiment(mlflow, artifacts)
+        if before != artifacts and before.startswith("file:") and before.endswith(f"/{ARTIFACTS}"):
+            _follow_move(uri, before, artifacts)
     return mlflow
 
 
-def _create_database(uri: str) -> None:
+def _choose_experiment(mlflow: Any, artifacts: str | None) -> str:
+    """Where its artifacts are; `artifacts`, or what the server says, if there was no such experiment."""
+    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+        mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    return str(mlflow.set_experiment(EXPERIMENT).artifact_location)
+
+
+def _create_database(path: Path) -> None:
     """Beside its place, if there is none: one that a killed process left half made is of no use to anybody."""
     from mlflow.tracking import MlflowClient
-    from sqlalchemy.engine import make_url
 
-    path = Path(make_url(uri).database or "")
     if not path.exists():
         # A folder, for sqlite keeps files of its own beside one that is written.
         folder = path.with_name(f"{path.name}.new")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        MlflowClient(f"sqlite:///{folder / path.name}").search_experiments(max_results=1)
+        MlflowClient(_sqlite_uri(folder / path.name)).search_experiments(max_results=1)
         (folder / path.name).replace(path)
         folder.rmdir()
+
+
+def _follow_move(uri: str, before: str, now: str) -> None:
+    """Replace what a database has as the place of its artifacts: it was moved or copied, and they lie beside it.
+
+    MLflow keeps a place in each experiment, run, logged model and version, so that a copy would write to the original.
+    """
+    from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+    from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
+    from sqlalchemy import create_engine, func, update
+
+    engine = create_engine(uri)
+    with engine.begin() as connection:
+        for place in (
+            SqlExperiment.artifact_location,
+            SqlRun.artifact_uri,
+            SqlLoggedModel.artifact_location,
+            SqlModelVersion.source,
+            SqlModelVersion.storage_location,
+        ):
+            is_inside = func.substr(place + "/", 1, len(before) + 1) == f"{before}/"
+            moved = update(place.class_).where(is_inside).values({place: now + func.substr(place, len(before) + 1)})
+            connection.execute(moved)
+    engine.dispose()
 
 
 def _git(*arguments: str) -> str | None:
