@@ -1,6 +1,5 @@
 """A workspace: the files of this checkout that it starts from, and its DVC."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +29,12 @@ def preset_path(name: str) -> Path:
 
 def dvc(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """DVC's command in `folder`, or here; what it printed is in the result, and so is a failure."""
+    from leanresnet.git import environment
+
     command = [sys.executable, "-m", "dvc", *arguments]
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=folder, env=environment() | {"DVC_NO_ANALYTICS": "1"}, capture_output=True, text=True
+    )
 
 
 def reason(failed: subprocess.CompletedProcess[str]) -> str:

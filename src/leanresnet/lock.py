@@ -1,11 +1,12 @@
 """dvc.lock, as DVC writes it: what each stage was given and what it made, now and in the commits before."""
 
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leanresnet.documents import read_yaml, write_yaml
+
+from leanresnet.git import git
 
 LOCK = "dvc.lock"
 
@@ -61,9 +62,9 @@ def find_locked(weights_md5: str, root: Path) -> Locked | None:
     places: list[tuple[str | None, str]] = []
     if (root / LOCK).exists():
         places.append((None, (root / LOCK).read_text()))
-    for commit in (_git(root, "log", f"-S{weights_md5}", "--format=%H", "--", LOCK) or "").split():
+    for commit in (git(root, "log", f"-S{weights_md5}", "--format=%H", "--", LOCK) or "").split():
         # The second of two commits is the one that removed them.
-        places.append((commit, _git(root, "show", f"{commit}:./{LOCK}") or ""))
+        places.append((commit, git(root, "show", f"{commit}:./{LOCK}") or ""))
     for place, text in places:
         stages = read_stages(text)
         for name, stage in stages.items():
@@ -74,13 +75,5 @@ def find_locked(weights_md5: str, root: Path) -> Locked | None:
 
 def _newest_commit(root: Path, text: str) -> str | None:
     """Of the workspace's dvc.lock, if it is committed as it is."""
-    committed = _git(root, "show", f"HEAD:./{LOCK}")
-    return (_git(root, "rev-parse", "HEAD") or "").strip() if committed == text else None
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git says, or None where it fails or there is none."""
-    try:
-        return subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    committed = git(root, "show", f"HEAD:./{LOCK}")
+    return (git(root, "rev-parse", "HEAD") or "").strip() if committed == text else None

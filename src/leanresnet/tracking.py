@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 import shutil
-import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from filelock import FileLock
 from leanresnet.checkpoint import load_model
 from leanresnet.errors import StorageError
 from leanresnet.files import workspace
+from leanresnet.git import git
 from leanresnet.journal import Event
 
 EXPERIMENT = "leanresnet"
 JOURNAL_TAG = "leanresnet.journal"
 WEIGHTS_TAG = "leanresnet.weights_sha256"
 EXPERIMENT_TAG = "dvc.experiment"
+# The checkout of this code, where it is one.
+CODE = Path(__file__).resolve().parents[2]
 # In the workspace.
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 
@@ -203,16 +206,30 @@ def _database(uri: str) -> Path | None:
 
 
 def code_version() -> dict[str, str]:
-    """Tags: the git commit of the code and whether files differ from it, "none" outside git; DVC's experiment."""
-    commit = _git("rev-parse", "HEAD")
-    # dvc.lock changes while the stages run; what determines a run are the code and the values.
-    parts = [f":(top){part}" for part in ("src", "pipeline", "params.yaml", "dvc.yaml")]
-    status = _git("status", "--porcelain", "--", *parts)
-    dirty = "none" if status is None else str(bool(status)).lower()
-    tags = {"git.commit": commit or "none", "git.dirty": dirty}
+    """Tags: the git commit of the code and whether files differ from it, "none" outside git; DVC's experiment.
+
+    They are "unknown" where git does not read the repository; a line on stderr says why.
+    """
+    try:
+        commit, dirty = _commit(CODE)
+    except StorageError as error:
+        print(f"warning: the run's commit is not known: {error}", file=sys.stderr)
+        commit = dirty = "unknown"
+    tags = {"git.commit": commit, "git.dirty": dirty}
     if "DVC_EXP_NAME" in os.environ:
         tags[EXPERIMENT_TAG] = os.environ["DVC_EXP_NAME"]
     return tags
+
+
+def _commit(code: Path) -> tuple[str, str]:
+    """Of the checkout whose folder this is, and whether its files differ."""
+    commit = git(code, "rev-parse", "HEAD", trusted=code)
+    # An unpacked archive, or an installed package, may lie in the repository of something else.
+    if commit is None or not git(code, "ls-files", "--", "src/leanresnet", trusted=code):
+        return "none", "none"
+    # dvc.lock changes while the stages run; what determines a run are the code and the values.
+    status = git(code, "status", "--porcelain", "--", "src", "pipeline", "params.yaml", "dvc.yaml", trusted=code)
+    return commit.strip(), "unknown" if status is None else str(bool(status)).lower()
 
 
 def connect() -> Any:
@@ -289,11 +306,3 @@ def _follow_move(uri: str, before: str, now: str) -> None:
             moved = update(place.class_).where(is_inside).values({place: now + func.substr(place, len(before) + 1)})
             connection.execute(moved)
     engine.dispose()
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
