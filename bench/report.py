@@ -24,7 +24,7 @@ def print_all(device: torch.device) -> None:
     """One JSON line a figure, each with the machine it belongs to."""
     machine = {"device": describe(device), "torch": torch.__version__, "python": platform.python_version()}
     for figure in FIGURES:
-        print(json.dumps({**figure, **machine}))
+        print(json.dumps({**figure, **machine}, allow_nan=False))
 
 
 def alternate(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

@@ -584,7 +584,7 @@ CASES = [
         "description of nothing",
         EVALUATE,
         DATA,
-        ("models/baseline/model.json: not a model's description, accepted: ",),
+        ("models/baseline/model.json: not a model's description (sha256: Field required), accepted: ",),
         file("models/baseline/model.json", b"{}"),
     ),
     Case(
@@ -607,6 +607,19 @@ CASES = [
         STORAGE,
         ("results/baseline/test.json: not valid JSON",),
         file("results/baseline/test.json", b"{"),
+    ),
+    Case(
+        "report of something else",
+        "compare --results results",
+        DATA,
+        ("results/baseline/test.json: not an evaluation's report (parameters: Field required), accepted: ",),
+        file("results/baseline/test.json", b"{}"),
+    ),
+    Case(
+        "model of unknown training",
+        EVALUATE,
+        DATA,
+        ("models/baseline/model.json: not a model's description (stage: Field required), accepted: ",),
     ),
 ]
 BY_NAME = {case.name: case for case in CASES}

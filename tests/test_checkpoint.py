@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from helpers import CLASSES, random_images, tiny_model, tiny_net
+from torch import Tensor
 
-from leanresnet.checkpoint import load_model, save_model
+from leanresnet import checkpoint
+from leanresnet.checkpoint import load_model, load_origin, save_model
 from leanresnet.config import Model
 from leanresnet.errors import DataError, StorageError
 from leanresnet.models.resnet import ResNet
@@ -111,12 +115,142 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "3", '{"sha256": "0", "model": {"layers": 2}, "classes": []}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "3", "null", '"text"', '{"sha256": "0", "model": {"layers": 2}, "classes": []}']
+)
 def test_a_description_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     save(trained_net(), tmp_path)
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(DataError, match=r"model\.json: not a model's description"):
+    with pytest.raises(DataError, match=r"model\.json: not a model's description \(.*\), accepted: "):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"parameters": NaN}', "[Infinity]", "9" * 5000])
+def test_a_description_that_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
+    save(trained_net(), tmp_path)
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(StorageError, match=r"model\.json: not valid JSON"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sha256", None),
+        ("sha256", "0" * 63),
+        ("parameters", 5266.5),
+        ("macs", "1"),
+        ("classes", ["a", "b", "c"]),
+        ("classes", ["a"] * 10),
+        ("classes", [*"abcdefghi", 9]),
+        ("classes", "abcdefghij"),
+        ("name", {}),
+        ("model", None),
+        ("model", []),
+        ("members", []),
+        ("members", {"0": {}}),
+        ("model.channels.0", 2**70),
+        ("model.channels.0", 100_000),
+        ("model.channels.0", "8"),
+        ("model.blocks.0", 2**70),
+        ("model.blocks.0", 10**9),
+        ("model.layers", 2**70),
+        ("model.pool", 2**70),
+        ("model.kernels.0", -1),
+        ("model.squeeze_excite", 2**70),
+        ("model.activation", "eval"),
+        ("model.more", 1),
+    ],
+)
+def test_a_description_is_held_to_the_types_of_params(tmp_path: Path, key: str, value: object) -> None:
+    about = json.loads((save(trained_net(), tmp_path) / "model.json").read_text())
+    *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+    place = about
+    for part in path:
+        place = place[part]
+    place[last] = value
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"model\.json: not a model's description \(.*\), accepted: ") as caught:
+        load_model(tmp_path)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_description_of_a_larger_model_builds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(trained_net(), tmp_path)
+    edit_description(tmp_path, model=tiny_model(channels=(2**14, 2**14)).model_dump(mode="json"))
+    monkeypatch.setattr(checkpoint, "build_model", lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(DataError, match=r"does not hold the model of .*model\.json \(.* bytes for [\d,]+ parameters\)"):
+        load_model(tmp_path)
+
+
+def poisoned(name: str, value: object) -> dict[str, Tensor]:
+    """A tiny model's weights, of which one tensor is another, or has another number in it, or is gone."""
+    weights = dict(trained_net().state_dict())
+    if isinstance(value, float):
+        weights[name] = weights[name].clone()
+        weights[name].view(-1)[-1] = value
+    elif isinstance(value, torch.dtype):
+        weights[name] = weights[name].to(value)
+    elif value is None:
+        del weights[name]
+    else:
+        weights[name] = torch.zeros(2)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("classifier.weight", math.nan, "classifier.weight has numbers that are NaN or infinite"),
+        ("classifier.bias", math.inf, "classifier.bias has numbers that are NaN or infinite"),
+        ("std", -math.inf, "std has numbers that are NaN or infinite"),
+        ("stem.1.running_var", math.nan, "stem.1.running_var has numbers that are NaN or infinite"),
+        ("classifier.weight", torch.int8, "classifier.weight is int8 [10, 16] and not float32 [10, 16]"),
+        ("classifier.weight", torch.float64, "classifier.weight is float64 [10, 16] and not float32 [10, 16]"),
+        ("classifier.bias", "shape", "classifier.bias is float32 [2] and not float32 [10]"),
+        ("more", "unknown", "more is unknown"),
+        ("mean", None, "mean is missing"),
+    ],
+)
+def test_weights_are_finite_and_of_the_networks_types(tmp_path: Path, name: str, value: object, says: str) -> None:
+    save_model(poisoned(name, value), tiny_model(), CLASSES, MADE_BY, tmp_path)
+    with pytest.raises(DataError, match=rf"does not hold the model of .*model\.json \({re.escape(says)}\)"):
+        load_model(tmp_path)
+
+
+ORIGIN = {
+    "name": "student",
+    "stage": "distill",
+    "params": {"optimizer.name": "sgd", "epochs": 3, "seed": 0, "distill.teacher": "teacher"},
+    "dataset": "digits",
+    "train_md5": "0" * 32,
+    "validation_md5": "1" * 32,
+    "teacher_sha256": "2" * 64,
+}
+
+
+def test_an_origin_is_read_where_it_is_whole(tmp_path: Path) -> None:
+    save_model(trained_net().state_dict(), tiny_model(), CLASSES, ORIGIN, tmp_path)
+    assert load_origin(tmp_path).model_dump() == ORIGIN
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": 1},
+        {"dataset": None},
+        {"train_md5": "0"},
+        {"teacher_sha256": "0"},
+        {"params": None},
+        {"params": {}},
+        {"params": {"epochs": [1]}},
+        {"params": {"optimizer.name": "sgd", "epochs": 3, "seed": 0}},
+    ],
+)
+def test_an_origin_of_other_content_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    save_model(trained_net().state_dict(), tiny_model(), CLASSES, {**ORIGIN, **changes}, tmp_path)
+    with pytest.raises(DataError, match=r"model\.json: not a model's description \("):
+        load_origin(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
-from leanresnet.errors import ConfigError, StorageError
+from leanresnet.errors import ConfigError, DataError, StorageError
 from leanresnet.files import (
     atomic_write,
     file_hashes,
@@ -111,6 +112,17 @@ def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
     with pytest.raises(StorageError, match=r"bytes\.json: not valid JSON"):
         load_json(tmp_path / "bytes.json")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_has_not_is_neither_written_nor_read(tmp_path: Path, number: float) -> None:
+    path = tmp_path / "file.json"
+    with pytest.raises(DataError, match=r"file\.json: a number is NaN or infinite, accepted: finite numbers"):
+        save_json({"a": [number]}, path)
+    assert not list(tmp_path.iterdir())
+    path.write_text(json.dumps({"a": [number]}))
+    with pytest.raises(StorageError, match=r"file\.json: not valid JSON \(-?(NaN|Infinity) is no number\)"):
+        load_json(path)
 
 
 def test_csv_has_unix_line_ends_and_quotes(tmp_path: Path) -> None:

@@ -1,22 +1,29 @@
 """A trained model's report: written to results/, and added to the run that trained it."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from leanresnet import pictures
-from leanresnet.checkpoint import check_held_out, load_model
-from leanresnet.config import Evaluate
+from leanresnet.checkpoint import check_held_out, load_model, load_origin
+from leanresnet.config import Evaluate, Rate, Section
 from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_splits
 from leanresnet.device import describe, exact_float32
 from leanresnet.evaluation import Metrics
-from leanresnet.files import load_json, save_csv, save_figure, save_json
+from leanresnet.files import load_section, save_csv, save_figure, save_json
 from leanresnet.models.ensemble import Ensemble
 from leanresnet.outputs import Outputs, read_history, run_of
 from leanresnet.predictions import Predictions, measure_speed, predict
 from leanresnet.reporting import Run
+from leanresnet.summary import Report, load_report
+
+
+class Speed(Section):
+    """speed.json."""
+
+    latency_ms: Rate
+    throughput: Rate
 
 
 def assess(
@@ -35,8 +42,12 @@ def assess(
     model, master = load_model(outputs.model, device), load_model(teacher, device)
     for each in (model, master):
         check_held_out(each, validation)
+    ensemble = isinstance(model.net, Ensemble)
     held_out, split = load_splits(validation, test)
     batches = [EvalBatches(each, settings.batch_size, device) for each in (held_out, split)]
+    if not ensemble:
+        # What its run is made of, before anything is measured.
+        load_origin(outputs.model)
     images = split.images[: settings.batch_size].to(device).contiguous(memory_format=torch.channels_last)
     with exact_float32():
         said = [predict(model.net, each) for each in batches]
@@ -63,7 +74,7 @@ def assess(
     save_csv(["true", "predicted"], rows, results / "confusion.csv")
     save_figure(pictures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
     save_figure(pictures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
-    if isinstance(model.net, Ensemble):
+    if ensemble:
         return
     with run_of(outputs) as run:
         log_assessment(run, outputs)
@@ -72,7 +83,8 @@ def assess(
 
 def log_assessment(run: Run, outputs: Outputs) -> None:
     """What `assess` wrote to the model's results."""
-    report, speed = (load_json(outputs.results / name) for name in ("test.json", "speed.json"))
+    report = load_report(outputs.results)
+    speed = load_section(outputs.results / "speed.json", Speed, "an evaluation's speed")
     run.log_metrics(_for_mlflow(report, speed), len(read_history(outputs.history)) + 1)
     for name in ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png"):
         run.log_artifact(outputs.results / name, "results")
@@ -84,14 +96,14 @@ def _by_class(predictions: Predictions, split: Split) -> Metrics:
     return dict(zip(split.classes, shares.tolist(), strict=True))
 
 
-def _for_mlflow(report: dict[str, Any], speed: Metrics) -> Metrics:
+def _for_mlflow(report: Report, speed: Speed) -> Metrics:
     """What training has not logged, under names that MLflow groups: test/accuracy, test/accuracy_of/cat."""
-    test = dict(report["test"])
+    val, test = report.val.model_dump(), report.test.model_dump()
     by_class = test.pop("accuracy_by_class")
     return {
         **{f"test/{name}": value for name, value in test.items()},
         **{f"test/accuracy_of/{name}": value for name, value in by_class.items()},
-        **{f"val/{name}": report["val"][name] for name in ("teacher_agreement", "teacher_gap")},
-        **{f"speed/{name}": value for name, value in speed.items()},
-        "model/size_bytes": report["size_bytes"],
+        **{f"val/{name}": val[name] for name in ("teacher_agreement", "teacher_gap")},
+        **{f"speed/{name}": value for name, value in speed.model_dump().items()},
+        "model/size_bytes": report.size_bytes,
     }

@@ -3,24 +3,84 @@
 An ensemble is one such model too, whose model.json has `members` instead of `model`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from leanresnet.config import Model
+from leanresnet.config import CLASSES, Finite, Hex32, Hex64, Loose, Model, Positive, Section
 from leanresnet.errors import DataError
-from leanresnet.files import file_hashes, load_json, save_json, save_safetensors
+from leanresnet.files import file_hashes, load_section, save_json, save_safetensors
 from leanresnet.models.budget import count_macs, count_parameters
 from leanresnet.models.ensemble import Ensemble
 from leanresnet.models.resnet import ResNet, build_model
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+WHAT = "a model's description"
+Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+
+class Member(Section):
+    """One network of an ensemble."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Name
+    sha256: Hex64
+    model: Model
+
+
+class Description(Section):
+    """model.json, as far as a network is built and named by it; `Origin` checks the rest, which is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    sha256: Hex64
+    parameters: Positive
+    macs: Positive
+    classes: Annotated[tuple[Name, ...], Field(min_length=CLASSES, max_length=CLASSES), Loose]
+    name: Name
+    model: Model | None = None
+    members: Annotated[tuple[Member, ...], Field(min_length=1), Loose] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_or_several(self) -> "Description":
+        if (self.model is None) == (self.members is None):
+            raise ValueError("it has both or none of model and members, accepted: one of them")
+        if len(set(self.classes)) < CLASSES:
+            raise ValueError(f"classes = {list(self.classes)}, accepted: each name once")
+        return self
+
+    @property
+    def models(self) -> list[Model]:
+        return [self.model] if self.model else [member.model for member in self.members or ()]
+
+
+class Origin(Section):
+    """model.json, as far as it says how a single network was trained: all that its run in MLflow is made of."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Name
+    stage: Name
+    params: dict[str, str | int | Finite | bool]
+    dataset: Name
+    train_md5: Hex32
+    validation_md5: Hex32
+    teacher_sha256: Hex64 | None
+
+    @model_validator(mode="after")
+    def _params_name_the_run(self) -> "Origin":
+        needed = {"optimizer.name", "epochs", "seed"} | ({"distill.teacher"} if self.teacher_sha256 else set())
+        if not needed <= self.params.keys():
+            raise ValueError(f"params lack {', '.join(sorted(needed - self.params.keys()))}, accepted: all of a recipe")
+        return self
 
 
 @dataclass(frozen=True)
@@ -114,30 +174,51 @@ def _check_held_out(model: Checkpoint, accepted: str | None, of: Path) -> None:
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
-    """Read and verify what `save_model` wrote.
+    """Read and verify what `save_model` or `save_ensemble` wrote.
 
     Raises:
         StorageError: a file cannot be read.
-        DataError: the weights are damaged or belong to another description.
+        DataError: the description is none, or the weights are damaged, not finite or belong to another description.
     """
-    about = load_json(folder / DESCRIPTION)
+    place = folder / DESCRIPTION
+    described = load_section(place, Description, WHAT)
     md5, sha256 = file_hashes(folder / WEIGHTS)
-    try:
-        shapes = [each["model"] for each in about["members"]] if "members" in about else [about["model"]]
-        models = [Model.model_validate(shape) for shape in shapes]
-        expected, classes = about["sha256"], tuple(about["classes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{folder / DESCRIPTION}: not a model's description, accepted: a file that this version's training wrote"
-        ) from error
-    if sha256 != expected:
-        raise DataError(f"{folder / WEIGHTS}: SHA-256 {sha256}, accepted: {expected} of {folder / DESCRIPTION}")
-    nets = [build_model(model, mean=[0.0] * 3, std=[1.0] * 3, seed=0) for model in models]
-    net = Ensemble(nets) if "members" in about else nets[0]
-    try:
-        net.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        raise DataError(f"{folder / WEIGHTS}: does not hold the model of {folder / DESCRIPTION}") from error
-    size = (folder / WEIGHTS).stat().st_size
+    if sha256 != described.sha256:
+        raise DataError(f"{folder / WEIGHTS}: SHA-256 {sha256}, accepted: {described.sha256} of {place}")
+    models, size = described.models, (folder / WEIGHTS).stat().st_size
     parameters, macs = (sum(count(model) for model in models) for count in (count_parameters, count_macs))
-    return Checkpoint(folder, net.to(device).eval(), about, classes, parameters, macs, md5, sha256, size)
+    try:
+        # Counted before anything is built: a description of a few bytes can ask for any amount of memory.
+        if size < parameters * torch.float32.itemsize:
+            raise ValueError(f"{size:,} bytes for {parameters:,} parameters")
+        nets = [build_model(model, mean=[0.0] * 3, std=[1.0] * 3, seed=0) for model in models]
+        net = Ensemble(nets) if described.members else nets[0]
+        _fill(net, load_file(folder / WEIGHTS))
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"{folder / WEIGHTS}: does not hold the model of {place} ({error})") from error
+    about = described.model_dump(mode="json", exclude_unset=True)
+    return Checkpoint(folder, net.to(device).eval(), about, described.classes, parameters, macs, md5, sha256, size)
+
+
+def load_origin(folder: Path) -> Origin:
+    """How the model in `folder` was trained.
+
+    Raises:
+        StorageError: model.json cannot be read.
+        DataError: it does not say so.
+    """
+    return load_section(folder / DESCRIPTION, Origin, WHAT)
+
+
+def _fill(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where the weights are not finite, or not the network's by name, shape and type."""
+    expected = net.state_dict()
+    for name in sorted(expected.keys() ^ weights.keys()):
+        raise ValueError(f"{name} is {'missing' if name in expected else 'unknown'}")
+    for name, tensor in expected.items():
+        found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (weights[name], tensor))
+        if found != wanted:
+            raise ValueError(f"{name} is {found} and not {wanted}")
+        if not weights[name].isfinite().all():
+            raise ValueError(f"{name} has numbers that are NaN or infinite")
+    net.load_state_dict(weights)

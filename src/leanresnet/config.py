@@ -20,6 +20,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Odd = Annotated[int, Field(gt=0, le=15)]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -28,8 +29,9 @@ Https = Annotated[str, StringConstraints(pattern=r"^https://[^\s/]+/\S+$")]
 Unit = Annotated[float, Field(gt=0, le=1)]
 # YAML has lists where a frozen section has tuples: only the container may convert, never an item.
 Loose = Strict(False)
-PerLayer = Annotated[tuple[Positive, ...], Loose]
-BlocksPerLayer = Annotated[tuple[Count, ...], Loose]
+# Far above what can be trained, and low enough that counting what a model has takes no time.
+PerLayer = Annotated[tuple[Annotated[int, Field(gt=0, le=2**14)], ...], Loose]
+BlocksPerLayer = Annotated[tuple[Annotated[int, Field(ge=0, le=2**10)], ...], Loose]
 Channels3 = Annotated[tuple[Unit, Unit, Unit], Loose]
 
 

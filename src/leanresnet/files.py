@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from leanresnet.errors import ConfigError, StorageError
+from pydantic import ValidationError
+
+from leanresnet.config import Section
+from leanresnet.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +24,7 @@ PARAMS = "params.yaml"
 # Asked for once, by setting it: for that moment, it is every thread's.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+S = TypeVar("S", bound=Section)
 
 
 @contextmanager
@@ -104,17 +108,47 @@ def save_text(text: str, path: Path) -> None:
 
 
 def save_json(content: Any, path: Path) -> None:
-    save_text(json.dumps(content, indent=2) + "\n", path)
+    """Raises DataError where `content` has a number that JSON has not."""
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise DataError(f"{path}: a number is NaN or infinite, accepted: finite numbers") from error
+    save_text(text + "\n", path)
 
 
 def load_json(path: Path) -> Any:
     """Raises StorageError when the file cannot be read or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: not valid JSON ({error})") from error
+
+
+def _no_number(name: str) -> None:
+    """Python reads NaN, Infinity and -Infinity, which are not JSON."""
+    raise ValueError(f"{name} is no number")
+
+
+def load_section(path: Path, kind: type[S], what: str) -> S:
+    """A JSON file that holds a section.
+
+    Args:
+        what: the file's content in an error, such as "a model's description".
+
+    Raises:
+        StorageError: it cannot be read or is not JSON.
+        DataError: it holds something else; the first mistake is named.
+    """
+    content = load_json(path)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the top level"
+        mistake = " ".join(f"{place}: {first['msg']}".split())[:200]
+        raise DataError(f"{path}: not {what} ({mistake}), accepted: a file that this version wrote") from error
 
 
 def save_csv(header: Sequence[str], rows: Sequence[Sequence[object]], path: Path) -> None:
@@ -132,7 +166,7 @@ def save_safetensors(tensors: "Mapping[str, Tensor]", path: Path, about: object 
     """
     from safetensors.torch import save
 
-    metadata = None if about is None else {"about": json.dumps(about)}
+    metadata = None if about is None else {"about": json.dumps(about, allow_nan=False)}
     save_bytes(save(dict(tensors), metadata), path)
 
 

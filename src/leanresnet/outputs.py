@@ -1,17 +1,21 @@
 """What a training leaves behind: its files, and from them its run in MLflow."""
 
 import csv
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, Field
+
 from leanresnet import checkpoint, reporting
+from leanresnet.config import Positive, Section, Share
 from leanresnet.curves import curves
 from leanresnet.errors import DataError, StorageError
 from leanresnet.evaluation import Metrics
-from leanresnet.files import load_json, save_csv, save_figure, save_json
+from leanresnet.files import load_section, save_csv, save_figure, save_json
 from leanresnet.reporting import Run
 from leanresnet.tracking import WEIGHTS_TAG
 
@@ -36,14 +40,23 @@ class Outputs:
         return self.results / "curves.png"
 
 
+class Best(Section):
+    """train.json, as far as a run is told of it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    best_epoch: Positive
+    accuracy: Share = Field(alias="val/accuracy")
+
+
 @contextmanager
 def run_of(outputs: Outputs) -> Iterator[Run]:
     """The run that trained a model, to be added to; made from the outputs where MLflow knows none.
 
     That is so when training was restored from DVC's cache.
     """
-    model = checkpoint.load_model(outputs.model)
-    with reporting.add_to_run(*described(model.about), (model.about["name"], model.sha256)) as run:
+    model, origin = checkpoint.load_model(outputs.model), checkpoint.load_origin(outputs.model)
+    with reporting.add_to_run(*described(origin.model_dump()), (origin.name, model.sha256)) as run:
         with run.only_if_new():
             unknown = dict.fromkeys(("git.commit", "git.dirty", "device", "torch"), "unknown")
             run.set_tags({"leanresnet.recorded": "from outputs", **unknown})
@@ -58,11 +71,18 @@ def read_history(path: Path) -> list[dict[str, float]]:
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        return [{key: float(value) for key, value in row.items() if key != "epoch"} for row in rows]
+        return [{key: _finite(value) for key, value in row.items() if key != "epoch"} for row in rows]
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{path}: not a history ({error}), accepted: a file that training wrote") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def save_results(history: list[Metrics], best_epoch: int, outputs: Outputs) -> None:
@@ -93,16 +113,16 @@ def described(made_by: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, s
 def log_outputs(run: Run, outputs: Outputs) -> None:
     """All that is known of a finished training once its outputs are written."""
     model = checkpoint.load_model(outputs.model)
-    about, summary = model.about, load_json(outputs.summary)
+    about, summary = model.about, load_section(outputs.summary, Best, "a training's summary")
     run.set_tags({WEIGHTS_TAG: model.sha256, "dvc.weights_md5": model.md5})
     run.log_metrics(
         {
             "model/parameters": model.parameters,
             "model/macs": model.macs,
-            "best_epoch": summary["best_epoch"],
-            "val/best_accuracy": summary["val/accuracy"],
+            "best_epoch": summary.best_epoch,
+            "val/best_accuracy": summary.accuracy,
         },
-        summary["best_epoch"],
+        summary.best_epoch,
     )
     run.log_dataset(f"{about['dataset']}-train", about["train_md5"], "training")
     run.log_dataset(f"{about['dataset']}-validation", about["validation_md5"], "validation")
