@@ -13,7 +13,7 @@ PROGRAM = sorted(PACKAGES["pipeline"].rglob("*.py"))
 # From the leaves up: a module imports from its own level or below.
 LEVELS = [
     {"errors"},
-    {"documents", "files", "config", "params", "git", "interruption", "memory", "lock"},
+    {"documents", "files", "config", "params", "git", "interruption", "memory", "limits", "lock"},
     {
         "data.augmentation",
         "data.splits",

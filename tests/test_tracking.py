@@ -28,9 +28,13 @@ def client_of(folder: Path) -> MlflowClient:
 
 def runs_by_model(folder: Path) -> dict[str, Run]:
     """The oldest run of each model."""
-    client = client_of(folder)
+    return by_model(client_of(folder))
+
+
+def by_model(client: MlflowClient) -> dict[str, Run]:
     experiment = client.get_experiment_by_name("leanresnet")
-    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
+    digits = "tags.dataset = 'digits'"
+    found = client.search_runs([experiment.experiment_id], digits, order_by=["attributes.start_time DESC"])
     return {run.data.tags["model"]: run for run in found}
 
 

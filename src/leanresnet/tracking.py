@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 import torch
 from filelock import FileLock
 
+from leanresnet import limits
 from leanresnet.checkpoint import load_model
 from leanresnet.errors import StorageError
 from leanresnet.files import workspace
@@ -57,8 +58,10 @@ class Delivery:
             run = self._find(_of_weights(*begin["weights"]))
         if run is None:
             self._is_new = True
-            tags = {**begin["tags"], JOURNAL_TAG: journal_id}
-            run = self._client.create_run(self._experiment, begin["time"], tags, begin["name"])
+            tags = limits.tags({**begin["tags"], JOURNAL_TAG: journal_id})
+            run = self._client.create_run(
+                self._experiment, begin["time"], tags, limits.fitted(begin["name"], limits.NAME)
+            )
         self._run_id = str(run.info.run_id)
         histories = [self._client.get_metric_history(self._run_id, name) for name in run.data.metrics]
         self._known = {self._place(each.key, each.step, each.value) for history in histories for each in history}
@@ -71,14 +74,14 @@ class Delivery:
         from mlflow.entities import Param
 
         if self._is_new:
-            params = [Param(key, str(value)) for key, value in event["params"].items()]
+            params = [Param(key, value) for key, value in limits.params(event["params"]).items()]
             self._client.log_batch(self._run_id, params=params)
             self._client.update_run(self._run_id, status="RUNNING")
 
     def _metrics(self, event: Event) -> None:
         from mlflow.entities import Metric
 
-        step, values = event["step"], event["values"].items()
+        step, values = event["step"], limits.metrics(event["values"]).items()
         fresh = [(name, value) for name, value in values if self._place(name, step, value) not in self._known]
         metrics = [Metric(name, value, event["time"], step) for name, value in fresh]
         self._client.log_batch(self._run_id, metrics=metrics)
@@ -91,7 +94,8 @@ class Delivery:
     def _tags(self, event: Event) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in event["tags"].items()])
+        tags = [RunTag(name, value) for name, value in limits.tags(event["tags"]).items()]
+        self._client.log_batch(self._run_id, tags=tags)
 
     def _artifact(self, event: Event) -> None:
         folder = event["folder"]
@@ -102,7 +106,8 @@ class Delivery:
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
 
-        dataset = MetaDataset(CodeDatasetSource({}), event["name"], event["digest"])
+        name = limits.fitted(event["name"], limits.DATASET_NAME)
+        dataset = MetaDataset(CodeDatasetSource({}), name, limits.fitted(event["digest"], limits.DATASET_DIGEST))
         tags = [InputTag("mlflow.data.context", event["context"])]
         self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
 
