@@ -58,10 +58,16 @@ def compare(
 def _write_page(found: "Comparison", html: Path, test: Path) -> None:
     from leanresnet.data.splits import load_split
     from leanresnet.disagreement import disagreement
+    from leanresnet.errors import DataError, warn
     from leanresnet.page import write_page
     from leanresnet.registry import upload
 
     best = [group[0] for group in found.groups if "test/accuracy" in group[0].metrics][:2]
-    differ = disagreement(*best) if len(best) == 2 else None
+    differ = None
+    if len(best) == 2:
+        try:
+            differ = disagreement(*best)
+        except DataError as error:
+            warn(f"left out of the page, where the two best differ: {error}")
     write_page(found, differ, load_split(test) if differ and test.exists() else None, html)
     upload(found.groups[0][0].run_id, html, "comparisons")

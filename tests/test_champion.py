@@ -16,9 +16,11 @@ import torch
 from conftest import Checkout, outside_environment
 from test_tracking import client_of, runs_by_model
 
-from leanresnet.champion import best, is_candidate
+from leanresnet import registry
+from leanresnet.champion import MEASURED, best, crown, is_candidate
 from leanresnet.checkpoint import load_model
 from leanresnet.data.splits import load_split
+from leanresnet.lineage import TOLD
 from leanresnet.registry import Recorded
 
 NAME = "leanresnet-digits"
@@ -47,6 +49,37 @@ def test_validation_decides_then_size_then_age() -> None:
 
 def test_only_accuracies_on_the_newest_validation_split_compare() -> None:
     assert best([run(0.9, split="easy"), run(0.5), run(0.6), run(0.4)]).run_id == "0.6"
+
+
+def complete(**changes: str) -> Recorded:
+    """A candidate of which a model card can be written."""
+    known = run(0.5)
+    known.tags.update(dict.fromkeys(TOLD, "known") | changes)
+    known.metrics.update(dict.fromkeys(MEASURED, 1.0))
+    return known
+
+
+@pytest.mark.parametrize("budget", ["²", "9" * 5000, "-1", "", "5e6"])
+def test_a_budget_that_is_no_number_is_none(budget: str) -> None:
+    assert not is_candidate(run(0.5, budget=budget))
+
+
+def test_a_candidate_of_somebody_else_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign, odd, ours = run(0.9), complete(dataset="a/b' or"), complete()
+    del foreign.metrics["val/best_accuracy"]
+    found = [run(0.8), odd, foreign, ours]
+    registered: list[Recorded] = []
+    monkeypatch.setattr(registry, "find_finished", lambda: found)
+    monkeypatch.setattr(registry, "register", lambda run, *_: registered.append(run) or "7")
+    monkeypatch.setattr(registry, "upload", lambda *_: None)
+    (line,) = crown(tmp_path)
+    assert registered == [ours]
+    assert line.startswith("leanresnet-known version 7 @champion: run 0.5 ")
+    lacking, named = capsys.readouterr().err.splitlines()
+    assert lacking.startswith("warning: run 0.8 : left out, it lacks model, dataset, dvc.stage, ")
+    assert named == 'warning: run 0.5 : left out, its data set is called "a/b\' or"'
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from leanresnet import reporting
+from leanresnet import registry, reporting
 from leanresnet.charts import front, overview, trade_off
 from leanresnet.comparison import compare, differing, select
 from leanresnet.errors import DataError, StorageError
@@ -72,6 +72,41 @@ def test_a_comparison_is_written_as_a_table_and_a_picture(workspace: Path, monke
     assert (workspace / "out/depth.md").read_text() == text + "\n"
     assert (workspace / "out/depth.png").read_bytes().startswith(b"\x89PNG")
     assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| reference", "| depth-1"]
+
+
+def foreign(tags: dict[str, str], metrics: dict[str, float], **params: str) -> Recorded:
+    """A finished run of somebody else in the same experiment."""
+    return Recorded(str(len(tags) + len(metrics)), "theirs", "FINISHED", tags, params, metrics, list)
+
+
+def test_runs_of_somebody_else_are_left_out_by_name_and_the_others_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"model/parameters": 1.0, "model/macs": 1.0}
+    runs = [
+        recorded("ours", 0.5),
+        foreign({}, {}),
+        foreign({}, {"val/best_accuracy": 0.9, **sizes}),
+        foreign({"model": "baseline"}, {"val/best_accuracy": float("nan"), **sizes}),
+        foreign({"model": "theirs", "other": ""}, {"val/best_accuracy": 0.4, **sizes}, seed="first"),
+    ]
+    monkeypatch.setattr(registry, "find_finished", lambda: runs)
+    found = compare(select([], []))
+    assert [row[:2] for row in found.rows] == [["ours", "baseline"], ["theirs", "theirs"]]
+    found.write(tmp_path / "all")
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith(f"warning: run {n} theirs: left out, ") for n, line in zip("034", lines, strict=True))
+    assert [line.partition(" and lacks ")[2] for line in lines] == [
+        "model, val/best_accuracy, model/parameters, model/macs",
+        "model",
+        "val/best_accuracy",
+    ]
+
+
+def test_where_no_run_can_be_compared_it_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find_finished", lambda: [foreign({}, {})])
+    with pytest.raises(DataError, match=r"^no run of 1 can be compared, accepted: trainings of leanresnet that"):
+        select([], [])
 
 
 def test_a_question_without_runs_is_a_mistake(workspace: Path) -> None:

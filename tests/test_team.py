@@ -1,7 +1,9 @@
 """The services of compose.yaml: what can be read of them, and MLflow on PostgreSQL for real (S3: `make team`)."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +14,16 @@ import psutil
 import pytest
 import services
 import yaml
+from conftest import Checkout, shell_in
 from imports import ROOT
+from mlflow.tracking import MlflowClient
 from test_security import asked
+from test_tracking import MODELS, by_model, runs_by_model
 
 from bench import scale
-from leanresnet import registry
+from leanresnet import limits, registry, reporting
+from leanresnet.champion import crown
+from leanresnet.lineage import lineage
 from leanresnet.reporting import sync
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -102,7 +109,9 @@ def test_secrets_are_files_that_git_and_the_image_leave_out(tmp_path: Path) -> N
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The address, and the database's password."""
     if not services.POSTGRES:
-        pytest.skip("PostgreSQL is not installed")
+        missing = "PostgreSQL is not installed, so MLflow was not tried on it (Debian: apt-get install postgresql)"
+        assert "CI" not in os.environ, missing
+        pytest.skip(missing)
     folder = tmp_path_factory.mktemp("team")
     options = ["--workers=1", f"--artifacts-destination={folder}"]
     with (
@@ -123,6 +132,53 @@ def test_eight_writers_lose_nothing(server: tuple[str, str], tmp_path: Path, mon
     assert scale.count_lost(registry.find_finished(), 16, 3) == 0
     assert scale.count_lost(registry.find_finished(), 17, 3) == 1
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_what_is_too_long_or_odd_for_a_column_arrives(
+    server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server[0])
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    long = "x" * 20_000
+    with reporting.start_run(long, {"long": long, "nul": "a\0b"}, {"long": long, "test": "limits"}) as run:
+        run.log_metrics({"test/accuracy_of/a|b\n": 0.5, f"test/{long}": 0.25}, 1)
+        run.log_dataset(long, long, "training")
+        run.log_note(long, None)
+    assert sync(tmp_path) == (0, 0)
+    (found,) = (run for run in registry.find_finished() if run.tags.get("test") == "limits")
+    assert found.name == limits.fitted(long, limits.NAME)
+    assert found.params == {"long": limits.fitted(long, limits.PARAM), "nul": "a\ufffdb"}
+    assert found.tags["long"] == found.tags["mlflow.note.content"] == limits.fitted(long, limits.TAG)
+    assert found.metrics == {"test/accuracy_of/a_7c_b_a_": 0.5, f"test/{long}"[: limits.NAME]: 0.25}
+
+
+def test_the_models_of_a_pipeline_and_their_champion_are_there(
+    server: tuple[str, str], checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work", "src"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server[0])
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    restored = shell_in(folder, MLFLOW_TRACKING_URI=server[0])("leanresnet", "sync").stdout
+    assert restored.endswith("3 restored by DVC, logged from their outputs\n")
+    client, sqlite = MlflowClient(server[0]), runs_by_model(checkout.folder)
+    runs = by_model(client)
+    for model in MODELS:
+        run, same = runs[model], sqlite[model]
+        assert (run.data.params, run.info.run_name) == (same.data.params, same.info.run_name)
+        assert {key: same.data.metrics[key] for key in run.data.metrics} == run.data.metrics
+        assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 8
+        kept = Path(client.download_artifacts(run.info.run_id, "checkpoint/model.safetensors", str(tmp_path)))
+        assert kept.read_bytes() == (folder / f"models/{model}/model.safetensors").read_bytes()
+    assert runs["student"].data.tags["teacher.run_id"] == runs["teacher"].info.run_id
+    (crowned,) = crown(folder)
+    assert crown(folder) == [crowned]
+    version = client.get_model_version_by_alias("leanresnet-digits", "champion")
+    assert crowned.startswith(f"leanresnet-digits version {version.version} @champion: run {version.run_id} ")
+    assert version.description.rstrip().endswith("| sha256sum --check")
+    whole = Path(client.download_artifacts(version.run_id, "champion/lineage.txt", str(tmp_path))).read_text()
+    assert "optimizer:" in whole
+    assert whole == lineage(version.run_id, folder) + "\n"
 
 
 def test_a_foreign_page_is_refused_and_no_process_shows_the_password(server: tuple[str, str]) -> None:

@@ -1,35 +1,55 @@
 """The best model within its budget, by rule: highest accuracy on a data set's validation split."""
 
+import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
 
 from leanresnet import registry
-from leanresnet.errors import DataError
-from leanresnet.lineage import lineage
+from leanresnet.errors import DataError, warn
+from leanresnet.files import save_text
+from leanresnet.lineage import TOLD, describe
 from leanresnet.registry import Recorded
 
 ALIAS = "champion"
+# By what it is chosen, and what the model card tells besides.
+EVALUATED = ("test/accuracy", "val/best_accuracy", "model/parameters")
+MEASURED = ("model/macs", "test/calibration_error")
+# What may stand in the name of a registered model.
+DATASET = re.compile(r"[\w.-]{1,200}")
+# Where the champion's run has its whole lineage; the model card has no room for every stage's params.
+FOLDER, LINEAGE = "champion", "lineage.txt"
 
 
 def crown(root: Path) -> list[str]:
     """Register each data set's champion as `leanresnet-<data set>`, under the alias; a line for each.
+
+    A candidate of which too little is known is left out, with a warning.
 
     Raises:
         DataError: no run is a candidate.
         StorageError: MLflow cannot be asked.
     """
     by_dataset: dict[str, list[Recorded]] = defaultdict(list)
-    for run in registry.find_finished():
-        if is_candidate(run):
-            by_dataset[run.tags["dataset"]].append(run)
+    for run in filter(is_candidate, registry.find_finished()):
+        missing = run.lacks(TOLD, MEASURED)
+        dataset = run.tags.get("dataset", "")
+        if missing or not DATASET.fullmatch(dataset):
+            why = f"it lacks {', '.join(missing)}" if missing else f"its data set is called {dataset!r}"
+            warn(f"run {run.run_id} {run.label}: left out, {why}")
+        else:
+            by_dataset[dataset].append(run)
     if not by_dataset:
         raise DataError("no champion: no finished run, accepted: an evaluated model with a budget, and within it")
     lines = []
     for dataset, runs in by_dataset.items():
         run, name = best(runs), f"leanresnet-{dataset}"
-        version = registry.register(run, name, ALIAS, card(run, lineage(run.run_id, root)))
+        version = registry.register(run, name, ALIAS, card(run, describe(run, root, params=False)))
+        with tempfile.TemporaryDirectory() as folder:
+            save_text(describe(run, root) + "\n", Path(folder, LINEAGE))
+            registry.upload(run.run_id, Path(folder, LINEAGE), FOLDER)
         figures = f"validation {run.metrics['val/best_accuracy']:.2%}, test {run.metrics['test/accuracy']:.2%}"
         lines.append(f"{name} version {version} @{ALIAS}: run {run.run_id} {run.label}, {figures}")
     return lines
@@ -38,8 +58,9 @@ def crown(root: Path) -> list[str]:
 def is_candidate(run: Recorded) -> bool:
     """Whether it was evaluated, has a budget and keeps within it."""
     budget = run.params.get("budget", "None")
-    evaluated = {"test/accuracy", "val/best_accuracy", "model/parameters"} <= run.metrics.keys()
-    return evaluated and budget.isdigit() and run.metrics["model/parameters"] <= int(budget)
+    if run.lacks([], EVALUATED) or not re.fullmatch("[0-9]{1,18}", budget):
+        return False
+    return run.metrics["model/parameters"] <= int(budget)
 
 
 def best(runs: Sequence[Recorded]) -> Recorded:
@@ -63,7 +84,7 @@ from; of others its accuracy is not known.
 | --- | --- |
 {figures}
 
-How it was made:
+How it was made (with the params of every stage: `{lineage}` among the run's artifacts):
 
 {origin}
 """
@@ -80,10 +101,11 @@ def card(run: Recorded, origin: str) -> str:
     }
     for key, value in sorted(run.metrics.items()):
         if key.startswith("test/accuracy_of/"):
-            figures[f"test accuracy of {key.rpartition('/')[2]}"] = f"{value:.2%}"
+            figures[f"test accuracy of {key.removeprefix('test/accuracy_of/')}"] = f"{value:.2%}"
     return CARD.format(
         name=run.name,
         dataset=run.tags["dataset"],
         figures="\n".join(f"| {what} | {value} |" for what, value in figures.items()),
+        lineage=f"{FOLDER}/{LINEAGE}",
         origin=indent(origin, "    "),
     )

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanresnet import charts, registry
-from leanresnet.errors import DataError
+from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
 from leanresnet.lineage import find
 from leanresnet.registry import Recorded
 
 # The budget says nothing of how a model came to be, and as many blocks are listed as there are layers.
 NOT_COMPARED = {"budget", "model.layers"}
+# What each has to have; an unfinished run and one of somebody else may not.
+COMPARED = ("val/best_accuracy", "model/parameters", "model/macs")
 # What else decides a result, and no param says: digests of the data, and of the weights that taught.
 MADE_FROM = {"training data": "dvc.train_md5", "validation data": "dvc.validation_md5", "teacher": "teacher.sha256"}
 # The study's test accuracy on CIFAR-10, of a network of 4,935,242 parameters.
@@ -42,10 +44,10 @@ class Comparison:
 def select(targets: Sequence[str], questions: Sequence[str]) -> list[Recorded]:
     """Runs by id or by a model's place, and those of DVC's experiments `<question>` and `<question>-...`.
 
-    All that finished, where nothing is named.
+    All that finished, where nothing is named. Those that cannot be compared are left out, with a warning.
 
     Raises:
-        DataError: MLflow knows no such run.
+        DataError: MLflow knows no such run, or none that can be compared.
         StorageError: MLflow cannot be asked.
     """
     runs = [find(target) for target in targets]
@@ -55,10 +57,16 @@ def select(targets: Sequence[str], questions: Sequence[str]) -> list[Recorded]:
     if not runs:
         asked = f"experiment = {', '.join(questions)}: " if questions else ""
         raise DataError(f"{asked}no finished run, accepted: names from `dvc exp list`, run ids, models")
-    unfinished = [run for run in runs if "val/best_accuracy" not in run.metrics]
-    if unfinished:
-        raise DataError(f"run {unfinished[0].run_id}: {unfinished[0].status}, accepted: runs that finished")
-    return list({run.run_id: run for run in runs}.values())
+    usable = []
+    for run in {run.run_id: run for run in runs}.values():
+        missing = run.lacks(["model"], COMPARED)
+        if missing:
+            warn(f"run {run.run_id} {run.label}: left out, it is {run.status} and lacks {', '.join(missing)}")
+        else:
+            usable.append(run)
+    if not usable:
+        raise DataError(f"no run of {len(runs)} can be compared, accepted: trainings of leanresnet that finished")
+    return usable
 
 
 def compare(runs: Sequence[Recorded], by_seed: bool = True) -> Comparison:
@@ -89,13 +97,14 @@ def differing(runs: Sequence[Recorded]) -> list[str]:
 
 def over_seeds(runs: Sequence[Recorded]) -> list[list[Recorded]]:
     """Runs that differ in nothing but their seed, together and by seed; of a seed that ran twice, the last."""
-    groups: dict[tuple[object, ...], dict[int, Recorded]] = {}
+    groups: dict[tuple[object, ...], dict[str, Recorded]] = {}
     for run in runs:
         compared = {key: value for key, value in run.params.items() if key != "seed"}
         made_from = (run.tags.get(tag) for tag in MADE_FROM.values())
         seeds = groups.setdefault((run.model, *made_from, *sorted(compared.items())), {})
-        seeds[int(run.params.get("seed", 0))] = run
-    return [[run for _, run in sorted(seeds.items())] for seeds in groups.values()]
+        seeds[run.params.get("seed", "0")] = run
+    # In the order of the numbers, though somebody else's seed may be none.
+    return [[seeds[seed] for seed in sorted(seeds, key=lambda text: (len(text), text))] for seeds in groups.values()]
 
 
 def mean(group: Sequence[Recorded], key: str) -> float | None:

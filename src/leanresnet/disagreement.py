@@ -57,7 +57,7 @@ def disagreement(first: Recorded, second: Recorded) -> Disagreement | None:
     """None where one of the two was not evaluated.
 
     Raises:
-        DataError: they were evaluated on different images.
+        DataError: they were evaluated on different images, or one has other answers than an evaluation writes.
         StorageError: MLflow cannot be asked.
     """
     found = [_answers(run) for run in (first, second)]
@@ -75,6 +75,11 @@ def _answers(run: Recorded) -> tuple[list[str], list[str]] | None:
         path = registry.download(run.run_id, ANSWERS, Path(folder))
         if path is None:
             return None
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    return [row["true"] for row in rows], [row["predicted"] for row in rows]
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                pairs = [(row["true"], row["predicted"]) for row in csv.DictReader(file, restval="")]
+        except (KeyError, ValueError, csv.Error) as error:
+            raise DataError(
+                f"run {run.run_id}: {ANSWERS} is none of leanresnet's, accepted: an evaluation's"
+            ) from error
+    return [true for true, _ in pairs], [said for _, said in pairs]

@@ -14,6 +14,7 @@ Internal invariants use `assert`; only these reach the user, as one line.
 """
 
 import re
+import sys
 
 
 class LeanResNetError(Exception):
@@ -58,3 +59,8 @@ def redacted(text: object) -> str:
     """One line, in which an address shows no user and no password, and nothing of its query."""
     line = re.sub(r"(\w://)[^\s'\")?]*@", r"\1***@", " ".join(str(text).split()))
     return re.sub(r"(\w://[^\s?]*)\?[^\s'\")]*", r"\1?***", line)
+
+
+def warn(message: object) -> None:
+    """A line on stderr."""
+    print(f"warning: {redacted(message)}", file=sys.stderr)

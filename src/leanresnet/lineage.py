@@ -4,10 +4,17 @@ from pathlib import Path
 
 from leanresnet import registry, tracking
 from leanresnet.checkpoint import WEIGHTS
-from leanresnet.errors import DataError, StorageError, redacted
+from leanresnet.errors import DataError, redacted
 from leanresnet.files import file_hashes
 from leanresnet.lock import LOCK, Locked, find_locked
 from leanresnet.registry import Recorded
+
+# What a run that wrote a model has as tags and metrics.
+TOLD = (
+    *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", "dvc.weights_md5", tracking.WEIGHTS_TAG),
+    *("device", "torch", "git.commit", "git.dirty"),
+)
+SIZES = ("model/parameters", "model/macs")
 
 
 def find(target: str) -> Recorded:
@@ -29,11 +36,18 @@ def find(target: str) -> Recorded:
     return run
 
 
-def describe(run: Recorded, root: Path) -> str:
-    """A page of text; its last lines are commands."""
-    sha256 = run.tags.get(tracking.WEIGHTS_TAG)
-    if sha256 is None:
-        raise DataError(f"run {run.run_id}: {run.status}, it wrote no model, accepted: a run that did")
+def describe(run: Recorded, root: Path, params: bool = True) -> str:
+    """A page of text, most of which are the params; its last lines are commands.
+
+    Raises:
+        DataError: the run wrote no model, or is none of leanresnet's.
+        StorageError: MLflow cannot be asked.
+    """
+    missing = run.lacks(TOLD, SIZES)
+    if missing:
+        lacks = f"it is {run.status} and lacks {', '.join(missing)}"
+        raise DataError(f"run {run.run_id}: {lacks}, accepted: a training of leanresnet that wrote a model")
+    sha256 = run.tags[tracking.WEIGHTS_TAG]
     found = find_locked(run.tags["dvc.weights_md5"], root)
     parts = {
         "model": _model(run),
@@ -45,11 +59,13 @@ def describe(run: Recorded, root: Path) -> str:
         f"{run.tags['dvc.validation_md5']} (validation)",
     }
     if run.params.get("distill.teacher", "none") != "none":
-        teacher = registry.find_run_of_weights(run.tags["teacher.sha256"])
+        teacher = registry.find_run_of_weights(run.tags.get("teacher.sha256", ""))
         its_run = f"run {teacher.run_id}" if teacher else "of no run here"
         parts["teacher"] = f"{run.params['distill.teacher']}, {its_run}"
     lines = [f"{name:8} {text}" for name, text in parts.items()]
-    lines += _stages(found) if found else ["", "params", *(f"{key}: {value}" for key, value in run.params.items())]
+    lines += _stages(found) if found else []
+    if params:
+        lines += ["", "params", *_params(run, found)]
     return "\n".join([*lines, "", *_commands(run, found, sha256)])
 
 
@@ -67,11 +83,15 @@ def _code(run: Recorded) -> str:
 
 
 def _stages(found: Locked) -> list[str]:
-    """What dvc.lock has of the stages: their outputs' digests, and their params."""
+    """What dvc.lock has of the stages: their outputs' digests."""
     origin = f"of commit {found.commit}" if found.commit else "of this workspace, not committed"
     outs = [(name, *out) for name in found.before() for out in found.outs(name).items()]
-    lines = [f"    {name:16} {md5:36} {path}" for name, path, md5 in outs]
-    return [f"{LOCK} {origin}", *lines, "", "params", found.params().rstrip()]
+    return [f"{LOCK} {origin}", *(f"    {name:16} {md5:36} {path}" for name, path, md5 in outs)]
+
+
+def _params(run: Recorded, found: Locked | None) -> list[str]:
+    """Of all these stages, or of the run alone where dvc.lock does not have them."""
+    return found.params().splitlines() if found else [f"{key}: {value}" for key, value in run.params.items()]
 
 
 def _commands(run: Recorded, found: Locked | None, sha256: str) -> list[str]:
@@ -91,7 +111,4 @@ def _commands(run: Recorded, found: Locked | None, sha256: str) -> list[str]:
 
 def lineage(target: str, root: Path) -> str:
     """See `find` and `describe`."""
-    try:
-        return describe(find(target), root)
-    except KeyError as error:
-        raise StorageError(f"{target}: its run lacks {error}, accepted: a run that leanresnet made") from error
+    return describe(find(target), root)

@@ -1,11 +1,13 @@
 """Runs as MLflow has them: found again, read, added to and registered. No stage needs this."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from leanresnet import limits
 from leanresnet.errors import StorageError
 from leanresnet.tracking import EXPERIMENT, EXPERIMENT_TAG, WEIGHTS_TAG, connect, tracking_uri
 
@@ -41,7 +43,12 @@ class Recorded:
 
     @property
     def model(self) -> str:
-        return self.tags["model"]
+        return self.tags.get("model", "")
+
+    def lacks(self, tags: Iterable[str], metrics: Iterable[str]) -> list[str]:
+        """Which of these it has not, as a run of somebody else may; a metric is had where it is finite."""
+        missing = [tag for tag in tags if tag not in self.tags]
+        return missing + [key for key in metrics if not math.isfinite(self.metrics.get(key, math.nan))]
 
 
 def find_experiments(question: str) -> list[Recorded]:
@@ -121,7 +128,7 @@ def register(run: Recorded, name: str, alias: str, description: str) -> str:
             (model, *_) = client.search_logged_models([experiment], f"source_run_id = '{run.run_id}'")
             versions = [mlflow.register_model(f"models:/{model.model_id}", name)]
         version = str(versions[0].version)
-        client.update_model_version(name, version, description)
+        client.update_model_version(name, version, limits.fitted(description, limits.DESCRIPTION))
         client.set_registered_model_alias(name, alias, version)
         return version
     except Exception as error:
