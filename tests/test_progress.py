@@ -173,7 +173,7 @@ def test_the_time_of_a_training_is_that_of_all_its_parts() -> None:
 def test_averaged_weights_take_their_statistics_in_the_time_of_training(
     stop_at: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that stands still elsewhere; an epoch offers after 3 steps, these 3, 2 of validation, and at its end."""
+    """By a clock that stands still elsewhere; an epoch offers after 3 steps, 2 of validation, and at its end."""
     now = 0.0
 
     def update(batches: Iterable[tuple[Tensor, Tensor]], net: nn.Module) -> None:

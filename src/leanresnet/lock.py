@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from leanresnet.documents import read_yaml, write_yaml
-
 from leanresnet.git import git
 
 LOCK = "dvc.lock"
