@@ -10,8 +10,8 @@ import click
 def sync(folder: Path | None) -> None:
     """Log to MLflow what runs reported while it was away, and models that DVC restored from its cache.
 
-    FOLDER is a workspace, this one unless told: copy .work/journals of a machine without MLflow into
-    an empty folder, and its runs are logged here.
+    FOLDER is this workspace unless told: copy .work/journals of a machine without MLflow into an
+    empty folder, and its runs are logged here. Such a folder is read and stays as it is.
     """
     from leanresnet.errors import StorageError
     from leanresnet.files import workspace
@@ -22,7 +22,9 @@ def sync(folder: Path | None) -> None:
     arrived, left = hand_on(root)
     click.echo(f"{arrived} logged, {left} left")
     if left:
-        raise StorageError(f"{left} of {arrived + left} could not be logged, accepted: a server that answers")
-    restored = log_restored(root)
+        raise StorageError(
+            f"{left} of {arrived + left} could not be logged, accepted: a server that answers, and whole journals"
+        )
+    restored = log_restored(root) if root.resolve() == workspace() else 0
     if restored:
         click.echo(f"{restored} restored by DVC, logged from their outputs")

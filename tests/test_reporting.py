@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,9 +23,12 @@ from mlflow.tracking import MlflowClient
 
 from leanresnet import reporting, tracking
 from leanresnet.errors import StoppedError, StorageError
+from leanresnet.events import Begin, End, Metrics
 from leanresnet.reporting import Run, add_to_run, start_run, sync
 
 EPOCHS = 5
+BEGIN = Begin(name="mine", params={}, tags={}, weights=None)
+WEIGHTS = 64 * "a"
 
 
 @pytest.fixture(autouse=True)
@@ -224,12 +227,87 @@ def test_a_machine_without_mlflow_keeps_its_run_for_another(
     with monkeypatch.context() as there:
         there.chdir(box)
         there.setattr(tracking.importlib.util, "find_spec", lambda name: None)
-        with start_run("name", {"lr": 0.1}, {}) as run:
+        # Two ids of one second sort by chance.
+        there.setattr(reporting, "new_id", iter(("20260101-000000-0a0b0c0d", "20260101-000001-0a0b0c0d")).__next__)
+        with start_run("name", {"lr": 0.1}, {"model": "baseline"}) as run:
+            run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS})
             report(run)
+        evaluate(0.5)
     assert "mlflow is not installed" in capsys.readouterr().err
-    assert sync(box) == (1, 0)
-    (found,) = recorded()
-    assert_is_complete(found)
+    before = {path: path.stat().st_ctime_ns for path in box.rglob("*")}
+    for _ in range(2):
+        assert sync(box) == (2, 0)
+        (found,) = recorded()
+        assert_is_complete(found)
+        assert steps(found, "test/accuracy") == [(6, 0.5)]
+    assert {path: path.stat().st_ctime_ns for path in box.rglob("*")} == before
+
+
+def evaluate(accuracy: float) -> None:
+    """Of the weights that are no file; all that it reports goes into a run of its own if none made them."""
+    with add_to_run("again", {"lr": 0.1}, {"model": "baseline"}, ("baseline", WEIGHTS)) as run:
+        with run.only_if_new():
+            run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
+            run.end("FINISHED")
+        run.log_metrics({"test/accuracy": accuracy, "val/best_accuracy": accuracy}, 6)
+        run.set_tags({"evaluate.device": "CPU"})
+
+
+def written_elsewhere(box: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[], object]) -> Path:
+    """The one journal that `write` leaves on a machine without MLflow."""
+    box.mkdir()
+    with monkeypatch.context() as there:
+        there.chdir(box)
+        there.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+        write()
+    (journal,) = (box / ".work/journals").glob("*/")
+    return journal
+
+
+def train_elsewhere() -> None:
+    with start_run("theirs", {"lr": 0.1}, {}) as run:
+        report(run)
+
+
+def test_a_brought_journal_uploads_no_file_of_this_machine_and_changes_no_run_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/id_rsa").write_text("5ecr3t")
+    with start_run("mine", {"lr": 0.1}, {"model": "baseline"}) as run:
+        run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS, "colour": "blue"})
+    (mine,) = recorded()
+    climbing, linked = (
+        written_elsewhere(tmp_path / name, monkeypatch, train_elsewhere) for name in ("climbing", "linked")
+    )
+    lines = (climbing / "events.jsonl").read_text()
+    (climbing / "events.jsonl").write_text(lines.replace('"note.txt"', '"../../../../../../home/id_rsa"'))
+    (linked / "files/results/note.txt").unlink()
+    (linked / "files/results/note.txt").symlink_to(tmp_path / "home/id_rsa")
+    written_elsewhere(tmp_path / "claiming", monkeypatch, lambda: evaluate(1.0))
+    capsys.readouterr()
+    assert [sync(tmp_path / name) for name in ("climbing", "linked", "claiming")] == [(0, 1), (0, 1), (1, 0)]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 2
+    assert "line 8 is damaged" in error
+    assert "note.txt: a link leads to it" in error
+    kept = [path.read_bytes() for path in Path.cwd().rglob("*") if path.is_file()]
+    assert not any(b"5ecr3t" in content for content in kept)
+    after = client().get_run(mine.info.run_id)
+    assert after.data.to_dictionary() == mine.data.to_dictionary()
+    assert after.info.status == "FINISHED"
+    # What it claims is in a run of its own.
+    assert [run.data.metrics.get("test/accuracy") for run in recorded() if run.info.run_name == "again"] == [1.0]
+
+
+def test_a_file_outside_is_not_cut_to_whole_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tmp_path / "box/.work/journals/20260101-000000-0a0b0c0d/events.jsonl"
+    lines.parent.mkdir(parents=True)
+    (tmp_path / "victim").write_text("one line without an end")
+    lines.symlink_to(tmp_path / "victim")
+    assert sync(tmp_path / "box") == (0, 1)
+    assert "events.jsonl: a link leads to it" in capsys.readouterr().err
+    assert (tmp_path / "victim").read_text() == "one line without an end"
 
 
 KILLED = """
@@ -268,32 +346,33 @@ def test_a_run_that_died_without_a_word_is_marked_at_the_next_start_and_goes_on_
 
 
 def test_a_journal_that_cannot_arrive_holds_nothing_up(capsys: pytest.CaptureFixture[str]) -> None:
-    with reporting.open_journal("1-damaged") as journal:
+    damaged, unknown = "20260101-000000-00000001", "20260101-000000-00000002"
+    with reporting.open_journal(damaged) as journal:
         (journal.folder / "events.jsonl").write_text("neither JSON\n")
-    with reporting.open_journal("2-unknown") as journal:
-        journal.append({"type": "begin", "name": "odd", "params": {}, "tags": {}, "weights": None})
-        journal.append({"type": "from a later version"})
-        journal.append({"type": "end", "status": "FINISHED"})
+    with reporting.open_journal(unknown) as journal:
+        journal.append(BEGIN)
+        with (journal.folder / "events.jsonl").open("a") as file:
+            file.write('{"type": "from a later version"}\n')
     with start_run("name", {"lr": 0.1}, {}) as run:
         report(run)
     assert_is_complete(next(run for run in recorded() if run.info.run_name == "name"))
-    assert [journal.name for journal in journals()] == ["1-damaged", "2-unknown"]
+    assert [journal.name for journal in journals()] == [damaged, unknown]
     error = capsys.readouterr().err
-    assert "1-damaged" in error
-    assert "2-unknown" in error
+    assert damaged in error
+    assert unknown in error
     assert sync(Path.cwd()) == (0, 2)
 
 
 def test_a_line_that_the_disk_cut_short_is_taken_back() -> None:
     with reporting.open_journal(reporting.new_id()) as journal:
-        journal.append({"type": "begin", "name": "mine"})
+        journal.append(BEGIN)
         lines = journal.folder / "events.jsonl"
         with (
             files_up_to(lines.stat().st_size + 20),
             pytest.raises(StorageError, match=r"events\.jsonl: cannot be written \(File too large\); it takes \d+ byt"),
         ):
-            journal.append({"type": "metrics", "values": {"loss": 0.5}, "step": 1})
-        journal.append({"type": "end", "status": "FAILED"})
+            journal.append(Metrics(values={"loss": 0.5}, step=1))
+        journal.append(End(status="FAILED"))
         assert [json.loads(line)["type"] for line in lines.read_text().splitlines()] == ["begin", "end"]
 
 
@@ -314,9 +393,9 @@ def test_a_database_that_was_removed_gets_the_whole_run(monkeypatch: pytest.Monk
 
 def test_a_journal_in_use_is_left_alone() -> None:
     with reporting.open_journal(reporting.new_id()) as journal:
-        journal.append({"type": "begin", "name": "mine", "params": {}, "tags": {}, "weights": None})
+        journal.append(BEGIN)
         assert sync(Path.cwd()) == (0, 0)
-        assert [event["type"] for event in journal.events] == ["begin"]
+        assert [event.type for event in journal.events] == ["begin"]
 
 
 @pytest.mark.parametrize(
@@ -332,9 +411,9 @@ def test_an_exception_marks_the_run(error: BaseException, status: str, monkeypat
 
 def test_evaluation_adds_to_the_run_that_made_the_weights() -> None:
     with start_run("trained", {"lr": 0.1}, {"model": "baseline"}) as run:
-        run.set_tags({tracking.WEIGHTS_TAG: "ab"})
+        run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS})
     for value in (0.5, 0.5, 0.6):
-        with add_to_run("again", {"lr": 0.1}, {"model": "baseline"}, ("baseline", "ab")) as run:
+        with add_to_run("again", {"lr": 0.1}, {"model": "baseline"}, ("baseline", WEIGHTS)) as run:
             with run.only_if_new():
                 run.set_tags({"git.commit": "unknown"})
                 run.end("FINISHED")
@@ -348,9 +427,9 @@ def test_evaluation_adds_to_the_run_that_made_the_weights() -> None:
 
 def test_evaluation_without_such_a_run_makes_one() -> None:
     for model in ("baseline", "student"):
-        with add_to_run("made", {"lr": 0.1}, {"model": model}, (model, "ab")) as run:
+        with add_to_run("made", {"lr": 0.1}, {"model": model}, (model, WEIGHTS)) as run:
             with run.only_if_new():
-                run.set_tags({tracking.WEIGHTS_TAG: "ab", "git.commit": "unknown"})
+                run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
                 run.end("FINISHED")
             run.log_metrics({"test/accuracy": 0.5}, 6)
     found = recorded()
@@ -367,12 +446,12 @@ def test_the_workspace_that_cannot_be_written_is_one_line(monkeypatch: pytest.Mo
         pass
 
 
-def test_journals_in_a_read_only_folder_are_one_line_and_stay(workspace: Path, tmp_path: Path) -> None:
-    lines = tmp_path / "elsewhere/.work/journals/20260101-000000-0a0b0c0d/events.jsonl"
+def test_journals_in_a_read_only_workspace_are_one_line_and_stay(workspace: Path) -> None:
+    lines = workspace / ".work/journals/20260101-000000-0a0b0c0d/events.jsonl"
     lines.parent.mkdir(parents=True)
     lines.write_text("")
-    with read_only(tmp_path / "elsewhere") as held_to_it:
-        command = [*held_to_it, "leanresnet", "sync", str(tmp_path / "elsewhere")]
+    with read_only(workspace) as held_to_it:
+        command = [*held_to_it, "leanresnet", "sync"]
         done = subprocess.run(command, cwd=workspace, env=outside_environment(), capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (5, 1)
     assert re.fullmatch(rf"error: {lines.parent}\.lock: cannot be written \(Permission denied\)\n", done.stderr)

@@ -41,6 +41,7 @@ LEVELS = [
         "curves",
         "checkpoint",
         "snapshots",
+        "events",
         "journal",
         "summary",
     },

@@ -57,6 +57,11 @@ def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
                 partial.unlink()
 
 
+def no_link(path: str, flags: int) -> int:
+    """An opener for `open` that refuses to write through a link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def not_written(path: Path | str, error: OSError, size: int | None = None) -> StorageError:
     """The one line for it; `size` is the bytes that the file takes."""
     takes = "" if size is None else f"; it takes {size:,} bytes"

@@ -12,8 +12,23 @@ from pathlib import Path
 
 from leanresnet import tracking
 from leanresnet.errors import StoppedError, redacted
+from leanresnet.events import (
+    Artifact,
+    Begin,
+    Dataset,
+    End,
+    Event,
+    LoggedModel,
+    Metrics,
+    Note,
+    Parent,
+    Scalar,
+    SetTags,
+    Status,
+    Weights,
+)
 from leanresnet.files import workspace
-from leanresnet.journal import Event, Journal, left_behind, new_id, open_journal
+from leanresnet.journal import Journal, OwnJournal, brought, left_behind, new_id, open_journal
 
 # How long the end of a run waits for MLflow, and that of one that was asked to stop.
 LAST_SECONDS, STOP_SECONDS = 30.0, 2.0
@@ -28,14 +43,14 @@ class Run:
         id: of its journal; the MLflow run has it as a tag.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: OwnJournal) -> None:
         self.id = journal.id
         self._journal = journal
         self._sender = _Sender(journal)
-        self._only_if_new: dict[str, bool] = {}
+        self._only_if_new = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._report({"type": "metrics", "values": dict(metrics), "step": step})
+        self._report(Metrics(values=dict(metrics), step=step))
 
     def log_history(self, rows: list[dict[str, float]]) -> None:
         """Rows of epochs 1, 2, ... of a training that ended before."""
@@ -43,45 +58,45 @@ class Run:
             self.log_metrics(row, epoch)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._report({"type": "tags", "tags": dict(tags)})
+        self._report(SetTags(tags=dict(tags)))
 
     def log_artifact(self, path: Path, folder: str) -> None:
         self._journal.keep(path, folder)
-        self._report({"type": "artifact", "name": path.name, "folder": folder})
+        self._report(Artifact(name=path.name, folder=folder))
 
     def log_dataset(self, name: str, digest: str, context: str) -> None:
         """Name the data the run used; `digest` is the DVC md5 of the split's file."""
-        self._report({"type": "dataset", "name": name, "digest": digest, "context": context})
+        self._report(Dataset(name=name, digest=digest, context=context))
 
     def log_parent(self, run_id: str) -> None:
         """Show this run below the one of this id."""
-        self._report({"type": "parent", "journal": run_id})
+        self._report(Parent(journal=run_id))
 
     def log_model(self, folder: str) -> None:
         """The model whose two files were logged as artifacts of `folder`, in MLflow's own format."""
-        self._report({"type": "model", "folder": folder})
+        self._report(LoggedModel(folder=folder))
 
-    def log_note(self, text: str, teacher: tuple[str, str] | None) -> None:
+    def log_note(self, text: str, teacher: Weights | None) -> None:
         """The run's description, with a link to the run of its teacher, (name, SHA-256 of its weights)."""
-        self._report({"type": "note", "text": text, "teacher": teacher})
+        self._report(Note(text=text, teacher=teacher))
 
     @contextmanager
     def only_if_new(self) -> Iterator[None]:
         """What is reported inside counts only where MLflow has no run of this model yet."""
-        self._only_if_new = {"only_if_new": True}
+        self._only_if_new = True
         try:
             yield
         finally:
-            self._only_if_new = {}
+            self._only_if_new = False
 
-    def end(self, status: str) -> None:
-        self._report({"type": "end", "status": status})
+    def end(self, status: Status) -> None:
+        self._report(End(status=status))
 
     def begin(
-        self, name: str, params: Mapping[str, object], tags: Mapping[str, str], weights: tuple[str, str] | None = None
+        self, name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], weights: Weights | None = None
     ) -> None:
-        described = {"name": name, "params": dict(params), "tags": {**tracking.code_version(), **tags}}
-        self._report({"type": "begin", **described, "weights": weights})
+        tags = {**tracking.code_version(), **tags}
+        self._report(Begin(name=name, params=dict(params), tags=tags, weights=weights))
 
     def close(self, seconds: float = LAST_SECONDS) -> None:
         """Wait for MLflow, but not for longer."""
@@ -89,13 +104,13 @@ class Run:
             self._journal.discard()
 
     def _report(self, event: Event) -> None:
-        self._journal.append({**event, **self._only_if_new})
+        self._journal.append(event.model_copy(update={"only_if_new": self._only_if_new}))
         self._sender.wake()
 
 
 @contextmanager
 def start_run(
-    name: str, params: Mapping[str, object], tags: Mapping[str, str], run_id: str | None = None
+    name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], run_id: str | None = None
 ) -> Iterator[Run]:
     """A new run; or that of `run_id`, which goes on if it was begun.
 
@@ -104,7 +119,7 @@ def start_run(
     with open_journal(run_id or new_id()) as journal:
         run = Run(journal)
         run.begin(name, params, tags)
-        status = "FAILED"
+        status: Status = "FAILED"
         try:
             yield run
             status = "FINISHED"
@@ -117,9 +132,7 @@ def start_run(
 
 
 @contextmanager
-def add_to_run(
-    name: str, params: Mapping[str, object], tags: Mapping[str, str], weights: tuple[str, str]
-) -> Iterator[Run]:
+def add_to_run(name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], weights: Weights) -> Iterator[Run]:
     """The run that made `weights`, (model, SHA-256); a new one where MLflow has none (see `Run.only_if_new`)."""
     with open_journal(new_id()) as journal:
         run = Run(journal)
@@ -133,24 +146,29 @@ def add_to_run(
 def sync(root: Path) -> tuple[int, int]:
     """Hand the journals of a workspace on to MLflow; those that arrived are removed.
 
-    A training that died without a word becomes KILLED.
+    Those of any other folder are read and stay as they are, and an evaluation among them adds to no run but
+    that of a training among them. A training that died without a word becomes KILLED.
 
     Returns:
         how many arrived, and how many did not.
     """
     arrived, left = 0, 0
-    for journal in left_behind(root):
+    among = None if root.resolve() == workspace() else set[str]()
+    journals: Iterator[Journal] = left_behind() if among is None else brought(root)
+    for journal in journals:
         try:
             # An evaluation adds to a run that may be in a journal which did not arrive.
             if left and _adds(journal):
                 left += 1
                 continue
-            _mark_dead(journal)
             if journal.events:
-                delivery = tracking.Delivery(journal.id, journal.files, journal.events[0])
-                for event in journal.events:
-                    delivery(event)
-            journal.discard()
+                deliver = tracking.Delivery(journal, among)
+                for event in [*journal.events, *_unsaid(journal)]:
+                    deliver(event)
+            if among is not None:
+                among.add(journal.id)
+            if isinstance(journal, OwnJournal):
+                journal.discard()
             arrived += 1
         except Exception as error:  # as in _Sender
             _warn(error, journal)
@@ -160,21 +178,20 @@ def sync(root: Path) -> tuple[int, int]:
 
 def _adds(journal: Journal) -> bool:
     """Whether it is of an evaluation, which adds to a training's run."""
-    return bool(journal.events) and journal.events[0]["weights"] is not None
+    return bool(journal.events) and journal.begin.weights is not None
 
 
-def _mark_dead(journal: Journal) -> bool:
-    """Whether this training's process died without a word; its journal says so from now on."""
-    died = bool(journal.events) and not _adds(journal) and journal.events[-1]["type"] != "end"
-    if died:
-        journal.append({"type": "end", "status": "KILLED"})
-    return died
+def _unsaid(journal: Journal) -> list[Event]:
+    """The end of a training whose process died without a word."""
+    if not journal.events or _adds(journal) or isinstance(journal.events[-1], End):
+        return []
+    return [End(status="KILLED", time=journal.events[-1].time)]
 
 
 class _Sender:
     """A thread that hands a journal's events on as they come, and tries again after a pause where it cannot."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: OwnJournal) -> None:
         self._journal = journal
         self._sent = 0
         self._closing = False
@@ -206,7 +223,7 @@ class _Sender:
             try:
                 if delivery is None:
                     self._see_to_others()
-                    delivery = tracking.Delivery(self._journal.id, self._journal.files, self._journal.events[0])
+                    delivery = tracking.Delivery(self._journal)
                     self._sent = 0
                 while self._sent < len(self._journal.events):
                     delivery(self._journal.events[self._sent])
@@ -235,16 +252,18 @@ class _Sender:
         if _adds(self._journal):
             sync(workspace())
             return
-        for other in left_behind(workspace()):
+        for other in left_behind():
             try:
-                if _mark_dead(other):
-                    delivery = tracking.Delivery(other.id, other.files, other.events[0])
-                    delivery(other.events[0])
-                    delivery(other.events[-1])
+                for end in _unsaid(other):
+                    deliver = tracking.Delivery(other)
+                    deliver(other.begin)
+                    deliver(end)
             except Exception as error:  # as in _work
                 _warn(error, other)
 
 
 def _warn(reason: object, journal: Journal) -> None:
     missing = f"warning: MLflow has not got all of this run ({redacted(reason)[:200]})"
-    print(f"{missing}; {journal.folder} keeps it for `leanresnet sync`", file=sys.stderr)
+    line = f"{missing}; {journal.folder} keeps it for `leanresnet sync`"
+    # A journal from elsewhere may hold a terminal's escape sequence.
+    print("".join(each if each.isprintable() else repr(each)[1:-1] for each in line), file=sys.stderr)

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -18,14 +19,27 @@ import torch
 from filelock import FileLock
 
 from leanresnet import limits
-from leanresnet.checkpoint import load_model
+from leanresnet.checkpoint import DESCRIPTION, WEIGHTS, load_model
 from leanresnet.errors import StorageError
+from leanresnet.events import (
+    JOURNAL_TAG,
+    Artifact,
+    Begin,
+    Dataset,
+    End,
+    Event,
+    LoggedModel,
+    Metrics,
+    Note,
+    Parent,
+    SetTags,
+    Weights,
+)
 from leanresnet.files import workspace
 from leanresnet.git import git
-from leanresnet.journal import Event
+from leanresnet.journal import Journal
 
 EXPERIMENT = "leanresnet"
-JOURNAL_TAG = "leanresnet.journal"
 WEIGHTS_TAG = "leanresnet.weights_sha256"
 EXPERIMENT_TAG = "dvc.experiment"
 # The checkout of this code, where it is one.
@@ -37,53 +51,72 @@ DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 class Delivery:
     """Hands the events of a journal on to MLflow, where each arrives once, however often it is handed on.
 
-    Args:
-        journal_id: the run has it as a tag.
-        files: folder of what the events name.
-        begin: the first event. With weights, (name of the model, SHA-256), the run that made them is
-            added to, and events that are `only_if_new` do not count if there is one.
+    They go into the run that the journal began, which is found by its id. A journal that begins with
+    weights adds to the run that made them, and its events that are `only_if_new` do not count there.
 
-    Raises whatever MLflow does where it cannot be reached.
+    Args:
+        among: the journals, by id, to whose runs this one may add; None: to any of the experiment.
+
+    Raises whatever MLflow does where it cannot be reached, and StorageError for a file that is not the journal's.
     """
 
-    def __init__(self, journal_id: str, files: Path, begin: Event) -> None:
+    def __init__(self, journal: Journal, among: Collection[str] | None = None) -> None:
         self._mlflow = connect()
         self._client = self._mlflow.MlflowClient()
-        self._files = files
+        self._journal = journal
         self._experiment = self._client.get_experiment_by_name(EXPERIMENT).experiment_id
-        self._adds = begin["weights"] is not None
-        run = self._find(_of_journal(journal_id))
+        begin = journal.begin
+        self._adds = begin.weights is not None
+        run = self._run_of_journal(journal.id)
         self._is_new = run is not None
-        if run is None and self._adds:
-            run = self._find(_of_weights(*begin["weights"]))
+        if run is None and begin.weights is not None:
+            run = self._run_of_weights(begin.weights, among)
         if run is None:
             self._is_new = True
-            tags = limits.tags({**begin["tags"], JOURNAL_TAG: journal_id})
-            run = self._client.create_run(
-                self._experiment, begin["time"], tags, limits.fitted(begin["name"], limits.NAME)
-            )
+            tags = limits.tags({**begin.tags, JOURNAL_TAG: journal.id})
+            run = self._client.create_run(self._experiment, begin.time, tags, limits.fitted(begin.name, limits.NAME))
         self._run_id = str(run.info.run_id)
         histories = [self._client.get_metric_history(self._run_id, name) for name in run.data.metrics]
         self._known = {self._place(each.key, each.step, each.value) for history in histories for each in history}
 
     def __call__(self, event: Event) -> None:
-        if self._is_new or not event.get("only_if_new"):
-            getattr(self, f"_{event['type']}")(event)
+        if event.only_if_new and not self._is_new:
+            return
+        match event:
+            case Begin():
+                self._begin(event)
+            case Metrics():
+                self._log_metrics(event)
+            case SetTags():
+                self._set_tags(event.tags)
+            case Artifact():
+                path = self._journal.file("files", event.folder, event.name)
+                self._client.log_artifact(self._run_id, str(path), event.folder)
+            case Dataset():
+                self._log_dataset(event)
+            case LoggedModel():
+                self._log_model(event)
+            case Note():
+                self._set_note(event)
+            case Parent():
+                self._set_parent(event)
+            case End():
+                self._client.set_terminated(self._run_id, event.status, event.time)
 
-    def _begin(self, event: Event) -> None:
+    def _begin(self, event: Begin) -> None:
         from mlflow.entities import Param
 
         if self._is_new:
-            params = [Param(key, value) for key, value in limits.params(event["params"]).items()]
+            params = [Param(key, value) for key, value in limits.params(event.params).items()]
             self._client.log_batch(self._run_id, params=params)
             self._client.update_run(self._run_id, status="RUNNING")
 
-    def _metrics(self, event: Event) -> None:
+    def _log_metrics(self, event: Metrics) -> None:
         from mlflow.entities import Metric
 
-        step, values = event["step"], limits.metrics(event["values"]).items()
+        step, values = event.step, limits.metrics(event.values).items()
         fresh = [(name, value) for name, value in values if self._place(name, step, value) not in self._known]
-        metrics = [Metric(name, value, event["time"], step) for name, value in fresh]
+        metrics = [Metric(name, value, event.time, step) for name, value in fresh]
         self._client.log_batch(self._run_id, metrics=metrics)
         self._known |= {self._place(name, step, value) for name, value in fresh}
 
@@ -91,27 +124,23 @@ class Delivery:
         """What is logged once. Two evaluations may differ at one step; a training has one value there."""
         return (name, step, value if self._adds else 0.0)
 
-    def _tags(self, event: Event) -> None:
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        tags = [RunTag(name, value) for name, value in limits.tags(event["tags"]).items()]
-        self._client.log_batch(self._run_id, tags=tags)
+        fitted = [RunTag(name, value) for name, value in limits.tags(tags).items()]
+        self._client.log_batch(self._run_id, tags=fitted)
 
-    def _artifact(self, event: Event) -> None:
-        folder = event["folder"]
-        self._client.log_artifact(self._run_id, str(self._files / folder / event["name"]), folder)
-
-    def _dataset(self, event: Event) -> None:
+    def _log_dataset(self, event: Dataset) -> None:
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
 
-        name = limits.fitted(event["name"], limits.DATASET_NAME)
-        dataset = MetaDataset(CodeDatasetSource({}), name, limits.fitted(event["digest"], limits.DATASET_DIGEST))
-        tags = [InputTag("mlflow.data.context", event["context"])]
+        name = limits.fitted(event.name, limits.DATASET_NAME)
+        dataset = MetaDataset(CodeDatasetSource({}), name, limits.fitted(event.digest, limits.DATASET_DIGEST))
+        tags = [InputTag("mlflow.data.context", event.context)]
         self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
 
-    def _model(self, event: Event) -> None:
+    def _log_model(self, event: LoggedModel) -> None:
         """In MLflow's own format, which `mlflow.pytorch.load_model` loads: raw pixels in, logits out."""
         from mlflow.entities import LoggedModelStatus
         from mlflow.models import infer_signature
@@ -120,7 +149,8 @@ class Delivery:
         found = self._client.search_logged_models([self._experiment], f"source_run_id = '{self._run_id}'")
         if any(model.status == LoggedModelStatus.READY for model in found):
             return
-        net = load_model(self._files / event["folder"]).net
+        weights, _ = (self._journal.file("files", event.folder, name) for name in (WEIGHTS, DESCRIPTION))
+        net = load_model(weights.parent).net
         example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         with torch.no_grad():
             signature = infer_signature(example.numpy(), net(example).numpy())
@@ -135,35 +165,33 @@ class Delivery:
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={self._mlflow.__version__}"],
             )
 
-    def _note(self, event: Event) -> None:
-        tags, text = {}, event["text"]
-        teacher = self._find(_of_weights(*event["teacher"])) if event["teacher"] else None
+    def _set_note(self, event: Note) -> None:
+        tags, text = {}, event.text
+        teacher = self._run_of_weights(event.teacher) if event.teacher else None
         if teacher is not None:
             run_id = str(teacher.info.run_id)
             tags["teacher.run_id"] = run_id
             text += f" Distilled from [its teacher](#/experiments/{self._experiment}/runs/{run_id})."
-        self._tags({"tags": {**tags, "mlflow.note.content": text}})
+        self._set_tags({**tags, "mlflow.note.content": text})
 
-    def _parent(self, event: Event) -> None:
-        parent = self._find(_of_journal(event["journal"]))
+    def _set_parent(self, event: Parent) -> None:
+        parent = self._run_of_journal(event.journal)
         if parent is not None:
-            self._tags({"tags": {"mlflow.parentRunId": str(parent.info.run_id)}})
+            self._set_tags({"mlflow.parentRunId": str(parent.info.run_id)})
 
-    def _end(self, event: Event) -> None:
-        self._client.set_terminated(self._run_id, event["status"], event["time"])
-
-    def _find(self, query: str) -> Any:
+    def _run_of_journal(self, journal_id: str) -> Any:
         """The newest, or None."""
-        found = self._client.search_runs([self._experiment], query, max_results=1)
+        found = self._client.search_runs([self._experiment], f"tags.`{JOURNAL_TAG}` = '{journal_id}'", max_results=1)
         return found[0] if found else None
 
-
-def _of_journal(journal_id: str) -> str:
-    return f"tags.`{JOURNAL_TAG}` = '{journal_id}'"
-
-
-def _of_weights(model: str, sha256: str) -> str:
-    return f"tags.`{WEIGHTS_TAG}` = '{sha256}' and tags.model = '{model}'"
+    def _run_of_weights(self, weights: Weights, among: Collection[str] | None = None) -> Any:
+        """The newest, or None; of those that the journals `among` began, if any are given."""
+        model, sha256 = weights
+        for run in self._client.search_runs([self._experiment], f"tags.`{WEIGHTS_TAG}` = '{sha256}'"):
+            tags = run.data.tags
+            if tags.get("model") == model and (among is None or tags.get(JOURNAL_TAG) in among):
+                return run
+        return None
 
 
 def runs_table() -> str:
