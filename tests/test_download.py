@@ -25,7 +25,7 @@ from leanresnet.data.cifar import pack_folder
 from leanresnet.data.download import fetch
 from leanresnet.data.sources import fetch_source, read_source
 from leanresnet.errors import DataError, StorageError
-from leanresnet.files import load_json, workspace
+from leanresnet.files import load_json, save_json, workspace
 
 PAYLOAD = hashlib.shake_256(b"archive").digest(200_000)
 
@@ -369,3 +369,18 @@ def test_the_digits_need_no_archive(out: Path) -> None:
     fetch_source(EXPECTED.model_copy(update={"dataset": "digits"}), out, None, None)
     assert [path.name for path in out.iterdir()] == ["source.json"]
     assert read_source(out)[0].dataset == "digits"
+
+
+def test_a_download_is_not_written_through_a_link(mirrors: Mirrors, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "part").symlink_to(tmp_path / "victim")
+    with pytest.raises(StorageError, match=r"part: cannot be written \(Too many levels of symbolic links\)"):
+        fetch([mirrors.url("whole")], EXPECTED, tmp_path / "part")
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_a_source_names_no_archive_elsewhere(tmp_path: Path) -> None:
+    archives.write_archive(tmp_path / "other.tar")
+    save_json({"dataset": "cifar10", "archive": "../other.tar"}, tmp_path / "source/source.json")
+    with pytest.raises(DataError, match=r"source\.json: not a source"):
+        read_source(tmp_path / "source")

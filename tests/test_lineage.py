@@ -1,6 +1,7 @@
 """From a model back to what it was made of, in a checkout in which `dvc repro` has run."""
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,9 @@ from conftest import Checkout, outside_environment
 from test_tracking import runs_by_model
 
 from leanresnet.errors import DataError
-from leanresnet.lineage import lineage
+from leanresnet.lineage import _commands, lineage
+from leanresnet.lock import Locked
+from leanresnet.registry import Recorded
 
 
 def trace(folder: Path, target: object) -> str:
@@ -81,3 +84,14 @@ def test_what_no_run_made_is_named(checkout: Checkout, tmp_path: Path) -> None:
     for target, reason in (("0" * 32, "neither a file nor a run's id"), (tmp_path / "other.safetensors", "no run")):
         with pytest.raises(DataError, match=reason):
             trace(checkout.folder, target)
+
+
+def test_a_name_in_a_command_is_quoted_for_the_shell() -> None:
+    tags = {"dvc.stage": "train@a; touch x"}
+    run = Recorded("1", "name", "FINISHED", tags, {}, {}, list)
+    assert _commands(run, None, "ab")[-1] == "    dvc repro 'train@a; touch x'"
+    outs = [{"path": "models/$(touch x)'/model.safetensors", "md5": "0"}]
+    found = Locked(None, "train@a; touch x", {"train@a; touch x": {"outs": outs}})
+    *_, stage, check = _commands(run, found, "ab")
+    assert shlex.split(stage) == ["dvc", "repro", "train@a; touch x"]
+    assert shlex.split(check)[1] == "ab  models/$(touch x)'/model.safetensors"

@@ -101,6 +101,14 @@ def test_the_folder_depends_on_the_values_and_the_code(monkeypatch: pytest.Monke
     assert folder(MADE_BY) != before
 
 
+@pytest.mark.parametrize("text", ["../../../victim", "", "x' or '1"])
+def test_the_id_of_a_run_that_is_none_is_refused(text: str) -> None:
+    with work_on(MADE_BY) as held:
+        held.keep_run_id(text)
+        with pytest.raises(StorageError, match=r"run_id: .*, accepted: the id of a journal, such as"):
+            _ = held.run_id
+
+
 def test_another_process_that_trains_the_same_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

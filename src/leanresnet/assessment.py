@@ -86,8 +86,14 @@ def log_assessment(run: Run, outputs: Outputs) -> None:
     report = load_report(outputs.results)
     speed = load_section(outputs.results / "speed.json", Speed, "an evaluation's speed")
     run.log_metrics(_for_mlflow(report, speed), len(read_history(outputs.history)) + 1)
-    for name in ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png"):
-        run.log_artifact(outputs.results / name, "results")
+    for path in report_files(outputs):
+        run.log_artifact(path, "results")
+
+
+def report_files(outputs: Outputs) -> list[Path]:
+    """What `assess` writes."""
+    names = ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png")
+    return [outputs.results / name for name in names]
 
 
 def _by_class(predictions: Predictions, split: Split) -> Metrics:

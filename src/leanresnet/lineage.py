@@ -1,6 +1,7 @@
 """From a model to all that it was made of, and the commands that make it again."""
 
 from pathlib import Path
+from shlex import quote
 
 from leanresnet import registry, tracking
 from leanresnet.checkpoint import WEIGHTS
@@ -98,14 +99,14 @@ def _commands(run: Recorded, found: Locked | None, sha256: str) -> list[str]:
     if found is None:
         return [
             f"rebuild: {LOCK} has these weights neither here nor in a commit; with the code above and these params,",
-            f"    dvc repro {run.tags['dvc.stage']}",
+            f"    dvc repro {quote(run.tags['dvc.stage'])}",
         ]
     weights = next(path for path in found.outs(found.stage) if path.endswith(WEIGHTS))
     return [
         "rebuild, or restore what DVC's cache still has",
         *([f"    git checkout {found.commit}"] if found.commit else []),
-        f"    dvc repro {found.stage}",
-        f"    echo '{sha256}  {weights}' | sha256sum --check",
+        f"    dvc repro {quote(found.stage)}",
+        f"    echo {quote(f'{sha256}  {weights}')} | sha256sum --check",
     ]
 
 

@@ -39,6 +39,10 @@ class Outputs:
     def curves(self) -> Path:
         return self.results / "curves.png"
 
+    def files(self) -> list[Path]:
+        model = [self.model / name for name in (checkpoint.WEIGHTS, checkpoint.DESCRIPTION)]
+        return [*model, self.history, self.summary, self.curves]
+
 
 class Best(Section):
     """train.json, as far as a run is told of it."""

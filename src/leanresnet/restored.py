@@ -1,12 +1,11 @@
 """Models that DVC restored from its cache, and whose training MLflow therefore never saw."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from leanresnet import registry
-from leanresnet.assessment import log_assessment
-from leanresnet.checkpoint import DESCRIPTION, WEIGHTS, load_model
+from leanresnet.assessment import log_assessment, report_files
+from leanresnet.checkpoint import WEIGHTS, load_model
 from leanresnet.files import file_hashes
 from leanresnet.lock import LOCK, digests, read_stages
 from leanresnet.outputs import Outputs, run_of
@@ -30,26 +29,26 @@ def log_restored(root: Path) -> int:
 
 
 def _models(root: Path) -> Iterator[tuple[Outputs, bool]]:
-    """Those that lie there as dvc.lock has them, and whether the evaluation that lies there is of these weights."""
+    """Those that lie there as dvc.lock has them, and whether the evaluation that lies there is of these weights.
+
+    dvc.lock must have the digest of each file that is to be logged: a link in its place may lead anywhere.
+    """
     if not (root / LOCK).exists():
         return
     stages = read_stages((root / LOCK).read_text()).values()
     for stage in stages:
         outs = digests(stage, "outs")
-        folders = {Path(path).name: root / Path(path).parent for path in outs}
-        if {WEIGHTS, DESCRIPTION, "train.json"} <= folders.keys() and _lie_there(root, outs):
-            outputs = Outputs(folders[WEIGHTS], folders["train.json"])
-            weights, report = (
-                path.relative_to(root).as_posix() for path in (outputs.model / WEIGHTS, outputs.results / "test.json")
-            )
-            evaluations = [digests(other, "outs") for other in stages if _measures(other, report, weights, outs)]
-            yield outputs, any(_lie_there(root, each) for each in evaluations)
+        places = {Path(path).name: path for path in outs}
+        if not {WEIGHTS, "train.json"} <= places.keys():
+            continue
+        weights = places[WEIGHTS]
+        outputs = Outputs((root / weights).parent, (root / places["train.json"]).parent)
+        if _lie_there(root, outs, outputs.files()):
+            measured = [each for each in stages if digests(each, "deps").get(weights) == outs[weights]]
+            yield outputs, any(_lie_there(root, digests(each, "outs"), report_files(outputs)) for each in measured)
 
 
-def _measures(stage: dict[str, Any], report: str, weights: str, outs: dict[str, str]) -> bool:
-    """Whether it wrote this report, on these weights."""
-    return report in digests(stage, "outs") and digests(stage, "deps").get(weights) == outs[weights]
-
-
-def _lie_there(root: Path, outs: dict[str, str]) -> bool:
-    return all((root / path).exists() and file_hashes(root / path)[0] == md5 for path, md5 in outs.items())
+def _lie_there(root: Path, outs: dict[str, str], needed: Sequence[Path]) -> bool:
+    """Whether all that a stage made are there as it made them, and the needed are among them."""
+    found = {root / path for path, md5 in outs.items() if (root / path).exists() and file_hashes(root / path)[0] == md5}
+    return len(found) == len(outs) and found.issuperset(needed)

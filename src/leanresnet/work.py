@@ -23,6 +23,7 @@ from leanresnet.device import describe
 from leanresnet.distributed import ALONE, World
 from leanresnet.errors import StoppedError, StorageError
 from leanresnet.files import not_written, save_text, workspace
+from leanresnet.journal import check_id
 from leanresnet.progress import Progress
 from leanresnet.snapshots import Snapshots
 
@@ -47,7 +48,8 @@ class Work:
     @property
     def run_id(self) -> str | None:
         """Of the run's journal, if one was begun."""
-        return _read(self._run)
+        text = _read(self._run)
+        return None if text is None else check_id(text, self._run)
 
     def keep_run_id(self, run_id: str) -> None:
         save_text(run_id, self._run)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from leanresnet.config import Download
 from leanresnet.errors import DataError, StorageError
-from leanresnet.files import atomic_write, file_hashes, not_written
+from leanresnet.files import atomic_write, file_hashes, no_link, not_written
 
 TIMEOUT_SECONDS = 30
 CHUNK = 1 << 16
@@ -111,7 +111,7 @@ def _fetch_one(url: str, part: Path, size: int) -> None:
             raise urllib.error.URLError(f"offers {start + int(length)} bytes instead of {size}")
         part.parent.mkdir(parents=True, exist_ok=True)
         with (
-            part.open("wb" if whole else "ab") as file,
+            open(part, "wb" if whole else "ab", opener=no_link) as file,
             tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=url.split("/")[2], disable=None) as bar,
         ):
             while start < size and (chunk := _read(response, min(CHUNK, size - start))):

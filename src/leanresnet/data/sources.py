@@ -9,7 +9,7 @@ from leanresnet.data.splits import Split
 from leanresnet.errors import DataError, StorageError
 from leanresnet.files import file_hashes, load_json, save_bytes, save_json, workspace
 
-DESCRIPTION = "source.json"
+DESCRIPTION, ARCHIVE = "source.json", "cifar-10-python.tar"
 
 
 def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sha256: str | None) -> None:
@@ -25,7 +25,7 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
     if settings.dataset == "digits":
         save_json({"dataset": "digits"}, folder / DESCRIPTION)
         return
-    archive = folder / "cifar-10-python.tar"
+    archive = folder / ARCHIVE
     if local is None:
         # A download is kept beside the workspace's database: a second run of the stage needs no network.
         kept = workspace() / ".work" / "downloads" / settings.sha256
@@ -56,8 +56,8 @@ def read_source(folder: Path) -> tuple[Split, Split]:
     match about:
         case {"dataset": "digits"}:
             return digits.read_digits()
-        case {"dataset": "cifar10", "archive": str(name)}:
-            return cifar.read_archive(folder / name)
+        case {"dataset": "cifar10", "archive": name} if name == ARCHIVE:
+            return cifar.read_archive(folder / ARCHIVE)
     raise DataError(f"{folder / DESCRIPTION}: not a source, accepted: a file that `leanresnet download` wrote")
 
 
