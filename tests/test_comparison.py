@@ -16,7 +16,8 @@ def recorded(experiment: str, accuracy: float, parameters: float = 1000, **param
     metrics = {
         "model/parameters": parameters,
         "model/macs": 2e6,
-        "val/best_accuracy": accuracy,
+        "val/best_accuracy": accuracy + 0.002,
+        "val/evaluated_accuracy": accuracy,
         "test/accuracy": accuracy - 0.01,
         "speed/latency_ms": 1.25,
         "train_seconds": 90.0,
@@ -218,6 +219,21 @@ def test_of_a_seed_that_ran_twice_the_last_counts() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
     (row,) = compare(runs).rows
     assert row[2] == "65.00% ± 7.07"
+
+
+def test_validation_is_one_measure_in_a_table_and_a_chart_and_is_named() -> None:
+    runs = [recorded(name, accuracy, lr=name) for name, accuracy in (("a", 0.5), ("b", 0.6), ("c", 0.7))]
+    for header, label, best, found in (
+        ("validation", "validation accuracy, %", "70.00%", 70),
+        ("validation in training", "best validation accuracy in training, %", "70.20%", 70.2),
+    ):
+        table = compare(runs)
+        assert (table.header[2], table.rows[0][2]) == (header, best)
+        assert table.markdown().splitlines()[1].startswith("| --- | --- | ---: |")
+        (axes,) = trade_off(table.groups, "parameters").axes
+        assert (axes.get_ylabel(), axes.collections[0].get_offsets()[0][1]) == (label, pytest.approx(found))
+        # The others were evaluated.
+        runs[0].metrics.pop("val/evaluated_accuracy", None)
 
 
 def test_the_best_stand_first_and_seeds_apart_when_asked() -> None:

@@ -48,7 +48,7 @@ def test_the_command_writes_one_file_that_needs_no_other_and_logs_it(checkout: C
     assert page.count("<svg") == 2
     for cell in shown.splitlines()[2].strip("| ").split(" | "):
         assert f">{cell.strip()}</td>" in page
-    best = max(ids, key=lambda run_id: client_of(folder).get_run(run_id).data.metrics["val/best_accuracy"])
+    best = max(ids, key=lambda run_id: client_of(folder).get_run(run_id).data.metrics["val/evaluated_accuracy"])
     assert [file.path for file in client_of(folder).list_artifacts(best, "comparisons")] == ["comparisons/page.html"]
     one, other = answers(folder, "baseline"), answers(folder, "teacher")
     differ = sum(a != b for a, b in zip(one, other, strict=True))

@@ -103,13 +103,16 @@ def _by_class(predictions: Predictions, split: Split) -> Metrics:
 
 
 def _for_mlflow(report: Report, speed: Speed) -> Metrics:
-    """What training has not logged, under names that MLflow groups: test/accuracy, test/accuracy_of/cat."""
-    val, test = report.val.model_dump(), report.test.model_dump()
+    """Under names that MLflow groups: test/accuracy, test/accuracy_of/cat, and val/evaluated_accuracy.
+
+    Training has its own val/accuracy, by epoch and in its own precision.
+    """
+    test = report.test.model_dump()
     by_class = test.pop("accuracy_by_class")
     return {
         **{f"test/{name}": value for name, value in test.items()},
         **{f"test/accuracy_of/{name}": value for name, value in by_class.items()},
-        **{f"val/{name}": val[name] for name in ("teacher_agreement", "teacher_gap")},
+        **{f"val/evaluated_{name}": value for name, value in report.val.model_dump().items()},
         **{f"speed/{name}": value for name, value in speed.model_dump().items()},
         "model/size_bytes": report.size_bytes,
     }

@@ -11,11 +11,11 @@ from leanresnet import registry
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_text
 from leanresnet.lineage import TOLD, describe
-from leanresnet.registry import Recorded
+from leanresnet.registry import EVALUATED, Recorded
 
 ALIAS = "champion"
 # By what it is chosen, and what the model card tells besides.
-EVALUATED = ("test/accuracy", "val/best_accuracy", "model/parameters")
+REQUIRED = ("test/accuracy", EVALUATED, "model/parameters")
 MEASURED = ("model/macs", "test/calibration_error")
 # What may stand in the name of a registered model.
 DATASET = re.compile(r"[\w.-]{1,200}")
@@ -50,7 +50,7 @@ def crown(root: Path) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             save_text(describe(run, root) + "\n", Path(folder, LINEAGE))
             registry.upload(run.run_id, Path(folder, LINEAGE), FOLDER)
-        figures = f"validation {run.metrics['val/best_accuracy']:.2%}, test {run.metrics['test/accuracy']:.2%}"
+        figures = f"validation {run.metrics[EVALUATED]:.2%}, test {run.metrics['test/accuracy']:.2%}"
         lines.append(f"{name} version {version} @{ALIAS}: run {run.run_id} {run.label}, {figures}")
     return lines
 
@@ -58,7 +58,7 @@ def crown(root: Path) -> list[str]:
 def is_candidate(run: Recorded) -> bool:
     """Whether it was evaluated, has a budget and keeps within it."""
     budget = run.params.get("budget", "None")
-    if run.lacks([], EVALUATED) or not re.fullmatch("[0-9]{1,18}", budget):
+    if run.lacks([], REQUIRED) or not re.fullmatch("[0-9]{1,18}", budget):
         return False
     return run.metrics["model/parameters"] <= int(budget)
 
@@ -70,7 +70,7 @@ def best(runs: Sequence[Recorded]) -> Recorded:
     """
     split = runs[-1].tags.get("dvc.validation_md5")
     comparable = [run for run in runs if run.tags.get("dvc.validation_md5") == split]
-    return max(comparable, key=lambda run: (run.metrics["val/best_accuracy"], -run.metrics["model/parameters"]))
+    return max(comparable, key=lambda run: (run.metrics[EVALUATED], -run.metrics["model/parameters"]))
 
 
 CARD = """\
@@ -95,7 +95,7 @@ def card(run: Recorded, origin: str) -> str:
     figures = {
         "parameters": f"{run.metrics['model/parameters']:,.0f} of a budget of {int(run.params['budget']):,}",
         "multiply-accumulates": f"{run.metrics['model/macs']:,.0f}",
-        "validation accuracy, by which it was chosen": f"{run.metrics['val/best_accuracy']:.2%}",
+        "validation accuracy, by which it was chosen": f"{run.metrics[EVALUATED]:.2%}",
         "test accuracy": f"{run.metrics['test/accuracy']:.2%}",
         "expected calibration error": f"{run.metrics['test/calibration_error']:.3f}",
     }

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from leanresnet.registry import Recorded
+from leanresnet.registry import EVALUATED, Recorded, validation_of
 
 Groups = Sequence[Sequence[Recorded]]
 # One for each round of matplotlib's ten colours.
@@ -97,7 +97,8 @@ def _curves(axes: Axes, groups: Groups) -> None:
 def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
     """A point for each group, at the means over its seeds."""
     costs = [mean(run.metrics[COSTS[cost]] for run in group) for group in groups]
-    accuracies = [100 * mean(run.metrics["val/best_accuracy"] for run in group) for group in groups]
+    validation = validation_of(run for group in groups for run in group)
+    accuracies = [100 * mean(run.metrics[validation] for run in group) for group in groups]
     axes.scatter(costs, accuracies)
     best = front(list(zip(costs, accuracies, (group[0].label for group in groups), strict=True)))
     axes.plot(
@@ -111,6 +112,7 @@ def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if COSTS[cost].startswith("model/"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set(xlabel=cost, ylabel="best validation accuracy, %")
+    name = "validation accuracy" if validation == EVALUATED else "best validation accuracy in training"
+    axes.set(xlabel=cost, ylabel=f"{name}, %")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)

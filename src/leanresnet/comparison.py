@@ -14,12 +14,15 @@ from leanresnet.registry import Recorded
 # The budget says nothing of how a model came to be, and as many blocks are listed as there are layers.
 NOT_COMPARED = {"budget", "model.layers"}
 # What each has to have; an unfinished run and one of somebody else may not.
-COMPARED = ("val/best_accuracy", "model/parameters", "model/macs")
+COMPARED = (registry.TRAINED, "model/parameters", "model/macs")
 # What else decides a result, and no param says: digests of the data, and of the weights that taught.
 MADE_FROM = {"training data": "dvc.train_md5", "validation data": "dvc.validation_md5", "teacher": "teacher.sha256"}
 # The study's test accuracy on CIFAR-10, of a network of 4,935,242 parameters.
 PAPER = 0.9375
-FIGURES = ["validation", "test", "to the paper", "parameters", "million MACs", "latency, ms", "minutes"]
+# How a table calls the measure of `registry.validation_of`.
+VALIDATION = {registry.EVALUATED: "validation", registry.TRAINED: "validation in training"}
+FIGURES = ["test", "to the paper", "parameters", "million MACs", "latency, ms", "minutes"]
+NUMBERS = {*VALIDATION.values(), *FIGURES}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Comparison:
 
     def markdown(self) -> str:
         # Numbers stand to the right.
-        rule = ["---:" if name in FIGURES else "---" for name in self.header]
+        rule = ["---:" if name in NUMBERS else "---" for name in self.header]
         return "\n".join(f"| {' | '.join(row)} |" for row in (self.header, rule, *self.rows))
 
     def write(self, out: Path) -> None:
@@ -70,9 +73,13 @@ def select(targets: Sequence[str], questions: Sequence[str]) -> list[Recorded]:
 
 
 def compare(runs: Sequence[Recorded], by_seed: bool = True) -> Comparison:
-    """A row a run; or a row for all that differ in their seed alone, called after the first of them."""
+    """A row a run; or a row for all that differ in their seed alone, called after the first of them.
+
+    Validation is one measure in all rows, that of `registry.validation_of`.
+    """
+    validation = registry.validation_of(runs)
     groups = over_seeds(runs) if by_seed else [[run] for run in runs]
-    groups.sort(key=lambda group: mean(group, "val/best_accuracy") or 0.0, reverse=True)
+    groups.sort(key=lambda group: mean(group, validation) or 0.0, reverse=True)
     keys = differing(runs)
     # A model without a teacher is no other source: distill.teacher says that.
     sources = [name for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in runs} - {None}) > 1]
@@ -80,13 +87,14 @@ def compare(runs: Sequence[Recorded], by_seed: bool = True) -> Comparison:
         [
             group[0].label,
             group[0].model,
+            _accuracy(group, validation),
             *_figures(group),
             *(", ".join(dict.fromkeys(run.params.get(key, "") for run in group)) for key in keys),
             *(group[0].tags.get(MADE_FROM[name], "")[:8] for name in sources),
         ]
         for group in groups
     ]
-    return Comparison(groups, ["run", "model", *FIGURES, *keys, *sources], rows)
+    return Comparison(groups, ["run", "model", VALIDATION[validation], *FIGURES, *keys, *sources], rows)
 
 
 def differing(runs: Sequence[Recorded]) -> list[str]:
@@ -117,7 +125,6 @@ def _figures(group: Sequence[Recorded]) -> list[str]:
     seconds, latency, test = (mean(group, key) for key in ("train_seconds", "speed/latency_ms", "test/accuracy"))
     on_cifar = test is not None and group[0].tags.get("dataset") == "cifar10"
     return [
-        _accuracy(group, "val/best_accuracy"),
         _accuracy(group, "test/accuracy"),
         f"{100 * (test - PAPER):+.2f}" if on_cifar and test is not None else "",
         f"{group[0].metrics['model/parameters']:,.0f}",

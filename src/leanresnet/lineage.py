@@ -72,7 +72,11 @@ def describe(run: Recorded, root: Path, params: bool = True) -> str:
 
 def _model(run: Recorded) -> str:
     parameters, macs = run.metrics["model/parameters"], run.metrics["model/macs"]
-    accuracies = {"validation": "val/best_accuracy", "test": "test/accuracy"}
+    accuracies = {
+        "validation": registry.EVALUATED,
+        "validation in training": registry.TRAINED,
+        "test": "test/accuracy",
+    }
     known = [f"{name} {run.metrics[key]:.2%}" for name, key in accuracies.items() if key in run.metrics]
     return ", ".join([f"{run.model}: {parameters:,.0f} parameters, {macs / 1e6:,.1f} million MACs", *known])
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from leanresnet import charts
-from leanresnet.comparison import FIGURES, Comparison
+from leanresnet.comparison import NUMBERS, Comparison
 from leanresnet.data.splits import Split
 from leanresnet.disagreement import Disagreement
 from leanresnet.files import save_text
@@ -41,7 +41,7 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
     environment = Environment(loader=PackageLoader("leanresnet"), autoescape=select_autoescape(), trim_blocks=True)
     text = environment.get_template("comparison.html").render(
         comparison=comparison,
-        numbers=FIGURES,
+        numbers=NUMBERS,
         charts={title: _svg(figure) for title, figure in drawn.items()},
         differ=differ,
         images=_images(differ, test) if differ is not None and test is not None else [],

@@ -13,6 +13,9 @@ from leanresnet.tracking import EXPERIMENT, EXPERIMENT_TAG, WEIGHTS_TAG, connect
 
 # Runs a request: a busy server took 15 s for a thousand, longer than one request may take.
 PAGE = 100
+# Accuracies of the weights that a run kept, on the validation split: as `evaluate` measures it, in float32, and as
+# training did, in its own precision.
+EVALUATED, TRAINED = "val/evaluated_accuracy", "val/best_accuracy"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Recorded:
         """Which of these it has not, as a run of somebody else may; a metric is had where it is finite."""
         missing = [tag for tag in tags if tag not in self.tags]
         return missing + [key for key in metrics if not math.isfinite(self.metrics.get(key, math.nan))]
+
+
+def validation_of(runs: Iterable[Recorded]) -> str:
+    """The measure of validation by which runs compare: `EVALUATED`, or `TRAINED` where one was not evaluated."""
+    return EVALUATED if all(EVALUATED in run.metrics for run in runs) else TRAINED
 
 
 def find_experiments(question: str) -> list[Recorded]:
