@@ -82,6 +82,19 @@ def test_who_teaches_is_what_an_earlier_question_found(scale: str, tmp_path: Pat
         asked |= {f"{question}-{name}" for _, _, name, _ in found}
 
 
+@pytest.mark.parametrize("scale", PRESETS)
+def test_a_student_has_another_seed_than_the_previous_models_that_teach_it(scale: str, tmp_path: Path) -> None:
+    base = yaml.safe_load((ROOT / "presets" / f"{PRESETS[scale]}.yaml").read_text())
+    seeds = {"reference": base["train"]["baseline"]["seed"]}
+    # The question's own teachers are those of the one before.
+    for question in ("distillation", "teachers"):
+        for previous, target, name, values in tries(ROOT / "experiments" / question, scale, tmp_path):
+            recipe = put(base, values)["distill"]["student"] if target == "evaluate@student" else None
+            seed = (recipe or put(base, values)["train"]["baseline"])["seed"]
+            assert seed not in [seeds[teacher] for teacher in previous.split()[2:]]
+            seeds[f"{question}-{name}"] = seed
+
+
 @pytest.mark.parametrize("arguments", [["moon"], ["cpu", "colour"]])
 def test_an_unknown_scale_or_question_is_one_line(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run([ROOT / "experiments" / "run", *arguments], cwd=tmp_path, capture_output=True, text=True)

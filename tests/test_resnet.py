@@ -258,7 +258,7 @@ def test_a_whitening_stem_makes_uncorrelated_outputs_of_unit_variance() -> None:
         outputs = net.stem(net.normalize(images))
     covariance = outputs.transpose(0, 1).flatten(1).double().cov()
     half = covariance[:12, :12]
-    # Directions of little variance are held down, by 5e-4 (Page).
+    # Directions of little variance are held down, by 5e-4 (Jordan's value).
     assert half.diagonal().max() < 1.001
     assert half.diagonal().median() > 0.9
     torch.testing.assert_close(half - half.diagonal().diag(), torch.zeros(12, 12).double(), atol=1e-3, rtol=0)

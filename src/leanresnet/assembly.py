@@ -16,7 +16,7 @@ from leanresnet.schedule import build_schedule
 from leanresnet.sharpness import SharpnessAware
 from leanresnet.trainer import Criterion, Loop, objective_of
 
-# As many as Page and Jordan take; their 4.8 million patches say all there is to know of 12 directions.
+# As many as Jordan takes, Page takes 10,000; their 4.8 million patches say all there is to know of 12 directions.
 WHITENING_IMAGES = 5000
 
 

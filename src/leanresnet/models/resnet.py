@@ -23,8 +23,9 @@ ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu}
 class Whitening(nn.Conv2d):
     """A first convolution whose 2x2 filters are computed, not trained: its outputs are uncorrelated.
 
-    Page, "How to Train Your ResNet" (2018), part 6; each filter also with the other sign, as
-    in Jordan, "94% on CIFAR-10 in 3.29 Seconds" (arXiv:2404.00498), section 3.1.
+    Page, "How to Train Your ResNet 8: Bag of Tricks" (2019), of 3x3 patches; 2x2, and each
+    filter also with the other sign, as in Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single
+    GPU" (arXiv:2404.00498), section 3.2.
     """
 
     def __init__(self) -> None:
