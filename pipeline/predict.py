@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from leanresnet.errors import LeanResNetError, redacted
 from pipeline.options import device_option, model_option
 
 
@@ -17,7 +18,8 @@ from pipeline.options import device_option, model_option
 def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: str) -> None:
     """Print the likeliest classes of IMAGES: JPEG or PNG files of any size, or folders of them.
 
-    Of each, the network sees the middle square, scaled to 32x32 pixels.
+    Of each, the network sees the middle square, scaled to 32x32 pixels; what is transparent is white. A
+    file that is no image is named, and the others are predicted all the same.
     """
     from leanresnet.checkpoint import load_model
     from leanresnet.device import choose_device, exact_float32
@@ -26,10 +28,18 @@ def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: 
     paths = find_images(images)
     loaded = load_model(model, choose_device(device))
     with exact_float32():
-        found = [(path, dict(list(said.items())[:top])) for path, said in classify(loaded, paths)]
+        answers = [(click.format_filename(path), said) for path, said in classify(loaded, paths)]
+    found = [(file, dict(list(said.items())[:top])) for file, said in answers if isinstance(said, dict)]
     if form == "json":
-        click.echo(json.dumps([{"file": str(path), "classes": said} for path, said in found], indent=2))
-        return
-    width = max(len(str(path)) for path, _ in found)
-    for path, said in found:
-        click.echo("  ".join([str(path).ljust(width), *(f"{value:7.2%} {name:10}" for name, value in said.items())]))
+        click.echo(json.dumps([{"file": file, "classes": said} for file, said in found], indent=2, allow_nan=False))
+    else:
+        width = max((len(file) for file, _ in found), default=0)
+        for file, said in found:
+            shares = (f"{value:7.2%} {name:10}" for name, value in said.items())
+            click.echo("  ".join([file.ljust(width), *shares]))
+    refused = [said for _, said in answers if isinstance(said, LeanResNetError)]
+    for error in refused[:-1]:
+        click.echo(f"error: {redacted(error)}", err=True)
+    if refused:
+        # The program prints it as it did the others, and ends with its code.
+        raise refused[-1]

@@ -85,10 +85,10 @@ def show(folder: Path, device: str) -> None:
         if upload is None:
             return
         image = decode(upload.getvalue(), upload.name)
+        answers = _ask(models, image)
     except LeanResNetError as error:
         st.error(_plain(str(error)))
         return
-    answers = _ask(models, image)
     left, right = st.columns([1, 2])
     seen = Image.fromarray(image.permute(1, 2, 0).numpy())
     left.image(seen.resize((SHOWN_PIXELS,) * 2, Image.Resampling.NEAREST), caption="What they see: 32x32 pixels")
