@@ -158,7 +158,9 @@ def test_the_served_champion_answers_requests_and_refuses_bad_ones(served: str, 
     assert status == 200
     expected = load_model(checkout.folder / "models" / name).net(images)
     torch.testing.assert_close(torch.tensor(answer["predictions"]), expected, atol=1e-4, rtol=1e-4)
-    for content in (b"no json", b"{}", b'{"inputs": "no image"}', json.dumps({"inputs": [[1, 2]]}).encode()):
+    normalised, beyond = ({"inputs": numbers.tolist()} for numbers in (images / 255, images.int() + 1 + 255))
+    contents = [{}, {"inputs": "no image"}, {"inputs": [[1, 2]]}, normalised, beyond]
+    for content in (b"no json", *(json.dumps(each).encode() for each in contents)):
         status, answer = post(served, content)
         assert 400 <= status < 500, content
         assert answer["message"]

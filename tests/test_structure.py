@@ -26,6 +26,7 @@ LEVELS = [
         "models.budget",
         "models.ensemble",
         "models.resnet",
+        "models.served",
         "models.space",
     },
     {

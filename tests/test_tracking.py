@@ -111,7 +111,7 @@ def test_the_logged_model_loads_and_answers_like_the_checkpoint(checkout: Checko
         [runs["student"].info.experiment_id], f"source_run_id = '{runs['student'].info.run_id}'"
     )
     images = load_split(checkout.folder / "data/test.safetensors").images[:5]
-    np.save(checkout.folder / ".work/images.npy", images.numpy())
+    np.save(checkout.folder / ".work/images.npy", images.float().numpy())
     script = (
         "import sys, numpy, mlflow; model = mlflow.pyfunc.load_model(sys.argv[1]);"
         "assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 32, 32);"

@@ -76,9 +76,10 @@ def best(runs: Sequence[Recorded]) -> Recorded:
 CARD = """\
 # {name}
 
-A ResNet for 32x32 colour images of the ten classes of {dataset}: raw `uint8` pixels (batch, 3, 32, 32) in, logits
-(batch, 10) out. It gives one of these ten classes to any image. It was measured on images like those that it learned
-from; of others its accuracy is not known.
+A ResNet for 32x32 colour images of the ten classes of {dataset}: pixels (batch, 3, 32, 32) in, logits (batch, 10) out.
+Pixels are whole numbers from 0 to 255, as `float32`; others, such as those of normalised images, are refused. It gives
+one of these ten classes to any image. It was measured on images like those that it learned from; of others its accuracy
+is not known.
 
 | | |
 | --- | --- |

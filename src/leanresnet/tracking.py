@@ -38,6 +38,7 @@ from leanresnet.events import (
 from leanresnet.files import workspace
 from leanresnet.git import git
 from leanresnet.journal import Journal
+from leanresnet.models.served import Served
 
 EXPERIMENT = "leanresnet"
 WEIGHTS_TAG = "leanresnet.weights_sha256"
@@ -141,7 +142,7 @@ class Delivery:
         self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
 
     def _log_model(self, event: LoggedModel) -> None:
-        """In MLflow's own format, which `mlflow.pytorch.load_model` loads: raw pixels in, logits out."""
+        """In MLflow's own format, which `mlflow.pytorch.load_model` loads: see `Served`."""
         from mlflow.entities import LoggedModelStatus
         from mlflow.models import infer_signature
         from mlflow.pytorch import log_model
@@ -150,8 +151,8 @@ class Delivery:
         if any(model.status == LoggedModelStatus.READY for model in found):
             return
         weights, _ = (self._journal.file("files", event.folder, name) for name in (WEIGHTS, DESCRIPTION))
-        net = load_model(weights.parent).net
-        example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        net = Served(load_model(weights.parent).net).eval()
+        example = torch.zeros(2, 3, 32, 32)
         with torch.no_grad():
             signature = infer_signature(example.numpy(), net(example).numpy())
         with warnings.catch_warnings(), self._mlflow.start_run(run_id=self._run_id):
@@ -162,6 +163,7 @@ class Delivery:
                 name="model",
                 input_example=example.numpy(),
                 signature=signature,
+                metadata={"inputs": "RGB images, each number a whole one from 0 to 255", "outputs": "logits"},
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={self._mlflow.__version__}"],
             )
 
