@@ -1,9 +1,12 @@
 """Real processes that share each batch: they train what one process trains, and stop and go on together."""
 
+import copy
 import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,10 +17,11 @@ import yaml
 from conftest import outside_environment
 from helpers import synthetic_split, tiny_recipe
 from test_resume import COMMAND, newest, prepare, results, the_run, train, wait_for
+from torch import Tensor, nn
 
 from leanresnet import experiment
 from leanresnet.data.splits import save_split
-from leanresnet.distributed import World
+from leanresnet.distributed import World, synchronise_norms
 from leanresnet.errors import ConfigError
 from leanresnet.experiment import run_experiment
 from leanresnet.losses import CrossEntropy
@@ -140,3 +144,63 @@ def test_shares_make_up_the_batch() -> None:
         shares = [World(rank, size).share(batch) for rank in range(size)]
         assert torch.equal(torch.cat(shares), batch)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+class TwoThreads:
+    """Stand-ins of torch.distributed for two threads of this process, each as one process of a training."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2, timeout=60)
+        self._sent: dict[int, Tensor] = {}
+
+    def get_world_size(self) -> int:
+        return 2
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        self._sent[threading.get_ident()] = tensor.clone()
+        self._barrier.wait()
+        total = sum(self._sent.values())
+        assert isinstance(total, Tensor)
+        self._barrier.wait()
+        tensor.copy_(total)
+
+
+@pytest.mark.parametrize("mean", [0, 1_000, 10_000])
+def test_batch_norm_over_two_shares_is_that_over_the_whole_batch(mean: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forwards and backwards, against one process in float64; `mean` is in standard deviations."""
+    both = TwoThreads()
+    monkeypatch.setattr("leanresnet.distributed.dist", both)
+    generator = torch.Generator().manual_seed(0)
+    images, gradient = (torch.randn(8, 3, 5, 5, generator=generator) for _ in range(2))
+    images[4:] += 0.5  # the shares differ
+    images += mean
+    whole = nn.BatchNorm2d(3)
+    with torch.no_grad():
+        whole.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        whole.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    norms = [copy.deepcopy(whole), copy.deepcopy(whole)]
+    for norm in norms:
+        synchronise_norms(norm)
+    shares = [share.clone().requires_grad_() for share in images.chunk(2)]
+
+    def work(rank: int) -> Tensor:
+        answer: Tensor = norms[rank](shares[rank])
+        answer.backward(gradient.chunk(2)[rank])
+        return answer.detach()
+
+    with ThreadPoolExecutor(2) as pool:
+        answer = torch.cat(list(pool.map(work, range(2))))
+    whole.double()
+    expected_input = images.double().requires_grad_()
+    expected = whole(expected_input)
+    expected.backward(gradient.double())
+    # A mean in float32 is known to so much of a standard deviation.
+    close = {"rtol": 1e-4, "atol": 1e-5 + mean * 2**-23, "check_dtype": False}
+    torch.testing.assert_close(answer, expected.detach(), **close)
+    torch.testing.assert_close(torch.cat([share.grad for share in shares]), expected_input.grad, **close)
+    for name, parameter in whole.named_parameters():
+        found = sum(norm.get_parameter(name).grad for norm in norms)
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-4 + mean * 2**-18, check_dtype=False)
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(norms[0].get_buffer(name), norms[1].get_buffer(name))
+        torch.testing.assert_close(norms[0].get_buffer(name), buffer, rtol=1e-4, atol=1e-6, check_dtype=False)

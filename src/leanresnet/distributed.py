@@ -156,19 +156,22 @@ class SyncBatchNorm(nn.BatchNorm2d):
     """Batch norm over the shares of all processes, for a CPU, which torch's own one refuses.
 
     Means and variances of equal shares are put together in float32: the variance of all is the
-    mean of theirs plus the variance of their means.
+    mean of theirs plus the variance of their means. No difference of large squares is taken, so a
+    mean of 10,000 standard deviations costs no more than in one process.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             judged: Tensor = super().forward(x)
             return judged
-        variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
-        both: Tensor = _Sum.apply(torch.stack([mean, variance + mean.square()])) / dist.get_world_size()
-        mean, variance = both[0], both[1] - both[0].square()
-        self._count(mean.detach(), variance.detach(), dist.get_world_size() * x.numel() // x.shape[1])
+        size = dist.get_world_size()
+        own_variance, own_mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        mean: Tensor = _Sum.apply(own_mean) / size
+        variance: Tensor = _Sum.apply(own_variance + (own_mean - mean).square()) / size
+        self._count(mean.detach(), variance.detach(), size * x.numel() // x.shape[1])
         scale = self.weight * (variance + self.eps).rsqrt()
-        normalised: Tensor = x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        centred = x - mean[:, None, None]
+        normalised = torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None])
         return normalised.to(x.dtype)
 
     @torch.no_grad()
