@@ -78,6 +78,22 @@ def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monke
     assert not (tmp_path / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(("model", "teacher"), [("vast", "a"), ("a", "vast")])
+def test_answers_that_are_not_finite_are_not_evaluated(model: str, teacher: str, tmp_path: Path) -> None:
+    """As finite weights give that are large enough."""
+    save(tmp_path / "a", 0)
+    net = tiny_net()
+    net.classifier.weight.data.fill_(3e38)
+    save_model(net.state_dict(), tiny_model(), CLASSES, {"name": "vast", "train_md5": "abc"}, tmp_path / "vast")
+    split = tmp_path / "split.safetensors"
+    save_split(synthetic_split(20), split)
+    settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
+    outputs = Outputs(tmp_path / model, tmp_path / "results")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/vast: answers that are not finite, accepted: a model that"):
+        assess(settings, outputs, tmp_path / teacher, split, split, torch.device("cpu"))
+    assert not outputs.results.exists()
+
+
 def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> None:
     folder = prepare(tmp_path)
     params = yaml.safe_load((folder / "params.yaml").read_text())

@@ -199,6 +199,53 @@ def test_a_loss_that_is_no_number_stops_with_the_epoch_and_the_learning_rate(val
     assert [epoch for epoch, _ in training.logged] == [1]
 
 
+class LastStep:
+    """A loss that is finite in each of six steps; `harm` is done in the last one, to the network or its gradient."""
+
+    def __init__(self, harm: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        self._harm = harm
+        self._steps = 0
+
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = CrossEntropy(0.0)(net, images, labels)
+        self._steps += 1
+        return loss + (self._harm(net, logits) if self._steps == 6 else 0.0), logits
+
+
+def root_of_nothing(net: nn.Module, logits: Tensor) -> Tensor:
+    """0, with a gradient of NaN."""
+    return (logits.sum() * 0).sqrt()
+
+
+def vast_statistics(net: nn.Module, logits: Tensor) -> Tensor:
+    """A running variance of infinity, by which everything becomes 0 and no metric NaN."""
+    net.get_buffer("stem.1.running_var").data.fill_(math.inf)
+    return torch.zeros(())
+
+
+@pytest.mark.parametrize(
+    ("harm", "ema_decay", "said"),
+    [
+        (root_of_nothing, None, "val/loss is nan"),
+        (root_of_nothing, 0.9, "val/loss is nan"),
+        (vast_statistics, None, r"stem\.1\.running_var is not finite"),
+    ],
+)
+def test_what_diverges_in_the_last_step_of_all_stops_too(
+    harm: Callable[[nn.Module, Tensor], Tensor], ema_decay: float | None, said: str
+) -> None:
+    training = Training(LastStep(harm), epochs=2)
+    with pytest.raises(DivergedError, match=rf"^epoch 2: {said} at learning rate 0\.05$"):
+        training.run(ema_decay)
+    assert [epoch for epoch, _ in training.logged] == [1]
+
+
+def test_any_metric_that_is_no_number_stops() -> None:
+    measures = {**MEASURES, "teacher_gap": lambda images, logits, labels: labels / torch.zeros(len(labels))}
+    with pytest.raises(DivergedError, match=r"^epoch 1: val/teacher_gap is (nan|inf) at learning rate 0\.05$"):
+        Training(epochs=1).run(measures=measures)
+
+
 def test_the_same_seed_gives_the_same_bits_twice() -> None:
     first, second = Training(), Training()
     one = first.run(ema_decay=0.9)

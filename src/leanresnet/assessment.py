@@ -10,6 +10,7 @@ from leanresnet.config import Evaluate, Rate, Section
 from leanresnet.data.batches import EvalBatches
 from leanresnet.data.splits import Split, load_splits
 from leanresnet.device import describe, exact_float32
+from leanresnet.errors import DataError
 from leanresnet.evaluation import Metrics
 from leanresnet.files import load_section, save_csv, save_figure, save_json
 from leanresnet.models.ensemble import Ensemble
@@ -37,7 +38,8 @@ def assess(
     same bytes wherever the same weights are measured by the same build.
 
     Raises:
-        DataError: a split is of another data set than the other, or the model or the teacher held out other images.
+        DataError: a split is of another data set than the other, the model or the teacher held out other images, or
+            gives answers that are not finite.
     """
     model, master = load_model(outputs.model, device), load_model(teacher, device)
     for each in (model, master):
@@ -53,6 +55,9 @@ def assess(
         said = [predict(model.net, each) for each in batches]
         # A model that is its own teacher has said it all.
         taught = said if master.sha256 == model.sha256 else [predict(master.net, each) for each in batches]
+        for folder, answers in ((outputs.model, said), (teacher, taught)):
+            if not all(each.probabilities.isfinite().all() for each in answers):
+                raise DataError(f"{folder}: answers that are not finite, accepted: a model that did not diverge")
         speed = measure_speed(model.net, images, settings.timing_repeats)
     on_validation, on_test = (own.metrics(other) for own, other in zip(said, taught, strict=True))
     predictions = said[1]

@@ -3,7 +3,7 @@
 LeanResNetError        1
 ├── ConfigError        2   a value in params.yaml, an option or the environment
 ├── DataError          3   an archive, a split or a download
-├── DivergedError      4   the loss became NaN or infinite
+├── DivergedError      4   a loss, a metric or a weight became NaN or infinite
 ├── StorageError       5   a file that cannot be read or written
 ├── SnapshotError      6   a training that stopped has no state left to go on from
 ├── MemoryLimitError   7   a batch that does not fit into memory

@@ -47,7 +47,7 @@ def run_experiment(
 
     Raises:
         ConfigError: the model exceeds its budget, a batch is larger than the split, or there is nothing to extend.
-        DivergedError: a loss became NaN or infinite.
+        DivergedError: a loss, a metric or a weight became NaN or infinite.
         MemoryLimitError: a batch does not fit into memory.
         StoppedError: by SIGTERM, SIGINT or the death of dvc; the state is kept.
         SnapshotError: of a training that was stopped nothing whole is left.

@@ -117,7 +117,17 @@ class Progress:
         return len(self.tally.losses)
 
     def end_epoch(self, row: Metrics, judged: nn.Module) -> None:
-        """Keep the epoch's metrics, and the weights of `judged` if none before were better."""
+        """Keep the epoch's metrics, and the weights of `judged` if none before were better.
+
+        Raises:
+            DivergedError: one of them is NaN or infinite, which may have come with the epoch's last step.
+        """
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise DivergedError(f"epoch {self.epoch}: {name} is {value} at learning rate {self.rate:g}")
+        for name, tensor in judged.state_dict().items():
+            if not tensor.isfinite().all():
+                raise DivergedError(f"epoch {self.epoch}: {name} is not finite at learning rate {self.rate:g}")
         if not self.history or row["val/accuracy"] > self.history[self.best_epoch - 1]["val/accuracy"]:
             self.best_epoch, self.best_weights = self.epoch, copy.deepcopy(judged.state_dict())
         self.history.append(row)

@@ -94,7 +94,7 @@ def fit(
             the state, or end the training by an exception.
 
     Raises:
-        DivergedError: a loss is NaN or infinite.
+        DivergedError: a loss, a metric or a weight is NaN or infinite.
     """
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
     judged = average.module if average else net
