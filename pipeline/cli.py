@@ -17,6 +17,7 @@ from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.init import init
 from pipeline.lineage import lineage
+from pipeline.listed import check_listed
 from pipeline.playground import playground
 from pipeline.predict import predict
 from pipeline.search import search
@@ -57,6 +58,7 @@ def main() -> NoReturn:
 def run() -> int:
     """The exit code; a user's mistake is one line on stderr and the error's own code."""
     try:
+        check_listed()
         cli(prog_name="leanresnet", standalone_mode=False)
     except LeanResNetError as error:
         # Of the processes of one training all fail alike, and the first one says so.
