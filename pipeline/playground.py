@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from pipeline.options import device_option
+from pipeline.port import check_free, port_option
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
+@port_option(8501)
 @click.option(
     "--models",
     type=click.Path(path_type=Path),
@@ -25,5 +26,6 @@ def playground(port: int, models: Path, device: str) -> None:
 
     choose_device(device)
     names = find_models(models)
+    check_free(port)
     click.echo(f"{', '.join(names)}: http://127.0.0.1:{port}")
     serve(models, device, port)

@@ -5,9 +5,11 @@ import sys
 
 import click
 
+from pipeline.port import check_free, port_option
+
 
 @click.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@port_option(5000)
 def ui(port: int) -> None:
     """Serve MLflow on 127.0.0.1 and print the address of the runs table."""
     from leanresnet.errors import redacted
@@ -19,7 +21,9 @@ def ui(port: int) -> None:
         return
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    click.echo(f"runs: http://127.0.0.1:{port}/{runs_table()}")
+    table = runs_table()
+    check_free(port)
+    click.echo(f"runs: http://127.0.0.1:{port}/{table}")
     sys.stdout.flush()
     store = ["--backend-store-uri", tracking_uri(), "--artifacts-destination", (workspace() / "mlartifacts").as_uri()]
     os.execv(

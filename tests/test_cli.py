@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from conftest import Checkout, edited, outside_environment
 from imports import ROOT
 
+from leanresnet import inference, tracking
 from pipeline import workspace
 from pipeline.cli import cli
+from pipeline.port import check_free
 
 PRESETS = ["default", *(path.stem for path in (ROOT / "presets").glob("*.yaml"))]
 
@@ -148,23 +152,46 @@ def test_compare_without_results_is_one_line(tmp_path: Path) -> None:
     assert "no evaluated model" in done.stderr
 
 
-def test_init_keeps_a_gitignore_that_is_there(tmp_path: Path) -> None:
-    (tmp_path / ".gitignore").write_text("mine\n")
-    assert program("init", str(tmp_path), "--preset", "demo").returncode == 0
-    assert (tmp_path / ".gitignore").read_text() == "mine\n"
-
-
-def test_init_takes_the_remote_of_a_team_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkout, folder = tmp_path / "checkout", tmp_path / "space"
+@pytest.fixture
+def checkout_of_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout from which `init` takes its files, in a folder whose name means something in YAML."""
+    folder = tmp_path / 'it\'s: a #1 "checkout", {really}'
     for name in (".dvc/config", ".gitignore", "dvc.yaml", "params.yaml"):
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, checkout / name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    monkeypatch.setattr(workspace, "CHECKOUT", folder)
+    return folder
+
+
+def test_init_takes_the_remote_of_a_team_along(tmp_path: Path, checkout_of_init: Path) -> None:
+    checkout, folder = checkout_of_init, tmp_path / "space"
     subprocess.run(["git", "init", "--quiet"], cwd=checkout, check=True)
     assert workspace.dvc("remote", "add", "--default", "team", "s3://leanresnet/dvc", folder=checkout).returncode == 0
-    monkeypatch.setattr(workspace, "CHECKOUT", checkout)
     assert CliRunner().invoke(cli, ["init", str(folder)]).exit_code == 0
     assert workspace.dvc("config", "core.no_scm", folder=folder).stdout == "true\n"
     assert workspace.dvc("config", "remote.team.url", folder=folder).stdout == "s3://leanresnet/dvc\n"
+    places = {"lib": str(checkout / "src/leanresnet"), "cli": str(checkout / "pipeline")}
+    listed = yaml.safe_load((folder / "dvc.yaml").read_text())
+    assert {name: place for each in listed["vars"] for name, place in each.items()} == places
+
+
+@pytest.mark.parametrize("there", [[], [".gitignore", ".dvcignore", "notes.txt"]])
+def test_an_init_that_failed_can_be_tried_again(
+    there: list[str], tmp_path: Path, checkout_of_init: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "space"
+    for name in there:
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("mine\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(workspace, "dvc", lambda *_, **__: subprocess.CompletedProcess([], 1, "", "ERROR: no disk\n"))
+        failed = CliRunner().invoke(cli, ["init", str(folder)])
+    assert str(failed.exception) == f"{folder}: dvc init failed (no disk)"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(there)
+    assert CliRunner().invoke(cli, ["init", str(folder)]).exit_code == 0
+    made = {"params.yaml", "dvc.yaml", ".dvc", ".gitignore", ".dvcignore"}
+    assert {path.name for path in folder.iterdir()} == made | set(there)
+    assert {(folder / name).read_text() for name in there} <= {"mine\n"}
 
 
 @pytest.mark.parametrize(
@@ -200,3 +227,19 @@ def test_ui_with_a_server_of_its_own_that_is_dead_is_one_line(tmp_path: Path) ->
     assert (done.returncode, done.stderr.count("\n")) == (5, 1)
     assert done.stderr.startswith("error: http://***@127.0.0.1:9: MLflow does not answer")
     assert "secret" not in done.stderr
+
+
+def test_a_page_is_not_announced_where_another_program_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "runs_table", lambda: "runs")
+    monkeypatch.setattr(inference, "find_models", lambda models: ["student"])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for command in ("ui", "playground"):
+            done = CliRunner().invoke(cli, [command, "--port", str(port)])
+            assert done.output == ""
+            assert str(done.exception).startswith(f"--port = {port}: Address already in use, accepted: ")
+    check_free(port)
