@@ -1,5 +1,6 @@
 """A params file, read: what is said of its first mistake."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, conten
     assert str(caught.value).startswith(f"{path}:")
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_value_that_aliases_multiply_is_cut_before_it_is_written_out(tmp_path: Path) -> None:
+    lists = [f"- &{name} [{', '.join(8 * [f'*{before}'])}]" for before, name in pairwise("abcdefghij")]
+    (tmp_path / "params.yaml").write_text("\n".join(["- &a [x]", *lists]))
+    with pytest.raises(ConfigError, match="at the top level") as caught:
+        load_params(tmp_path / "params.yaml")
+    assert len(str(caught.value)) < 400
 
 
 def test_a_file_that_cannot_be_read_is_a_storage_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """params.yaml, read; and its first mistake, in one line."""
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import get_args
 
@@ -76,5 +77,8 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
+    # Aliases make a value of a few lines as long as they like, so that it is not written out before it is cut.
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxlong, shown.maxother = 2, 60, 60, 60
+    text = " ".join(shown.repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
