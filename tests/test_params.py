@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import parse_yaml
 from helpers import put
 from imports import ROOT
 
@@ -42,6 +44,18 @@ def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path
 )
 def test_a_number_is_the_one_that_dvc_records(tmp_path: Path, key: str, text: str, value: float) -> None:
     assert flatten(load_params(with_text(tmp_path, key, text)))[key] == value
+
+
+def test_what_dvc_writes_for_set_param_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(DEFAULT)
+    section = "train.baseline.optimizer"
+    overrides = {"lr": "1e-3", "weight_decay": "1e-5", "rho": "0", "betas": "[5e-1,0.99]", "nesterov": "true"}
+    apply_overrides(str(path), [f"{section}.{key}={value}" for key, value in overrides.items()])
+    assert "weight_decay: 1e-05" in path.read_text()
+    read = load_params(path).train.baseline.optimizer.model_dump(mode="json")
+    assert read == parse_yaml(path.read_text(), str(path))["train"]["baseline"]["optimizer"]
+    assert (read["lr"], read["weight_decay"], read["betas"]) == (0.001, 1e-05, [0.5, 0.99])
 
 
 @pytest.mark.parametrize(
