@@ -78,3 +78,4 @@ def test_what_is_written_is_read_as_the_same_value() -> None:
     values = {"lr": 1e-05, "text": "1e-05", "yes": "yes", "octal": "010", "none": None, "list": [1, 2.5, True, "on"]}
     for read in (read_yaml, lambda text: parse_yaml(text, "params.yaml")):
         assert read(write_yaml(values)) == values
+    assert write_yaml({"b": None, "a": [1]}) == "b: null\na:\n- 1\n"

@@ -1,7 +1,7 @@
 """YAML, read and written by the parser that DVC uses, so that a run has the very values that dvc.lock records.
 
 YAML 1.1 and 1.2 read the same text differently: `010` is 8 or 10, `yes` is true or a text, `1e-05` is a text or a
-number. DVC reads YAML 1.2, unless the file says otherwise (https://github.com/iterative/dvc, utils/serialize).
+number. DVC reads YAML 1.2, unless the file says otherwise (https://github.com/treeverse/dvc, dvc/utils/serialize).
 """
 
 import io
@@ -31,7 +31,9 @@ def read_yaml(text: str) -> object:
 
 
 def write_yaml(value: object) -> str:
-    """Text from which read_yaml and DVC read the same value again."""
-    stream = io.StringIO()
-    YAML().dump(value, stream)
+    """Text from which read_yaml and DVC read the same value again, one line a value, keys in their order."""
+    yaml, stream = YAML(typ="safe"), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(value, stream)
     return stream.getvalue()
