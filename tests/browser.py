@@ -4,12 +4,12 @@ import http.client
 import json
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from waiting import PATIENCE, wait_for
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -26,14 +26,6 @@ FLAGS = (
 )
 
 
-def wait_for(found: Callable[[], Any], seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while not (result := found()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return result
-
-
 class Tab:
     """A page; `requests` are the addresses that it has asked for."""
 
@@ -47,7 +39,7 @@ class Tab:
         self.calls += 1
         self.connection.send(json.dumps({"id": self.calls, "method": method, "params": params}))
         while True:
-            message = json.loads(self.connection.recv(timeout=60))
+            message = json.loads(self.connection.recv(timeout=PATIENCE))
             if message.get("id") == self.calls:
                 assert "error" not in message, message
                 return message["result"]
@@ -80,7 +72,7 @@ def open_tab(profile: Path) -> Iterator[Tab]:
     try:
         ready = profile / "DevToolsActivePort"
         port = wait_for(lambda: ready.exists() and ready.read_text().split())[0]
-        devtools = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+        devtools = http.client.HTTPConnection("127.0.0.1", int(port), timeout=PATIENCE)
         devtools.request("PUT", "/json/new?about:blank")
         address = json.load(devtools.getresponse())["webSocketDebuggerUrl"]
         devtools.close()

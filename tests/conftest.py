@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from imports import ROOT
+from waiting import PATIENCE
 
 CHECKOUT_PARTS = (
     "src",
@@ -24,8 +25,10 @@ CHECKOUT_PARTS = (
     ".dvc/config",
     ".dvc/.gitignore",
 )
-# Two workers share two cores, and the networks of the tests gain nothing from a second thread.
+# Two workers share two cores, and the networks of the tests gain nothing from a second thread. Set before torch is
+# imported, and for all processes that the tests start: threads that wait must not take a core from one that works.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # DVC's own words where another of its commands holds the workspace, or a stage's files.
 HELD = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -44,6 +47,13 @@ def outside_environment(**changes: str) -> dict[str, str]:
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in set(os.environ) - set(outside_environment()):
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run waits for MLflow, however long that takes to start on a busy machine."""
+    if reporting := sys.modules.get("leanresnet.reporting"):
+        monkeypatch.setattr(reporting, "LAST_SECONDS", PATIENCE)
 
 
 def shell_in(folder: Path, **environment: str) -> Shell:

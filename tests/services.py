@@ -19,6 +19,7 @@ import psycopg2
 import yaml
 from conftest import outside_environment
 from imports import ROOT
+from waiting import PATIENCE
 
 Server = subprocess.Popen[bytes]
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -137,7 +138,7 @@ def process(command: list[object], log: Path, end: int = signal.SIGKILL, **optio
 
 
 def wait_until(server: Server, ready: Callable[[], object], not_yet: type[Exception]) -> None:
-    end = time.monotonic() + 600
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             ready()

@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 import torch
 from conftest import Checkout, outside_environment
 from test_tracking import client_of, runs_by_model
+from waiting import PATIENCE, wait_for
 
 from leanresnet import registry
 from leanresnet.champion import MEASURED, best, crown, is_candidate
@@ -125,32 +125,29 @@ def served(checkout: Checkout, crowned: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE)
 
 
 def post(address: str, content: bytes) -> tuple[int, dict[str, object]]:
     request = urllib.request.Request(f"{address}/invocations", content, {"Content-Type": "application/json"})  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.load(error)
 
 
-def wait_for_ping(address: str) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(f"{address}/ping", timeout=5):  # noqa: S310
-                return
-        except OSError:
-            assert time.monotonic() < end
-            time.sleep(0.1)
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/ping", timeout=PATIENCE):  # noqa: S310
+            return True
+    except OSError:
+        return False
 
 
 def test_the_served_champion_answers_requests_and_refuses_bad_ones(served: str, checkout: Checkout) -> None:
-    wait_for_ping(served)
+    wait_for(lambda: answers(served))
     version = client_of(checkout.folder).get_model_version_by_alias(NAME, "champion")
     name = client_of(checkout.folder).get_run(version.run_id).data.tags["model"]
     images = load_split(checkout.folder / "data/test.safetensors").images[:3]

@@ -1,8 +1,7 @@
-"""Compilation, its fallback and its end by a signal."""
+"""Compilation, its fallback, and when a signal may end it."""
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch._inductor import config
 from torch._inductor.exc import InductorError
 
+from leanresnet import interruption
 from leanresnet.compilation import compiled
 from leanresnet.config import Model
 from leanresnet.device import autocast
@@ -101,41 +101,29 @@ def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
     assert capfd.readouterr().err.count("torch.compile failed (RuntimeError: no backward here)") == 1
 
 
-@pytest.mark.parametrize("moment", ["before", "during", "in its own processes"])
-def test_a_signal_ends_the_compiler_and_the_training(
-    moment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Whose next steps would be other ones than those of the training that goes on later."""
-
-    def interrupted(*args: object, **kwargs: object) -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
-        except KeyboardInterrupt:
-            if moment == "during":
-                raise
-            raise InductorError(RuntimeError("g++ was interrupted"), None) from None
-
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_backward", interrupted)
-    no_cache(monkeypatch, tmp_path)
-    begun = time.monotonic()
+def test_a_signal_that_came_before_a_compilation_ends_the_training() -> None:
     stopped = pytest.raises(StoppedError, match=r"^stopped by SIGTERM during torch\.compile; the same command goes on$")
     with stop_requests(), stopped as caught:
-        if moment == "before":
-            os.kill(os.getpid(), signal.SIGTERM)
-        three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        compiled(lambda x: x)(torch.zeros(1))
     assert caught.value.exit_code == 143
-    assert time.monotonic() - begun < 30
 
 
-def test_ctrl_c_where_no_training_listens_is_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def interrupted(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
+def test_each_shape_is_compiled_once_after_a_save_and_only_then_a_signal_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[object] = []
 
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_backward", interrupted)
-    no_cache(monkeypatch, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=True)
+    def compiled_function(x: Tensor) -> Tensor:
+        events.append("compiling" if interruption._compiling else "running")
+        return x
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled_function)
+    step = compiled(lambda x: x)
+    with interruption.before_a_compilation(lambda: events.append("saved")):
+        for size in (1, 1, 2, 1, 2):
+            step(torch.zeros(size))
+    assert events == ["saved", "compiling", "running", "saved", "compiling", "running", "running"]
 
 
 def test_a_mistake_in_the_function_itself_is_not_swallowed(capfd: pytest.CaptureFixture[str]) -> None:

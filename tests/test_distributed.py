@@ -16,8 +16,9 @@ import torch
 import yaml
 from conftest import outside_environment
 from helpers import synthetic_split, tiny_recipe
-from test_resume import COMMAND, newest, prepare, results, the_run, train, wait_for
+from test_resume import COMMAND, newest, prepare, results, the_run, train
 from torch import Tensor, nn
+from waiting import wait_for
 
 from leanresnet import experiment
 from leanresnet.data.splits import save_split
@@ -45,7 +46,7 @@ def prepared(folder: Path, **changes: object) -> Path:
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen[str]:
-    settings = {"LEANRESNET_SNAPSHOT_SECONDS": "0", "OMP_NUM_THREADS": "1"}
+    settings = {"LEANRESNET_SNAPSHOT_SECONDS": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "code")}
     environment = outside_environment(**settings)
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -95,7 +96,7 @@ def test_a_lost_process_or_a_signal_ends_all_and_the_next_goes_on(whole: Path, t
     launcher = start(folder, *command)
     wait_for(lambda: newest(folder) > left)
     os.kill(launcher.pid, signal.SIGTERM)
-    error = launcher.communicate(timeout=30)[1]
+    error = launcher.communicate()[1]
     assert launcher.returncode == 143
     # One of the two says it. So soon after its start, MLflow may not have been imported yet, and a line says so.
     said = [line for line in error.splitlines() if not line.startswith("warning: MLflow")]
@@ -122,7 +123,7 @@ def test_the_death_of_torchrun_counts_as_a_signal(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", launch], cwd=tmp_path, env=environment) as launcher:
         wait_for((tmp_path / "ready").exists)
         launcher.kill()
-    wait_for((tmp_path / "asked").exists, 10)
+    wait_for((tmp_path / "asked").exists)
     assert (tmp_path / "asked").read_text() == "SIGTERM"
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, open_tab, wait_for
+from browser import CHROMIUM, open_tab
 from conftest import outside_environment
 from helpers import CLASSES, random_images, tiny_model, tiny_net
 from imports import ROOT
 from PIL import Image
 from streamlit.testing.v1 import AppTest
+from waiting import PATIENCE, wait_for
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -51,7 +52,7 @@ def predicted(models: Path, photo: Path) -> dict[str, dict[str, float]]:
 
 def page(models: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     monkeypatch.setattr(sys, "argv", ["app.py", str(models), "cpu"])
-    return AppTest.from_file(app.__file__, default_timeout=60).run()
+    return AppTest.from_file(app.__file__, default_timeout=PATIENCE).run()
 
 
 def test_it_says_what_predict_says_and_that_models_differ(

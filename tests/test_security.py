@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from conftest import outside_environment
 from test_resume import COMMAND, prepare
+from waiting import PATIENCE, wait_for
 
 from leanresnet.errors import redacted
 from leanresnet.tracking import connect
@@ -89,18 +89,15 @@ def ui(folder: Path) -> Iterator[tuple[int, int]]:
         start_new_session=True,
     )
     try:
-        end = time.monotonic() + 180
-        while not reachable("127.0.0.1", port):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: reachable("127.0.0.1", port) or process.poll() is not None)
         yield port, process.pid
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+        process.wait(PATIENCE)
 
 
 def asked(port: int, method: str, path: str, **headers: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request(method, path, headers=headers, body="{}" if method == "POST" else None)
     status = connection.getresponse().status
     connection.close()

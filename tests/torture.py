@@ -15,8 +15,9 @@ import click
 import psutil
 from conftest import HELD, outside_environment
 from mlflow.tracking import MlflowClient
-from test_resume import Whole, assert_is_whole, die, is_dead, newest, prepare, results, the_run, train, wait_for
+from test_resume import Whole, assert_is_whole, die, is_dead, newest, prepare, results, the_run, train
 from test_snapshots import DAMAGES
+from waiting import wait_for
 
 SEED = 0
 
@@ -129,10 +130,10 @@ def _repros(demo: Demo, count: int, choices: random.Random) -> tuple[int, int]:
         for _ in range(min(choices.randint(1, 4), count - kills)):
             step = newest(folder) + choices.randint(1, 40)
             with demo.start(folder) as dvc:
-                wait_for(lambda dvc=dvc, step=step: newest(folder) >= step or dvc.poll() is not None, 600)  # type: ignore[misc]  # noqa: B023
+                wait_for(lambda dvc=dvc, step=step: newest(folder) >= step or dvc.poll() is not None)  # type: ignore[misc]  # noqa: B023
                 children = psutil.Process(dvc.pid).children(recursive=True) if dvc.poll() is None else []
                 dvc.kill()
-                wait_for(lambda children=children: all(is_dead(child) for child in children), 30)  # type: ignore[misc]
+                wait_for(lambda children=children: all(is_dead(child) for child in children))  # type: ignore[misc]
             kills += 1
         demo.complete(folder)
         demo.assert_is_whole(folder)
@@ -177,7 +178,7 @@ def _queue(demo: Demo, workers: int) -> tuple[int, int]:
     def ended() -> list[str]:
         return re.findall("Success|Failed", demo.run(folder, "dvc", "queue", "status"))
 
-    wait_for(lambda: len(ended()) == workers, 900, pause=5)
+    wait_for(lambda: len(ended()) == workers, pause=5)
     assert ended() == ["Success"] * workers
     demo.run(folder, "dvc", "queue", "stop")
     demo.run(folder, "leanresnet", "sync")

@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
-from leanresnet.errors import StoppedError
-from leanresnet.interruption import requested_stop
+from leanresnet.interruption import compilation
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,35 +20,32 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     The backward graph is compiled with the forward one, so that it fails here too or not at all.
 
+    A signal that comes during a compilation ends the process: see `interruption.compilation`.
+
     Raises:
-        StoppedError: by a signal that came before or during a compilation, which may take a minute.
+        StoppedError: by a signal that came before a compilation.
     """
     chosen: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True)
-    begun = False
+    known: list[list[torch.Size]] = []
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal chosen, begun
+        nonlocal chosen
         if chosen is function:
             return function(*args, **kwargs)
-        try:
-            if not begun and requested_stop() is not None:
-                raise KeyboardInterrupt
-            begun = True
-            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
-                return chosen(*args, **kwargs)
-        except (TorchDynamoException, InductorError, KeyboardInterrupt) as error:
-            # Ctrl-C reaches the compiler's own processes too, and what goes on later must be compiled as well.
-            stop = requested_stop()
-            if stop is not None:
-                message = f"stopped by {stop.name} during torch.compile; the same command goes on"
-                raise StoppedError(message, stop) from None
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            # A mistake of the function itself comes up again here, as what it is.
-            result = function(*args, **kwargs)
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            print(f"leanresnet: torch.compile failed ({reason[:200]}); training goes on without it", file=sys.stderr)
-            chosen = function
-            return result
+        shapes = [argument.shape for argument in args if isinstance(argument, torch.Tensor)]
+        with nullcontext() if shapes in known else compilation():
+            try:
+                with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                    result = chosen(*args, **kwargs)
+            except (TorchDynamoException, InductorError) as error:
+                # A mistake of the function itself comes up again here, as what it is.
+                result = function(*args, **kwargs)
+                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                message = f"torch.compile failed ({reason[:200]}); training goes on without it"
+                print(f"leanresnet: {message}", file=sys.stderr)
+                chosen = function
+        if shapes not in known:
+            known.append(shapes)
+        return result
 
     return call

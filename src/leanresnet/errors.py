@@ -8,7 +8,7 @@ LeanResNetError        1
 ├── SnapshotError      6   a training that stopped has no state left to go on from
 ├── MemoryLimitError   7   a batch that does not fit into memory
 ├── LostProcessError   8   one of several processes of a training ended before its time
-└── StoppedError     130   by SIGINT; 143 by SIGTERM: 128 and the signal's number
+└── StoppedError     130   by SIGINT; 143 by SIGTERM, 129 by SIGHUP: 128 and the signal's number
 
 Internal invariants use `assert`; only these reach the user, as one line.
 """

@@ -17,7 +17,7 @@ from leanresnet.device import describe
 from leanresnet.distributed import world
 from leanresnet.errors import ConfigError
 from leanresnet.files import file_hashes
-from leanresnet.interruption import stop_requests
+from leanresnet.interruption import at_a_sudden_end, stop_requests
 from leanresnet.journal import new_id
 from leanresnet.models.budget import check_budget
 from leanresnet.outputs import Outputs, described, log_outputs, save_results
@@ -49,7 +49,7 @@ def run_experiment(
         ConfigError: the model exceeds its budget, a batch is larger than the split, or there is nothing to extend.
         DivergedError: a loss, a metric or a weight became NaN or infinite.
         MemoryLimitError: a batch does not fit into memory.
-        StoppedError: by SIGTERM, SIGINT or the death of dvc; the state is kept.
+        StoppedError: by SIGTERM, SIGINT, SIGHUP or the death of dvc; the state is kept.
         SnapshotError: of a training that was stopped nothing whole is left.
         LostProcessError: one of several processes ended before its time.
     """
@@ -85,7 +85,7 @@ def run_experiment(
                 made_by["extended_from"] = work.extended_from
             run_id = work.run_id or new_id()
             work.keep_run_id(run_id)
-            with reporting.start_run(*described(made_by), run_id) as run:
+            with reporting.start_run(*described(made_by), run_id) as run, at_a_sudden_end(run.kill):
                 # Whatever became of the database since.
                 run.log_history(start["history"] if start else [])
                 run.set_tags({"device": describe(device), "torch": torch.__version__, "processes": str(processes.size)})

@@ -98,10 +98,15 @@ class Run:
         tags = {**tracking.code_version(), **tags}
         self._report(Begin(name=name, params=dict(params), tags=tags, weights=weights))
 
-    def close(self, seconds: float = LAST_SECONDS) -> None:
-        """Wait for MLflow, but not for longer."""
-        if self._sender.close(seconds):
+    def close(self, seconds: float | None = None) -> None:
+        """Wait for MLflow, but not for longer than `seconds`, or `LAST_SECONDS`."""
+        if self._sender.close(LAST_SECONDS if seconds is None else seconds):
             self._journal.discard()
+
+    def kill(self) -> None:
+        """End and close it where the process is about to end."""
+        self.end("KILLED")
+        self.close(STOP_SECONDS)
 
     def _report(self, event: Event) -> None:
         self._journal.append(event.model_copy(update={"only_if_new": self._only_if_new}))

@@ -14,6 +14,7 @@ from leanresnet.device import engine
 from leanresnet.distributed import ALONE, World
 from leanresnet.errors import MemoryLimitError
 from leanresnet.evaluation import MEASURES, Measure, Metrics
+from leanresnet.interruption import before_a_compilation
 from leanresnet.memory import is_out_of_memory, largest_fit
 from leanresnet.progress import Progress
 from leanresnet.trainer import Criterion, fit, objective_of, train_one_epoch
@@ -61,7 +62,7 @@ class Training:
     ) -> Progress:
         """From the first process's `start`, where it gives one."""
         recipe = self.recipe
-        with engine(self.device, recipe.deterministic):
+        with engine(self.device, recipe.deterministic), before_a_compilation(keeper.save_latest):
             assembly = assemble(recipe, self.lesson.criterion, self.train, self.device, self.world)
             try:
                 return fit(

@@ -184,8 +184,10 @@ class Keeper:
         self._world = world
         self._saved_at = time.monotonic()
         self._saved: tuple[int, int] | None = None
+        self._latest: Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
+        self._latest = progress
         signal = self._world.agree(self._requested())
         if signal is not None:
             self._save(progress)
@@ -194,6 +196,11 @@ class Keeper:
         if time.monotonic() - self._saved_at >= self._seconds:
             self.save(progress)
             self._saved_at = time.monotonic()
+
+    def save_latest(self) -> None:
+        """Between two steps: the state after the last one, if one was made."""
+        if self._latest is not None:
+            self.save(self._latest)
 
     def save(self, progress: Progress) -> None:
         """Now, if it can be."""
