@@ -1,4 +1,4 @@
-from pipeline.cli import main
+from leanresnet.program import main
 
 if __name__ == "__main__":
     main()

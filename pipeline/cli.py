@@ -1,5 +1,6 @@
 """The `leanresnet` program: the group of commands, and errors as one line with an exit code."""
 
+import getpass
 import os
 import sys
 from typing import NoReturn
@@ -22,6 +23,7 @@ from pipeline.playground import playground
 from pipeline.predict import predict
 from pipeline.search import search
 from pipeline.split import split
+from pipeline.streams import NoReaderError, prepare_streams
 from pipeline.sync import sync
 from pipeline.train import train
 from pipeline.ui import ui
@@ -49,10 +51,17 @@ def main() -> NoReturn:
     threads: the compiler's, and that of a run that gave up on MLflow. Nothing is left to them: files are
     whole or absent, and a run has ended or is in its journal.
     """
-    code = run()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)
+    prepare_streams()
+    _name_the_user()
+    os._exit(run())
+
+
+def _name_the_user() -> None:
+    """For torch and MLflow, where nobody has given this user's number a name, as in a container."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
 
 
 def run() -> int:
@@ -60,6 +69,9 @@ def run() -> int:
     try:
         check_listed()
         cli(prog_name="leanresnet", standalone_mode=False)
+        sys.stdout.flush()
+    except NoReaderError as error:
+        return error.exit_code
     except LeanResNetError as error:
         # Of the processes of one training all fail alike, and the first one says so.
         if os.environ.get("RANK", "0") == "0":

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -21,6 +22,9 @@ def launch(processes: int) -> None:
     # All that this process would say repeats what the first of the others says.
     logging.disable()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+    signals = "SIGTERM,SIGINT,SIGQUIT"
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals += ",SIGHUP"
     config = LaunchConfig(
         run_id=str(os.getpid()),
         min_nodes=1,
@@ -29,9 +33,11 @@ def launch(processes: int) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=0,
+        signals_to_handle=signals,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "pipeline", *sys.argv[1:])
+        # By the file that this process runs: a module's name may be that of a folder here.
+        elastic_launch(config, sys.executable)("-P", *sys.argv)
     except ChildFailedError as error:
         _leave([failure.exitcode for _, failure in sorted(error.failures.items())])
     except SignalException as error:
