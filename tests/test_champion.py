@@ -9,10 +9,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import Checkout, outside_environment
+from filelock import FileLock, Timeout
+from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
 from test_tracking import client_of, runs_by_model
 from waiting import PATIENCE, wait_for
 
@@ -20,6 +24,7 @@ from leanresnet import registry
 from leanresnet.champion import MEASURED, best, crown, is_candidate
 from leanresnet.checkpoint import load_model
 from leanresnet.data.splits import load_split
+from leanresnet.errors import DataError
 from leanresnet.lineage import TOLD
 from leanresnet.registry import Recorded
 
@@ -161,6 +166,80 @@ def test_the_served_champion_answers_requests_and_refuses_bad_ones(served: str, 
         status, answer = post(served, content)
         assert 400 <= status < 500, content
         assert answer["message"]
+
+
+def test_a_model_that_was_deleted_in_mlflow_is_logged_again_and_registered(checkout: Checkout, crowned: str) -> None:
+    client = client_of(checkout.folder)
+    before = client.get_model_version_by_alias(NAME, "champion")
+    ended = client.get_run(before.run_id).info.end_time
+    client.delete_logged_model(before.source.removeprefix("models:/"))
+    checkout.shell("leanresnet", "champion")
+    version = client.get_model_version_by_alias(NAME, "champion")
+    assert int(version.version) == int(before.version) + 1
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert (model.source_run_id, model.status.name) == (before.run_id, "READY")
+    info = client.get_run(before.run_id).info
+    assert (info.status, info.end_time) == ("FINISHED", ended)
+
+
+class Registry:
+    """MLflow's, in which somebody else is faster by one step; `log_model` adds to `models`."""
+
+    MlflowException = MlflowException
+
+    def __init__(self, folder: Path) -> None:
+        self.models: list[SimpleNamespace] = []
+        self.versions: list[SimpleNamespace] = []
+        self.aliases: list[str] = []
+        self.lock = FileLock(folder / ".work" / "registry.lock", timeout=0)
+        self.get_run = lambda _: SimpleNamespace(info=SimpleNamespace(experiment_id="1", status="FINISHED", end_time=5))
+        self.set_terminated = self.update_model_version = lambda *_: None
+        self.search_model_versions = lambda _: list(self.versions)
+        self.artifacts: list[str] = []
+
+    def MlflowClient(self) -> "Registry":  # noqa: N802
+        return self
+
+    def search_logged_models(self, *_: object) -> list[SimpleNamespace]:
+        return self.models
+
+    def list_artifacts(self, *_: object) -> list[str]:
+        return self.artifacts
+
+    def register_model(self, uri: str, name: str) -> SimpleNamespace:
+        version = SimpleNamespace(version=len(self.versions) + 1, source=uri)
+        self.versions.append(version)
+        return version
+
+    def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+        with pytest.raises(Timeout):
+            self.lock.acquire()
+        self.aliases.append(version)
+        if len(self.aliases) == 1:
+            raise MlflowException("UNIQUE constraint failed: registered_model_aliases.name")
+
+
+@pytest.fixture
+def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / ".work").mkdir()
+    fake = Registry(tmp_path)
+    monkeypatch.setattr(registry, "connect", lambda: fake)
+    return fake
+
+
+def test_who_registers_at_the_same_time_does_not_make_it_fail(another: Registry) -> None:
+    another.models.append(SimpleNamespace(model_id="m", status=LoggedModelStatus.READY))
+    assert registry.register(run(0.5), "name", "champion", "card") == "1"
+    assert (len(another.versions), another.aliases) == (1, ["1", "1"])
+
+
+def test_a_model_that_did_not_arrive_whole_is_none(another: Registry) -> None:
+    another.models.append(SimpleNamespace(model_id="m", status=LoggedModelStatus.PENDING))
+    with pytest.raises(
+        DataError, match=r"^run 0\.5: MLflow has neither its model nor its checkpoint any more, accepted"
+    ):
+        registry.register(run(0.5), "name", "champion", "card")
 
 
 def test_without_a_candidate_it_is_one_line(tmp_path: Path) -> None:

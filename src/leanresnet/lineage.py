@@ -41,7 +41,7 @@ def describe(run: Recorded, root: Path, params: bool = True) -> str:
     """A page of text, most of which are the params; its last lines are commands.
 
     Raises:
-        DataError: the run wrote no model, or is none of leanresnet's.
+        DataError: the run wrote no model, or is none of leanresnet's; or dvc.lock is not as DVC writes it.
         StorageError: MLflow cannot be asked.
     """
     missing = run.lacks(TOLD, SIZES)
@@ -105,7 +105,7 @@ def _commands(run: Recorded, found: Locked | None, sha256: str) -> list[str]:
             f"rebuild: {LOCK} has these weights neither here nor in a commit; with the code above and these params,",
             f"    dvc repro {quote(run.tags['dvc.stage'])}",
         ]
-    weights = next(path for path in found.outs(found.stage) if path.endswith(WEIGHTS))
+    weights = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags["dvc.weights_md5"])
     return [
         "rebuild, or restore what DVC's cache still has",
         *([f"    git checkout {found.commit}"] if found.commit else []),

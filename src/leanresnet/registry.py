@@ -1,21 +1,38 @@
 """Runs as MLflow has them: found again, read, added to and registered. No stage needs this."""
 
 import math
+import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from leanresnet import limits
-from leanresnet.errors import StorageError
-from leanresnet.tracking import EXPERIMENT, EXPERIMENT_TAG, WEIGHTS_TAG, connect, tracking_uri
+from leanresnet.errors import DataError, LeanResNetError, StorageError
+from leanresnet.files import workspace
+from leanresnet.tracking import (
+    EXPERIMENT,
+    EXPERIMENT_TAG,
+    WEIGHTS_TAG,
+    connect,
+    find_model,
+    log_model,
+    tracking_uri,
+)
 
 # Runs a request: a busy server took 15 s for a thousand, longer than one request may take.
 PAGE = 100
 # Accuracies of the weights that a run kept, on the validation split: as `evaluate` measures it, in float32, and as
 # training did, in its own precision.
 EVALUATED, TRAINED = "val/evaluated_accuracy", "val/best_accuracy"
+# How often a model is registered where that meets another one who does the same.
+TRIES = 3
+# The artifacts of a run that are its model's two files.
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -122,25 +139,52 @@ def upload(run_id: str, path: Path, folder: str) -> None:
 def register(run: Recorded, name: str, alias: str, description: str) -> str:
     """Make the run's model the one that `alias` of the registered model `name` means; its version.
 
-    A run has one version, however often it is registered.
+    A model has one version, however often it is registered. One that was deleted in MLflow is logged
+    again, from the checkpoint among the run's artifacts.
 
     Raises:
+        DataError: the run has neither a model nor a checkpoint.
         StorageError: MLflow does not take it.
     """
     try:
         mlflow = connect()
-        client = mlflow.MlflowClient()
-        versions = [each for each in client.search_model_versions(f"name = '{name}'") if each.run_id == run.run_id]
-        if not versions:
-            experiment = client.get_run(run.run_id).info.experiment_id
-            (model, *_) = client.search_logged_models([experiment], f"source_run_id = '{run.run_id}'")
-            versions = [mlflow.register_model(f"models:/{model.model_id}", name)]
-        version = str(versions[0].version)
-        client.update_model_version(name, version, limits.fitted(description, limits.DESCRIPTION))
-        client.set_registered_model_alias(name, alias, version)
-        return version
+        with FileLock(workspace() / ".work" / "registry.lock"):
+            for _ in range(TRIES - 1):
+                # Somebody else's may come between on a server; what is done then stays, and is found.
+                with suppress(mlflow.MlflowException):
+                    return _register(mlflow, run, name, alias, description)
+            return _register(mlflow, run, name, alias, description)
+    except LeanResNetError:
+        raise
     except Exception as error:
         raise StorageError(f"{tracking_uri()}: MLflow does not register run {run.run_id} ({error})") from error
+
+
+def _register(mlflow: Any, run: Recorded, name: str, alias: str, description: str) -> str:
+    client = mlflow.MlflowClient()
+    model = f"models:/{_model_of(mlflow, client, run.run_id)}"
+    versions = [each for each in client.search_model_versions(f"name = '{name}'") if each.source == model]
+    if not versions:
+        versions = [mlflow.register_model(model, name)]
+    version = str(min(int(each.version) for each in versions))
+    client.update_model_version(name, version, limits.fitted(description, limits.DESCRIPTION))
+    client.set_registered_model_alias(name, alias, version)
+    return version
+
+
+def _model_of(mlflow: Any, client: Any, run_id: str) -> str:
+    info = client.get_run(run_id).info
+    found = find_model(client, info.experiment_id, run_id)
+    if found is None:
+        with tempfile.TemporaryDirectory() as folder:
+            if not client.list_artifacts(run_id, CHECKPOINT):
+                reason = f"MLflow has neither its model nor its {CHECKPOINT} any more"
+                raise DataError(f"run {run_id}: {reason}, accepted: a run with one of them (delete this one)")
+            log_model(mlflow, run_id, Path(client.download_artifacts(run_id, CHECKPOINT, folder)))
+        # It ended when it did.
+        client.set_terminated(run_id, info.status, info.end_time)
+        found = find_model(client, info.experiment_id, run_id)
+    return str(found.model_id)
 
 
 def _search(query: str) -> list[Recorded]:

@@ -7,7 +7,7 @@ from leanresnet import registry
 from leanresnet.assessment import log_assessment, report_files
 from leanresnet.checkpoint import WEIGHTS, load_model
 from leanresnet.files import file_hashes
-from leanresnet.lock import LOCK, digests, read_stages
+from leanresnet.lock import read_lock
 from leanresnet.outputs import Outputs, run_of
 
 
@@ -33,19 +33,22 @@ def _models(root: Path) -> Iterator[tuple[Outputs, bool]]:
 
     dvc.lock must have the digest of each file that is to be logged: a link in its place may lead anywhere.
     """
-    if not (root / LOCK).exists():
-        return
-    stages = read_stages((root / LOCK).read_text()).values()
+    # What lies elsewhere, which DVC allows, is no model of this workspace.
+    stages = [stage for stage in read_lock(root).values() if all(map(_is_inside, stage.digests("outs")))]
     for stage in stages:
-        outs = digests(stage, "outs")
+        outs = stage.digests("outs")
         places = {Path(path).name: path for path in outs}
         if not {WEIGHTS, "train.json"} <= places.keys():
             continue
         weights = places[WEIGHTS]
         outputs = Outputs((root / weights).parent, (root / places["train.json"]).parent)
         if _lie_there(root, outs, outputs.files()):
-            measured = [each for each in stages if digests(each, "deps").get(weights) == outs[weights]]
-            yield outputs, any(_lie_there(root, digests(each, "outs"), report_files(outputs)) for each in measured)
+            measured = [each for each in stages if each.digests("deps").get(weights) == outs[weights]]
+            yield outputs, any(_lie_there(root, each.digests("outs"), report_files(outputs)) for each in measured)
+
+
+def _is_inside(path: str) -> bool:
+    return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
 def _lie_there(root: Path, outs: dict[str, str], needed: Sequence[Path]) -> bool:

@@ -142,30 +142,9 @@ class Delivery:
         self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
 
     def _log_model(self, event: LoggedModel) -> None:
-        """In MLflow's own format, which `mlflow.pytorch.load_model` loads: see `Served`."""
-        from mlflow.entities import LoggedModelStatus
-        from mlflow.models import infer_signature
-        from mlflow.pytorch import log_model
-
-        found = self._client.search_logged_models([self._experiment], f"source_run_id = '{self._run_id}'")
-        if any(model.status == LoggedModelStatus.READY for model in found):
-            return
-        weights, _ = (self._journal.file("files", event.folder, name) for name in (WEIGHTS, DESCRIPTION))
-        net = Served(load_model(weights.parent).net).eval()
-        example = torch.zeros(2, 3, 32, 32)
-        with torch.no_grad():
-            signature = infer_signature(example.numpy(), net(example).numpy())
-        with warnings.catch_warnings(), self._mlflow.start_run(run_id=self._run_id):
-            # torch says this of every exported buffer, and on the CPU it does not matter.
-            warnings.filterwarnings("ignore", "No complete tensor found")
-            log_model(
-                net,
-                name="model",
-                input_example=example.numpy(),
-                signature=signature,
-                metadata={"inputs": "RGB images, each number a whole one from 0 to 255", "outputs": "logits"},
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={self._mlflow.__version__}"],
-            )
+        if find_model(self._client, self._experiment, self._run_id) is None:
+            weights, _ = (self._journal.file("files", event.folder, name) for name in (WEIGHTS, DESCRIPTION))
+            log_model(self._mlflow, self._run_id, weights.parent)
 
     def _set_note(self, event: Note) -> None:
         tags, text = {}, event.text
@@ -194,6 +173,35 @@ class Delivery:
             if tags.get("model") == model and (among is None or tags.get(JOURNAL_TAG) in among):
                 return run
         return None
+
+
+def find_model(client: Any, experiment: str, run_id: str) -> Any:
+    """The model that a run logged in MLflow's own format; None where it has none, or none any more."""
+    from mlflow.entities import LoggedModelStatus
+
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    return next((model for model in found if model.status == LoggedModelStatus.READY), None)
+
+
+def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
+    """In MLflow's own format, which `mlflow.pytorch.load_model` loads: see `Served`."""
+    from mlflow.models import infer_signature
+
+    net = Served(load_model(checkpoint).net).eval()
+    example = torch.zeros(2, 3, 32, 32)
+    with torch.no_grad():
+        signature = infer_signature(example.numpy(), net(example).numpy())
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
+        # torch says this of every exported buffer, and on the CPU it does not matter.
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        mlflow.pytorch.log_model(
+            net,
+            name="model",
+            input_example=example.numpy(),
+            signature=signature,
+            metadata={"inputs": "RGB images, each number a whole one from 0 to 255", "outputs": "logits"},
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={mlflow.__version__}"],
+        )
 
 
 def runs_table() -> str:
