@@ -54,8 +54,10 @@ def _echo_stale() -> None:
     if done.returncode:
         click.echo(f"stages: dvc cannot tell ({reason(done)})")
         return
+    from leanresnet.text import plain
+
     stale = json.loads(done.stdout)
-    click.echo("stages to run: " + (", ".join(stale) if stale else "none, all are up to date"))
+    click.echo("stages to run: " + (plain(", ".join(stale)) if stale else "none, all are up to date"))
     if not Path("dvc.lock").exists():
         click.echo("    none has run yet")
         return
@@ -64,7 +66,7 @@ def _echo_stale() -> None:
     for stage, changes in stale.items():
         for change in changes:
             for kind, entries in change.items() if isinstance(change, dict) else [(change, {})]:
-                click.echo(f"    {stage}: {kind}{': ' + _compact(entries) if entries else ''}")
+                click.echo(plain(f"    {stage}: {kind}{': ' + _compact(entries) if entries else ''}"))
 
 
 def _compact(entries: object) -> str:

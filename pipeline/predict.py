@@ -24,6 +24,7 @@ def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: 
     from leanresnet.checkpoint import load_model
     from leanresnet.device import choose_device, exact_float32
     from leanresnet.inference import classify, find_images
+    from leanresnet.text import plain
 
     paths = find_images(images)
     loaded = load_model(model, choose_device(device))
@@ -33,10 +34,10 @@ def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: 
     if form == "json":
         click.echo(json.dumps([{"file": file, "classes": said} for file, said in found], indent=2, allow_nan=False))
     else:
-        width = max((len(file) for file, _ in found), default=0)
+        width = max((len(plain(file)) for file, _ in found), default=0)
         for file, said in found:
-            shares = (f"{value:7.2%} {name:10}" for name, value in said.items())
-            click.echo("  ".join([file.ljust(width), *shares]))
+            shares = (f"{value:7.2%} {plain(name):10}" for name, value in said.items())
+            click.echo("  ".join([plain(file).ljust(width), *shares]))
     refused = [said for _, said in answers if isinstance(said, LeanResNetError)]
     for error in refused[:-1]:
         click.echo(f"error: {redacted(error)}", err=True)

@@ -12,6 +12,7 @@ LIBRARY = sorted(PACKAGES["leanresnet"].rglob("*.py"))
 PROGRAM = sorted(PACKAGES["pipeline"].rglob("*.py"))
 # From the leaves up: a module imports from its own level or below.
 LEVELS = [
+    {"text"},
     {"errors"},
     {"documents", "files", "config", "params", "git", "interruption", "memory", "limits", "lock", "program"},
     {

@@ -12,6 +12,7 @@ from leanresnet.errors import DataError, warn
 from leanresnet.files import save_text
 from leanresnet.lineage import TOLD, describe
 from leanresnet.registry import EVALUATED, Recorded
+from leanresnet.text import markdown, plain
 
 ALIAS = "champion"
 # By what it is chosen, and what the model card tells besides.
@@ -51,7 +52,7 @@ def crown(root: Path) -> list[str]:
             save_text(describe(run, root) + "\n", Path(folder, LINEAGE))
             registry.upload(run.run_id, Path(folder, LINEAGE), FOLDER)
         figures = f"validation {run.metrics[EVALUATED]:.2%}, test {run.metrics['test/accuracy']:.2%}"
-        lines.append(f"{name} version {version} @{ALIAS}: run {run.run_id} {run.label}, {figures}")
+        lines.append(plain(f"{name} version {version} @{ALIAS}: run {run.run_id} {run.label}, {figures}"))
     return lines
 
 
@@ -102,10 +103,10 @@ def card(run: Recorded, origin: str) -> str:
     }
     for key, value in sorted(run.metrics.items()):
         if key.startswith("test/accuracy_of/"):
-            figures[f"test accuracy of {key.removeprefix('test/accuracy_of/')}"] = f"{value:.2%}"
+            figures[f"test accuracy of {markdown(key.removeprefix('test/accuracy_of/'))}"] = f"{value:.2%}"
     return CARD.format(
-        name=run.name,
-        dataset=run.tags["dataset"],
+        name=markdown(run.name),
+        dataset=markdown(run.tags["dataset"]),
         figures="\n".join(f"| {what} | {value} |" for what, value in figures.items()),
         lineage=f"{FOLDER}/{LINEAGE}",
         origin=indent(origin, "    "),

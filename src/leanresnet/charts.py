@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from leanresnet.registry import EVALUATED, Recorded, validation_of
+from leanresnet.text import drawn
 
 Groups = Sequence[Sequence[Recorded]]
 # One for each round of matplotlib's ten colours.
@@ -59,8 +60,9 @@ def confusion_difference(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     image = axes.imshow(counts, cmap="RdBu", vmin=-most, vmax=most)
     figure.colorbar(image, ax=axes, label="images, first minus second")
     ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
+    names = [drawn(name) for name in classes]
+    axes.set_xticks(ticks, names, rotation=45, ha="right")
+    axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted", ylabel="true")
     for row, column in zip(*np.nonzero(counts), strict=True):
         color = "white" if abs(counts[row, column]) > 0.6 * most else "black"
@@ -84,13 +86,14 @@ def _curves(axes: Axes, groups: Groups) -> None:
         length = min(len(history) for history in histories)
         values = 100 * np.array([history[:length] for history in histories])
         epochs = range(1, length + 1)
-        style, label = STYLES[number // 10 % len(STYLES)], f"{group[0].label} ({group[0].model})"
+        style, label = STYLES[number // 10 % len(STYLES)], drawn(f"{group[0].label} ({group[0].model})")
         (line,) = axes.plot(epochs, values.mean(0), style, label=label)
         if len(group) > 1:
             axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=7)
+    # Left to find the curves, matplotlib passes over names that begin with an underscore.
+    axes.legend(handles=axes.lines, fontsize=7)
     axes.grid(alpha=0.3)
 
 
@@ -108,7 +111,9 @@ def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
     for value, accuracy, name in best:
         # Names of the right half stand to the left of their points, so that none leaves the picture.
         side, offset = ("right", -3) if value > middle else ("left", 3)
-        axes.annotate(name, (value, accuracy), fontsize=6, xytext=(offset, 3), textcoords="offset points", ha=side)
+        axes.annotate(
+            drawn(name), (value, accuracy), fontsize=6, xytext=(offset, 3), textcoords="offset points", ha=side
+        )
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if COSTS[cost].startswith("model/"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

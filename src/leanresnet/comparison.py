@@ -10,6 +10,7 @@ from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
 from leanresnet.lineage import find
 from leanresnet.registry import Recorded
+from leanresnet.text import markdown
 
 # The budget says nothing of how a model came to be, and as many blocks are listed as there are layers.
 NOT_COMPARED = {"budget", "model.layers"}
@@ -36,7 +37,8 @@ class Comparison:
     def markdown(self) -> str:
         # Numbers stand to the right.
         rule = ["---:" if name in NUMBERS else "---" for name in self.header]
-        return "\n".join(f"| {' | '.join(row)} |" for row in (self.header, rule, *self.rows))
+        header, *rows = ([markdown(cell) for cell in row] for row in (self.header, *self.rows))
+        return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
     def write(self, out: Path) -> None:
         """`out`.md and `out`.png."""

@@ -16,6 +16,8 @@ Internal invariants use `assert`; only these reach the user, as one line.
 import re
 import sys
 
+from leanresnet.text import plain
+
 
 class LeanResNetError(Exception):
     exit_code = 1
@@ -57,7 +59,7 @@ class StoppedError(LeanResNetError):
 
 def redacted(text: object) -> str:
     """One line, in which an address shows no user and no password, and nothing of its query."""
-    line = re.sub(r"(\w://)[^\s'\")?]*@", r"\1***@", " ".join(str(text).split()))
+    line = re.sub(r"(\w://)[^\s'\")?]*@", r"\1***@", plain(" ".join(str(text).split())))
     return re.sub(r"(\w://[^\s?]*)\?[^\s'\")]*", r"\1?***", line)
 
 

@@ -9,6 +9,7 @@ from leanresnet.errors import DataError, redacted
 from leanresnet.files import file_hashes
 from leanresnet.lock import LOCK, Locked, find_locked
 from leanresnet.registry import Recorded
+from leanresnet.text import plain
 
 # What a run that wrote a model has as tags and metrics.
 TOLD = (
@@ -67,7 +68,7 @@ def describe(run: Recorded, root: Path, params: bool = True) -> str:
     lines += _stages(found) if found else []
     if params:
         lines += ["", "params", *_params(run, found)]
-    return "\n".join([*lines, "", *_commands(run, found, sha256)])
+    return "\n".join(plain(line) for line in (*lines, "", *_commands(run, found, sha256)))
 
 
 def _model(run: Recorded) -> str:

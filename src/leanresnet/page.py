@@ -16,6 +16,7 @@ from leanresnet.comparison import NUMBERS, Comparison
 from leanresnet.data.splits import Split
 from leanresnet.disagreement import Disagreement
 from leanresnet.files import save_text
+from leanresnet.text import plain
 
 # What the charts draw lines and text in, until it becomes the page's own colour, which is another in the dark.
 INK = "#010203"
@@ -38,7 +39,9 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
             drawn[f"Accuracy over {cost}"] = charts.trade_off(groups, cost)
     if differ is not None:
         drawn["Differences in confusion"] = charts.confusion_difference(differ.confusion(), differ.classes)
-    environment = Environment(loader=PackageLoader("leanresnet"), autoescape=select_autoescape(), trim_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("leanresnet"), autoescape=select_autoescape(), finalize=_finalized, trim_blocks=True
+    )
     text = environment.get_template("comparison.html").render(
         comparison=comparison,
         numbers=NUMBERS,
@@ -47,6 +50,11 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
         images=_images(differ, test) if differ is not None and test is not None else [],
     )
     save_text(text, path)
+
+
+def _finalized(value: object) -> object:
+    """What the template writes; a chart, which is marked as safe, is written as it is."""
+    return value if hasattr(value, "__html__") else plain(value)
 
 
 def _svg(figure: Figure) -> str:

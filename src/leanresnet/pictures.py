@@ -6,12 +6,13 @@ from torch import Tensor
 
 from leanresnet.data.splits import Split
 from leanresnet.predictions import Predictions
+from leanresnet.text import drawn
 
 
 def samples(split: Split) -> Figure:
     """The first image of each class."""
     first = [int((split.labels == label).nonzero()[0]) for label in range(len(split.classes))]
-    return _grid(split.images[first], list(split.classes), columns=5)
+    return _grid(split.images[first], [drawn(name) for name in split.classes], columns=5)
 
 
 def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
@@ -22,8 +23,9 @@ def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class")
     ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
+    names = [drawn(name) for name in classes]
+    axes.set_xticks(ticks, names, rotation=45, ha="right")
+    axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted", ylabel="true")
     for row in ticks:
         for column in ticks:
@@ -37,7 +39,7 @@ def mistakes(split: Split, predictions: Predictions, count: int) -> Figure:
     wrong = predictions.mistakes(count)
     confidence, chosen = predictions.probabilities[wrong].max(1)
     titles = [
-        f"{split.classes[said]} {sure:.0%}\nis {split.classes[true]}"
+        f"{drawn(split.classes[said])} {sure:.0%}\nis {drawn(split.classes[true])}"
         for said, sure, true in zip(chosen.tolist(), confidence.tolist(), split.labels[wrong].tolist(), strict=True)
     ]
     return _grid(split.images[wrong], titles, columns=6)

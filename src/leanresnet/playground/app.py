@@ -1,6 +1,5 @@
 """The page: Streamlit runs this file at each step of a visitor, with a folder of models and a device."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from leanresnet.checkpoint import DESCRIPTION, Checkpoint, load_model
 from leanresnet.device import choose_device, exact_float32
 from leanresnet.errors import LeanResNetError
 from leanresnet.inference import SUFFIXES, decode, find_models, probabilities
+from leanresnet.text import markdown
 
 Answers = dict[str, dict[str, float]]
 SHOWN_PIXELS = 256
@@ -36,16 +36,11 @@ def _choice(shares: dict[str, float]) -> str:
     return max(shares, key=lambda name: shares[name])
 
 
-def _plain(text: str) -> str:
-    """Not read as Markdown, in which a name could be a picture elsewhere."""
-    return re.sub(r"([^\w\s])", r"\\\1", text)
-
-
 def _show_verdict(answers: Answers) -> None:
     """Whether the models agree, in a sentence and a colour."""
     sides: dict[str, list[str]] = {}
     for name, shares in answers.items():
-        sides.setdefault(_plain(_choice(shares)), []).append(name)
+        sides.setdefault(markdown(_choice(shares)), []).append(name)
     if len(sides) > 1:
         st.warning("The models differ. " + " ".join(f"**{chosen}**: {', '.join(by)}." for chosen, by in sides.items()))
     elif len(answers) > 1:
@@ -59,7 +54,7 @@ def _show_choices(answers: Answers, models: dict[str, Checkpoint]) -> None:
     for name, shares in answers.items():
         chosen = _choice(shares)
         size = f":gray[:small[{models[name].parameters:,} parameters]]"
-        row.markdown(f":gray[{name}]  \n**{_plain(chosen)}** {shares[chosen]:.2%}  \n{size}", width="content")
+        row.markdown(f":gray[{name}]  \n**{markdown(chosen)}** {shares[chosen]:.2%}  \n{size}", width="content")
 
 
 def _show_shares(answers: Answers) -> None:
@@ -87,7 +82,7 @@ def show(folder: Path, device: str) -> None:
         image = decode(upload.getvalue(), upload.name)
         answers = _ask(models, image)
     except LeanResNetError as error:
-        st.error(_plain(str(error)))
+        st.error(markdown(str(error)))
         return
     left, right = st.columns([1, 2])
     seen = Image.fromarray(image.permute(1, 2, 0).numpy())
