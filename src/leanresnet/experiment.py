@@ -4,7 +4,6 @@
 they hand over and in what they measure on validation.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from leanresnet.config import Recipe, flatten
 from leanresnet.data.splits import load_splits
 from leanresnet.device import describe
 from leanresnet.distributed import world
-from leanresnet.errors import ConfigError
+from leanresnet.errors import ConfigError, warn
 from leanresnet.files import file_hashes
 from leanresnet.interruption import at_a_sudden_end, stop_requests
 from leanresnet.journal import new_id
@@ -93,7 +92,7 @@ def run_experiment(
                     run.log_parent(parent.run_id)
                 if elsewhere:
                     warning = f"this training began elsewhere, so its bytes may differ: {elsewhere}"
-                    print(f"warning: {warning}", file=sys.stderr)
+                    warn(warning)
                     run.set_tags({"leanresnet.resumed_from": elsewhere})
                 fitted = training.run(start, run.log_metrics, keeper)
                 keeper.save(fitted)

@@ -4,14 +4,13 @@ Tracking never costs a training: a server that refuses, hangs or dies holds up t
 What MLflow did not get stays in the journal, and `leanresnet sync` hands it on later.
 """
 
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from leanresnet import tracking
-from leanresnet.errors import StoppedError, redacted
+from leanresnet.errors import StoppedError, redacted, warn
 from leanresnet.events import (
     Artifact,
     Begin,
@@ -268,7 +267,5 @@ class _Sender:
 
 
 def _warn(reason: object, journal: Journal) -> None:
-    missing = f"warning: MLflow has not got all of this run ({redacted(reason)[:200]})"
-    line = f"{missing}; {journal.folder} keeps it for `leanresnet sync`"
-    # A journal from elsewhere may hold a terminal's escape sequence.
-    print("".join(each if each.isprintable() else repr(each)[1:-1] for each in line), file=sys.stderr)
+    missing = f"MLflow has not got all of this run ({redacted(reason)[:200]})"
+    warn(f"{missing}; {journal.folder} keeps it for `leanresnet sync`")

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from leanresnet.errors import SnapshotError
+from leanresnet.errors import SnapshotError, warn
 from leanresnet.files import save_bytes
 
 KEPT = 3
@@ -59,7 +58,7 @@ class Snapshots:
             if state is not None:
                 if damaged:
                     names = ", ".join(each.name for each in damaged)
-                    print(f"warning: {self.folder}: damaged, so an earlier one is used: {names}", file=sys.stderr)
+                    warn(f"{self.folder}: damaged, so an earlier one is used: {names}")
                 return state
             damaged.append(path)
         if damaged:

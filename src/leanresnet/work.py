@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from leanresnet.device import describe
 from leanresnet.distributed import ALONE, World
-from leanresnet.errors import StoppedError, StorageError
+from leanresnet.errors import StoppedError, StorageError, warn
 from leanresnet.files import not_written, save_text, workspace
 from leanresnet.journal import check_id
 from leanresnet.progress import Progress
@@ -140,7 +139,7 @@ def _acquire(lock: FileLock, requested: Callable[[], Signals | None]) -> Abstrac
             if signal is not None:
                 raise StoppedError(f"stopped by {signal.name} while another process trained the same", signal) from None
             if not waits:
-                print(f"warning: {lock.lock_file}: another process trains this very model; waiting", file=sys.stderr)
+                warn(f"{lock.lock_file}: another process trains this very model; waiting")
             waits = True
 
 
@@ -207,7 +206,7 @@ class Keeper:
         try:
             self._save(progress)
         except StorageError as error:
-            print(f"warning: not saved, training goes on: {error}", file=sys.stderr)
+            warn(f"not saved, training goes on: {error}")
 
     def _save(self, progress: Progress) -> None:
         # The batches of validation come between one place and the next.
