@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import outside_environment
-from helpers import CLASSES, MEAN, STD, pooling_model, random_images
+from helpers import CLASSES, MEAN, STD, files_up_to, pooling_model, random_images
 
 from leanresnet import export as module
 from leanresnet.checkpoint import Checkpoint, load_model, save_model
@@ -50,8 +50,12 @@ def test_torchs_own_formats_say_the_same(model: Checkpoint, tmp_path: Path) -> N
         done = export(model, form, path)
         assert done.difference <= 1e-5
         assert min(done.latency_ms, done.torch_latency_ms) > 0
-        loaded = module._load_pt2(path) if form == "pt2" else module._load_torchscript(path)
+        load = module._load_pt2 if form == "pt2" else module._load_torchscript
+        loaded = load(path.read_bytes())
         torch.testing.assert_close(loaded(batch), model.net(batch), atol=1e-5, rtol=1e-4)
+        # Normalised images, which must get no confident answer.
+        with pytest.raises((torch.jit.Error, RuntimeError, AssertionError), match=r"dtype|Byte|accepted: uint8"):
+            loaded(batch.float() / 255)
 
 
 def test_every_format_has_a_suffix() -> None:
@@ -62,9 +66,18 @@ def test_a_file_that_says_something_else_does_not_appear(
     model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = module._load_torchscript
-    monkeypatch.setattr(module, "_load_torchscript", lambda path: lambda images: 1.01 * load(path)(images))
+    monkeypatch.setattr(module, "_load_torchscript", lambda content: lambda images: 1.01 * load(content)(images))
     with pytest.raises(DataError, match=r"wrong\.ts: its logits differ by .*, accepted: up to 0\.0001"):
         export(model, "torchscript", tmp_path / "new" / "wrong.ts")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("form", ["torchscript", "pt2"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(model: Checkpoint, tmp_path: Path, form: Format) -> None:
+    (tmp_path / "new").mkdir()
+    wanted = r"cannot be written \(File too large\); it takes [\d,]+ bytes"
+    with files_up_to(1000), pytest.raises(StorageError, match=wanted):
+        export(model, form, tmp_path / "new" / "model")
     assert not list((tmp_path / "new").iterdir())
 
 

@@ -1,6 +1,6 @@
 """A trained model in formats that other programs run, each checked against the original."""
 
-import tempfile
+import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from leanresnet.checkpoint import Checkpoint
 from leanresnet.config import IMAGE_SIZE
 from leanresnet.errors import DataError
-from leanresnet.files import not_written
+from leanresnet.files import save_bytes
 from leanresnet.predictions import median_seconds
 
 Format = Literal["onnx", "torchscript", "pt2"]
@@ -43,26 +43,22 @@ def export(model: Checkpoint, form: Format, path: Path) -> Exported:
         StorageError: the file cannot be written.
     """
     write, load = {
-        "onnx": (_write_onnx, _load_onnx),
-        "torchscript": (_write_torchscript, _load_torchscript),
-        "pt2": (_write_pt2, _load_pt2),
+        "onnx": (_onnx, _load_onnx),
+        "torchscript": (_torchscript, _load_torchscript),
+        "pt2": (_pt2, _load_pt2),
     }[form]
     net = model.net.cpu().eval()
     generator = torch.Generator().manual_seed(0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder, torch.no_grad():
-            partial = Path(folder) / path.name
-            write(net, _images(2, generator), partial)
-            run = load(partial)
-            batches = [_images(count, generator) for count in CHECKED_BATCHES]
-            difference = max(float((run(batch) - net(batch)).abs().max()) for batch in batches)
-            if not difference <= TOLERANCE:
-                raise DataError(f"{path}: its logits differ by {difference:.2g}, accepted: up to {TOLERANCE:g}")
-            latencies = [1000 * median_seconds(each, batches[0], REPEATS) for each in (run, net)]
-            partial.replace(path)
-    except OSError as error:
-        raise not_written(error.filename or path, error) from error
+    with torch.no_grad():
+        # In memory: where a disk is full, torch's own writers abort the process.
+        content = write(net, _images(2, generator))
+        run = load(content)
+        batches = [_images(count, generator) for count in CHECKED_BATCHES]
+        difference = max(float((run(batch) - net(batch)).abs().max()) for batch in batches)
+        if not difference <= TOLERANCE:
+            raise DataError(f"{path}: its logits differ by {difference:.2g}, accepted: up to {TOLERANCE:g}")
+        latencies = [1000 * median_seconds(each, batches[0], REPEATS) for each in (run, net)]
+    save_bytes(content, path)
     return Exported(difference, *latencies)
 
 
@@ -74,7 +70,21 @@ def _any_batch() -> tuple[dict[int, object]]:
     return ({0: torch.export.Dim("batch", min=1)},)
 
 
-def _write_onnx(net: nn.Module, images: Tensor, path: Path) -> None:
+class _OfBytes(nn.Module):
+    """A traced network takes any type of number; to one of normalised images it would give a confident answer."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise TypeError("images: accepted: uint8")
+        logits: Tensor = self.net(images)
+        return logits
+
+
+def _onnx(net: nn.Module, images: Tensor) -> bytes:
     program = torch.onnx.export(
         net,
         (images,),
@@ -85,39 +95,44 @@ def _write_onnx(net: nn.Module, images: Tensor, path: Path) -> None:
         dynamic_shapes=_any_batch(),
     )
     assert program is not None
-    program.save(path, external_data=False)
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
-def _load_onnx(path: Path) -> Runner:
+def _load_onnx(content: bytes) -> Runner:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _write_torchscript(net: nn.Module, images: Tensor, path: Path) -> None:
+def _torchscript(net: nn.Module, images: Tensor) -> bytes:
+    file = io.BytesIO()
     with warnings.catch_warnings():
         # Deprecated in favour of pt2, and still what much of C++ and mobile code loads.
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        torch.jit.trace(net, images).save(path)
+        torch.jit.save(torch.jit.script(_OfBytes(torch.jit.trace(net, images))), file)
+    return file.getvalue()
 
 
-def _load_torchscript(path: Path) -> Runner:
+def _load_torchscript(content: bytes) -> Runner:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        loaded: Runner = torch.jit.load(path)
+        loaded: Runner = torch.jit.load(io.BytesIO(content))
     return loaded
 
 
-def _write_pt2(net: nn.Module, images: Tensor, path: Path) -> None:
+def _pt2(net: nn.Module, images: Tensor) -> bytes:
+    file = io.BytesIO()
     with warnings.catch_warnings():
         # torch says this of every exported buffer, and on the CPU it does not matter.
         warnings.filterwarnings("ignore", "No complete tensor found")
-        torch.export.save(torch.export.export(net, (images,), dynamic_shapes=_any_batch()), path)
+        torch.export.save(torch.export.export(net, (images,), dynamic_shapes=_any_batch()), file)
+    return file.getvalue()
 
 
-def _load_pt2(path: Path) -> Runner:
-    loaded: Runner = torch.export.load(path).module()
+def _load_pt2(content: bytes) -> Runner:
+    loaded: Runner = torch.export.load(io.BytesIO(content)).module()
     return loaded
