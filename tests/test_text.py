@@ -1,14 +1,18 @@
 """Names that somebody else chose, at every place where they leave the library."""
 
 import io
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from helpers import synthetic_split
 from matplotlib.figure import Figure
 
-from leanresnet import lineage, pictures
+import pipeline.check as check
+from leanresnet import checkpoint, inference, lineage, pictures
 from leanresnet.champion import MEASURED, card
 from leanresnet.charts import overview, trade_off
 from leanresnet.comparison import compare
@@ -19,6 +23,7 @@ from leanresnet.page import write_page
 from leanresnet.predictions import Predictions
 from leanresnet.registry import Recorded
 from leanresnet.text import drawn, markdown, plain
+from pipeline.predict import predict
 
 NAMES = {
     "terminal": "\x1b[31mred\x1b]0;title\x07",
@@ -144,3 +149,29 @@ def test_the_front_names_its_runs() -> None:
     name = NAMES["formula"]
     (axes,) = trade_off([[named(name, 0.5 + size / 10, size)] for size in (1, 2, 3)], "parameters").axes
     assert {text.get_text() for text in axes.texts} == {drawn(name)}
+
+
+@EACH
+def test_predict_has_a_line_for_each_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "load_model", lambda *_: None)
+    monkeypatch.setattr(inference, "find_images", list)
+    monkeypatch.setattr(inference, "classify", lambda _, paths: [(path, {name: 0.5}) for path in paths])
+    said = CliRunner().invoke(predict, [f"{name}.png", "other.png"], catch_exceptions=False).output.removesuffix("\n")
+    assert is_shown(said)
+    assert len(said.split("\n")) == 2
+    as_json = CliRunner().invoke(predict, [f"{name}.png", "--format", "json"], catch_exceptions=False).output
+    assert json.loads(as_json) == [{"file": str(Path(f"{name}.png")), "classes": {name: 0.5}}]
+
+
+@EACH
+def test_stages_and_params_of_dvc_are_lines(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.lock").touch()
+    stale = json.dumps({name: [{"changed deps": {name: {name: "modified"}}}]})
+    monkeypatch.setattr(check, "dvc", lambda *_: SimpleNamespace(returncode=0, stdout=stale))
+    check._echo_stale()
+    said = capsys.readouterr().out.removesuffix("\n")
+    assert is_shown(said)
+    assert len(said.split("\n")) == 3
