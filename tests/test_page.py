@@ -96,3 +96,14 @@ def test_models_evaluated_on_different_images_are_not_held_against_each_other(
     monkeypatch.setattr("leanresnet.disagreement._answers", lambda run: ([run.model], ["a"]))
     with pytest.raises(DataError, match="evaluated on different images"):
         disagreement(*runs)
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\xff,true\n1,2\n", b"true\n1\n"])
+def test_answers_that_no_evaluation_wrote_are_a_mistake(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "confusion.csv").write_bytes(content)
+    monkeypatch.setattr("leanresnet.registry.download", lambda *_: tmp_path / "confusion.csv")
+    run = Recorded("theirs", "", "", {}, {}, {}, list)
+    with pytest.raises(DataError, match=r"^run theirs: results/confusion\.csv is none of leanresnet's, accepted: "):
+        disagreement(run, run)
