@@ -1,10 +1,13 @@
 """Splits: how validation is held out, what a file keeps, and the digits."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import synthetic_split
 
 from leanresnet.data.digits import read_digits
 from leanresnet.data.splits import Split, channel_statistics, hold_out, load_split, save_split
@@ -135,6 +138,29 @@ def test_tensors_of_something_else_are_refused(tmp_path: Path) -> None:
     save_file({"weights": torch.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(DataError, match="not a split"):
         load_split(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"images": torch.zeros(20, 3, 32, 32)}, "images are torch.float32"),
+        ({"images": torch.zeros(20, 3, 28, 28, dtype=torch.uint8)}, r"images are torch.uint8 of \[20, 3, 28, 28\]"),
+        ({"images": torch.zeros((), dtype=torch.uint8)}, r"images are torch.uint8 of \[\]"),
+        ({"labels": torch.zeros(20)}, "labels are torch.float32"),
+        ({"labels": torch.zeros(19, dtype=torch.int64)}, r"labels are torch.int64 of \[19\]"),
+        ({"labels": torch.full((20,), -1)}, "labels are -1 to -1"),
+        ({"labels": torch.full((20,), 10)}, "labels are 10 to 10"),
+        ({"classes": tuple("abc")}, "names are"),
+        ({"classes": ("a",) * 10}, "names are"),
+        ({"classes": tuple(range(10))}, "names are"),
+        ({"dataset": 5}, "names are"),
+    ],
+)
+def test_what_does_not_fit_a_split_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    """Otherwise it would be an error somewhere in a training, or none."""
+    save_split(dataclasses.replace(synthetic_split(20), **changes), tmp_path / "split.safetensors")
+    with pytest.raises(DataError, match=rf"split\.safetensors: not a split \({says}.*\), accepted: "):
+        load_split(tmp_path / "split.safetensors")
 
 
 def test_the_digits_are_images_like_cifars() -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from leanresnet.config import CLASSES, IMAGE_SIZE
 from leanresnet.errors import ConfigError, DataError
 from leanresnet.files import save_safetensors
 
@@ -101,8 +102,8 @@ def load_split(path: Path) -> Split:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
-            return Split(images, labels, tuple(about["classes"]), about["dataset"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            return _checked(Split(images, labels, tuple(about["classes"]), about["dataset"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a split ({error}), accepted: a file that `leanresnet split` wrote") from error
 
 
@@ -117,3 +118,18 @@ def load_splits(first: Path, second: Path) -> tuple[Split, Split]:
         accepted = f"the data set and the classes of {first}, {one.dataset} of {', '.join(one.classes)}"
         raise DataError(f"{second}: {other.dataset} of {', '.join(other.classes)}, accepted: {accepted}")
     return one, other
+
+
+def _checked(split: Split) -> Split:
+    """Raises ValueError where it is not as `Split` says."""
+    images, labels = split.images, split.labels
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(f"images are {images.dtype} of {list(images.shape)}")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
+        raise ValueError(f"labels are {labels.dtype} of {list(labels.shape)}")
+    names = (*split.classes, split.dataset)
+    if not all(isinstance(name, str) for name in names) or len(set(split.classes)) != CLASSES:
+        raise ValueError(f"names are {names}"[:200])
+    if labels.min() < 0 or labels.max() >= CLASSES:
+        raise ValueError(f"labels are {int(labels.min())} to {int(labels.max())}")
+    return split
