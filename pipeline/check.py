@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import device_option
+from pipeline.options import device_option, in_workspace
 from pipeline.workspace import dvc, preset_path, reason
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     from leanresnet.models.budget import breakdown, check_budget, count_macs, count_parameters
     from leanresnet.params import load_params
 
-    path = preset_path(preset) if preset else params or Path("params.yaml")
+    path = preset_path(preset) if preset else params or in_workspace(Path("params.yaml"))
     config = load_params(path)
     for name, recipe in config.recipes().items():
         count, macs = count_parameters(recipe.model), count_macs(recipe.model)
@@ -41,16 +41,16 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
         if layers:
             for layer in breakdown(recipe.model):
                 click.echo(f"    {layer.name:24} {layer.parameters:>10,} {layer.macs / 1e6:>10,.2f}")
-    if not preset and not params and Path("dvc.yaml").exists():
-        _echo_stale()
+    if not preset and not params and path.with_name("dvc.yaml").exists():
+        _echo_stale(path.parent)
     if estimate:
         _echo_estimate(config, device)
     click.echo(f"{path}: valid")
 
 
-def _echo_stale() -> None:
+def _echo_stale(folder: Path) -> None:
     """The stages that DVC finds changed, each with DVC's reason."""
-    done = dvc("status", "--json")
+    done = dvc("status", "--json", folder=folder)
     if done.returncode:
         click.echo(f"stages: dvc cannot tell ({reason(done)})")
         return
@@ -58,7 +58,7 @@ def _echo_stale() -> None:
 
     stale = json.loads(done.stdout)
     click.echo("stages to run: " + (plain(", ".join(stale)) if stale else "none, all are up to date"))
-    if not Path("dvc.lock").exists():
+    if not (folder / "dvc.lock").exists():
         click.echo("    none has run yet")
         return
     if stale:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.options import default_in_workspace
+
 if TYPE_CHECKING:
     from leanresnet.comparison import Comparison
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=Path("data/test.safetensors"),
     show_default=True,
+    callback=default_in_workspace,
     help="The split whose images the page shows, where there is one.",
 )
 @click.option("--results", type=click.Path(path_type=Path), help="Instead of runs: a folder of results, one a model.")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from pipeline.options import default_in_workspace
+
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -12,6 +14,7 @@ import click
     type=click.Path(path_type=Path),
     default=Path("models/previous"),
     show_default=True,
+    callback=default_in_workspace,
     help="Folder of the ensemble, which distill.teacher = previous takes as it is.",
 )
 def ensemble(models: tuple[Path, ...], out: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import device_option
+from pipeline.options import default_in_workspace, device_option
 from pipeline.port import check_free, port_option
 
 
@@ -15,6 +15,7 @@ from pipeline.port import check_free, port_option
     type=click.Path(path_type=Path),
     default=Path("models"),
     show_default=True,
+    callback=default_in_workspace,
     help="Folder with any of baseline, teacher and student.",
 )
 @device_option

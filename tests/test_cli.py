@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from imports import ROOT
 from leanresnet import inference, tracking
 from pipeline import workspace
 from pipeline.cli import cli
+from pipeline.options import model_option, params_option
 from pipeline.port import check_free
 
 PRESETS = ["default", *(path.stem for path in (ROOT / "presets").glob("*.yaml"))]
@@ -150,6 +152,33 @@ def test_compare_without_results_is_one_line(tmp_path: Path) -> None:
     done = program("compare", "--results", str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (5, 1)
     assert "no evaluated model" in done.stderr
+
+
+def test_a_default_is_of_the_workspace_and_what_is_given_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command()
+    @model_option
+    @params_option
+    def command(model: Path, params: Path) -> None:
+        click.echo(f"{model} {params}")
+
+    (tmp_path / "results").mkdir()
+    (tmp_path / "params.yaml").touch()
+    for folder, default in (("results", "../models/student ../params.yaml"), (".", "models/student params.yaml")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert CliRunner().invoke(command, []).output == f"{default}\n"
+        assert CliRunner().invoke(command, ["--model", "m", "--params", "p"]).output == "m p\n"
+    (tmp_path / "params.yaml").unlink()
+    assert CliRunner().invoke(command, []).output == "models/student params.yaml\n"
+
+
+def test_check_in_a_subfolder_is_of_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results").mkdir()
+    shutil.copy(ROOT / "presets" / "demo.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path / "results")
+    done = CliRunner().invoke(cli, ["check"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "../params.yaml: valid")
 
 
 @pytest.fixture
