@@ -305,7 +305,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:.*(Add type hints|Any type hint is inferred)")
 def test_a_copy_and_a_moved_workspace_have_their_files_with_them(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = log_model_of(space, "first")
     assert [path.name for path in space.parent.iterdir()] == [space.name]
