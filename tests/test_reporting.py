@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import outside_environment
+from databases import place_database
 from helpers import files_up_to, read_only
 from mlflow.entities import Run as Recorded
 from mlflow.tracking import MlflowClient
@@ -36,6 +37,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "space"
     folder.mkdir()
     (folder / "params.yaml").touch()
+    place_database(folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,12 +17,14 @@ import psutil
 import pytest
 import yaml
 from conftest import Checkout, outside_environment
+from databases import place_database
 from helpers import files_up_to, read_only, synthetic_split, tiny_model, tiny_recipe
 from imports import ROOT
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from waiting import PATIENCE, wait_for
 
+from leanresnet import interruption
 from leanresnet.data.splits import load_split, save_split
 
 EPOCHS, STEPS = 6, 3
@@ -55,6 +58,7 @@ def prepare(folder: Path, **changes: object) -> Path:
     params = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text())
     (folder / "code").mkdir(parents=True, exist_ok=True)
     (folder / "code" / "sitecustomize.py").write_text(SIGNAL_ITSELF)
+    place_database(folder)
     recipe = tiny_recipe(epochs=EPOCHS, batch_size=20, ema_decay=0.9, **changes)
     params["train"]["baseline"] = recipe.model_dump(mode="json")
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -103,6 +107,11 @@ def newest(folder: Path) -> int:
 def is_dead(process: psutil.Process) -> bool:
     """A zombie is: whoever adopted it has not asked for it yet."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def halted(launcher: int) -> bool:
+    children = psutil.Process(launcher).children(recursive=True)
+    return any(child.status() == psutil.STATUS_STOPPED for child in children)
 
 
 class Whole:
@@ -367,21 +376,26 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Chec
     folder = tmp_path / "space"
     shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work"))
     shutil.rmtree(folder / "models")
-    environment = outside_environment(
-        LEANRESNET_SNAPSHOT_SECONDS="0", PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}"
-    )
+    (folder / "code").mkdir()
+    (folder / "code" / "sitecustomize.py").write_text(SIGNAL_ITSELF)
+    path = os.pathsep.join(str(folder / part) for part in (".", "src", "code"))
+    environment = outside_environment(LEANRESNET_SNAPSHOT_SECONDS="0", PYTHONPATH=path)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    # Long enough that it is not over before it looks for its dvc, once a second, on whatever machine.
-    epochs = 8
+    epochs = 2
     params["train"]["baseline"] |= {"epochs": epochs, "model": tiny_model().model_dump(mode="json")}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     repro = ["dvc", "repro", "train@baseline"]
-    dvc = subprocess.Popen(repro, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: newest(folder) >= 50)
+    # It halts in writing a snapshot, so that it is not over when it looks for its dvc, once a second.
+    halting = environment | {"SIGNAL_AT": "41", "SIGNAL": str(int(signal.SIGSTOP))}
+    dvc = subprocess.Popen(repro, cwd=folder, env=halting, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: halted(dvc.pid) or dvc.poll() is not None)
     children = psutil.Process(dvc.pid).children(recursive=True)
     assert any("train" in child.cmdline() for child in children)
     os.kill(dvc.pid, signal.SIGKILL)
     dvc.wait()
+    time.sleep(interruption.ORPHAN_CHECK_SECONDS)
+    for child in children:
+        child.resume()
     wait_for(lambda: all(is_dead(child) for child in children))
     left = newest(folder)
     subprocess.run(["leanresnet", "sync"], cwd=folder, env=environment, check=True, capture_output=True)
