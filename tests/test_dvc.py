@@ -198,13 +198,21 @@ def test_a_student_teaches_the_next_one(checkout: Checkout) -> None:
     assert json.loads((checkout.folder / "models/student/model.json").read_text()) == first
 
 
-def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(checkout: Checkout, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def short(checkout: Checkout) -> int:
+    """An experiment of this name, run in a temporary copy; how many runs the workspace got by it."""
+    runs = count_runs(checkout.folder)
+    overrides = ["-S", "distill.student.epochs=1", "-S", "distill.student.schedule.warmup_epochs=0.5"]
+    checkout.shell("dvc", "exp", "run", "--temp", "--name", "short", *overrides)
+    return count_runs(checkout.folder) - runs
+
+
+def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(
+    checkout: Checkout, short: int, tmp_path: Path
+) -> None:
     """Also the README's commands: exp run -S, exp show, compare, params and metrics diff, plots show."""
     shell = checkout.shell
-    runs = count_runs(checkout.folder)
-    overrides = ["-S", "distill.student.epochs=2", "-S", "distill.student.schedule.warmup_epochs=1"]
-    shell("dvc", "exp", "run", "--temp", "--name", "short", *overrides)
-    assert count_runs(checkout.folder) == runs + 1
+    assert short == 1
     assert shell("git", "status", "--porcelain").stdout == ""
     shown = shell("dvc", "exp", "show", "--csv").stdout
     assert "short" in shown
@@ -219,13 +227,12 @@ def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(checkout: Check
     assert "val/accuracy" in page.read_text()
 
 
-def test_experiments_teach_another_one_in_a_temporary_copy(checkout: Checkout, tmp_path: Path) -> None:
+def test_experiments_teach_another_one_in_a_temporary_copy(checkout: Checkout, short: int, tmp_path: Path) -> None:
     """`learned` of experiments/run: two of them, as one."""
     shell = checkout.shell
     overrides = ["-S", "distill.student.epochs=1", "-S", "distill.student.schedule.warmup_epochs=0.5"]
-    shell("dvc", "exp", "run", "--temp", "--name", "other", *overrides, "distill")
     learned = experiments_function("learned")
-    script = f'set -euo pipefail\njobs=1 asked=" HEAD "\n{learned}\nlearned student HEAD other\necho "$beside"'
+    script = f'set -euo pipefail\njobs=1 asked=" HEAD "\n{learned}\nlearned student HEAD short\necho "$beside"'
     beside = shell("bash", "-c", script).stdout.splitlines()[-1].split()
     overrides += ["-S", "distill.teacher=previous"]
     shell("dvc", "exp", "run", "--temp", "--name", "taught", *beside, *overrides, "distill")
