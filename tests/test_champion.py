@@ -126,8 +126,11 @@ def served(checkout: Checkout, crowned: str) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "models", "serve", *model]
     # In a session of its own, so that its workers end with it.
     server = subprocess.Popen(command, cwd=checkout.folder, env=environment, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
     try:
-        yield f"http://127.0.0.1:{port}"
+        wait_for(lambda: answers(address) or server.poll() is not None)
+        assert server.poll() is None
+        yield address
     finally:
         server.terminate()
         server.wait(PATIENCE)
@@ -152,7 +155,6 @@ def answers(address: str) -> bool:
 
 
 def test_the_served_champion_answers_requests_and_refuses_bad_ones(served: str, checkout: Checkout) -> None:
-    wait_for(lambda: answers(served))
     version = client_of(checkout.folder).get_model_version_by_alias(NAME, "champion")
     name = client_of(checkout.folder).get_run(version.run_id).data.tags["model"]
     images = load_split(checkout.folder / "data/test.safetensors").images[:3]
