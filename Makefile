@@ -12,7 +12,7 @@ DATA ?= data
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo repro test torture team bench bench-gpu experiments check ui format clean lock audit
+.PHONY: help setup demo repro test torture team bench bench-gpu experiments check ui docs format clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ test: $(STAMP)  ## the whole test suite
 	python -m pytest --numprocesses 2
 
 torture: $(STAMP)  ## kill and damage trainings at random (about two hours); ends at the first loss
-	PYTHONPATH=tests python tests/torture.py
+	PYTHONPATH=tests:tests/integration:tests/unit/jobs python tests/torture.py
 
 team: $(STAMP)  ## PostgreSQL, S3 and MLflow without containers; 1,000 runs and the demo through them
 	PYTHONPATH=tests python tests/team.py
@@ -69,6 +69,10 @@ experiments: $(STAMP)  ## the questions of experiments/ through DVC's queue (SCA
 DIR ?= .
 ui: $(STAMP)  ## MLflow on 127.0.0.1 (PORT=5000, DIR=a workspace)
 	@cd $(DIR) && leanresnet ui --port $(PORT)
+
+docs: $(STAMP)  ## renew what describes the keys: params.schema.json and docs/params.md
+	leanresnet params --format json-schema > params.schema.json
+	leanresnet params --format markdown > docs/params.md
 
 format: $(STAMP)  ## format the code and mend what ruff can
 	ruff format .

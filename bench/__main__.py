@@ -13,7 +13,7 @@ from bench import overheads, speed
 from bench import scale as scaling
 from bench.report import print_all
 from bench.target import time_to_target
-from leanresnet.device import choose_device, engine
+from leanresnet.compute.device import backend_settings, choose_device
 
 Command = Callable[..., None]
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -31,7 +31,7 @@ def _figures(chosen: torch.device, measure: Callable[[int], None], steps: int | 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         try:
-            with engine(chosen, deterministic=False):
+            with backend_settings(chosen, deterministic=False):
                 measure(steps or (200 if chosen.type == "cuda" else 4))
         finally:
             print_all(chosen)
@@ -159,7 +159,7 @@ def writer(runs: int, epochs: int, number: int) -> None:
 def one(batch: int, factor: float, steps: int, device: str, compile_it: bool) -> None:
     """One point of `growth`."""
     chosen = choose_device(device)
-    with engine(chosen, deterministic=False):
+    with backend_settings(chosen, deterministic=False):
         print(json.dumps(speed.one(batch, factor, steps, chosen, compile_it)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from leanresnet.device import describe
+from leanresnet.compute.device import describe
 
 FIGURES: list[dict[str, Any]] = []
 

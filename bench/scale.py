@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 from bench.report import record
-from leanresnet import reporting
-from leanresnet.comparison import compare
-from leanresnet.config import flatten
-from leanresnet.params import load_params
-from leanresnet.registry import Recorded, find_finished
-from leanresnet.tracking import DATABASE
-from leanresnet.training import NOT_DISTILLED
-from pipeline.workspace import preset_path
+from leanresnet.analysis.comparison import compare
+from leanresnet.analysis.runs import RunRecord, find_finished
+from leanresnet.config.schema import flatten
+from leanresnet.scaffold.presets import load_preset
+from leanresnet.tracking import run as reporting
+from leanresnet.tracking.mlflow_client import DATABASE
+from leanresnet.training.tasks import NOT_DISTILLED
+from pipeline.workspace import PRESETS
 
 SIZE = {"model/parameters": 4_935_242.0, "model/macs": 1.0}
 
@@ -59,7 +59,7 @@ def scale(runs: int, writers: int, epochs: int) -> None:
 
 def write(runs: int, epochs: int, writer: int) -> None:
     """One writer's share."""
-    params = flatten(load_params(preset_path("default")).train.baseline) | NOT_DISTILLED
+    params = flatten(load_preset("default", PRESETS).params.train.baseline) | NOT_DISTILLED
     for number in range(runs):
         tags = {"model": "baseline", "dataset": "synthetic", "scale.run": f"{writer}-{number}"}
         with reporting.start_run(f"scale-{writer}-{number}", {**params, "seed": number}, tags) as run:
@@ -74,7 +74,7 @@ def values(epoch: int) -> dict[str, float]:
     return {name: epoch + place / 10 for place, name in enumerate([*names, "images_per_second", "train_seconds"])}
 
 
-def count_lost(found: list[Recorded], runs: int, epochs: int) -> int:
+def count_lost(found: list[RunRecord], runs: int, epochs: int) -> int:
     """How many of the runs are not there, finished, with the last value of each metric and all of one."""
     whole = [run for run in found if run.metrics == values(epochs) | SIZE and len(run.validation()) == epochs]
     return runs - len({run.tags["scale.run"] for run in whole})

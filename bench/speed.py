@@ -16,15 +16,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.report import alternate, median, record, seconds
 from bench.trainers import WARM_UP_STEPS, Engine, PlainProcess, paper_recipe, random_split, wider
-from leanresnet import reporting
-from leanresnet.config import Recipe
-from leanresnet.data.batches import EvalBatches
-from leanresnet.device import engine
-from leanresnet.evaluation import MEASURES
-from leanresnet.models.budget import count_macs, count_parameters
-from leanresnet.progress import Progress
-from leanresnet.snapshots import Snapshots
-from leanresnet.trainer import fit
+from leanresnet.compute.device import backend_settings
+from leanresnet.config.schema import Recipe
+from leanresnet.jobs.snapshots import Snapshots
+from leanresnet.models.complexity import count_macs, count_parameters
+from leanresnet.tracking import run as reporting
+from leanresnet.training.loader import EvalBatches
+from leanresnet.training.loop import fit
+from leanresnet.training.state import TrainState
+from leanresnet.training.validation import MEASURES
 from pipeline.options import SNAPSHOT_SECONDS
 
 REPEATS = 5
@@ -162,12 +162,12 @@ def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
     recipe = paper_recipe(batch_size=128)
 
     def images_a_second(deterministic: bool) -> Callable[[], float]:
-        with engine(device, deterministic):
+        with backend_settings(device, deterministic):
             trainer = Engine(recipe, steps, device, compile_it)
             trainer.warm_up()
 
         def run() -> float:
-            with engine(device, deterministic):
+            with backend_settings(device, deterministic):
                 return trainer.images / seconds(trainer.run, device)
 
         return run
@@ -183,7 +183,7 @@ def snapshots(device: torch.device) -> None:
     trainer = Engine(paper_recipe(batch_size=128), 1, device, compile=False)
     trainer.warm_up()
     average = AveragedModel(trainer.net)
-    progress = Progress(trainer.net, trainer.loop.optimizer, trainer.loop.schedule, average, seed=0)
+    progress = TrainState(trainer.net, trainer.loop.optimizer, trainer.loop.schedule, average, seed=0)
     progress.end_epoch({"val/accuracy": 0.0}, average.module)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         kept = Snapshots(Path(folder))

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from bench.report import record, wait
-from leanresnet.assembly import assemble
-from leanresnet.config import Recipe
-from leanresnet.data.batches import EvalBatches
+from leanresnet.compute.device import backend_settings, exact_float32
+from leanresnet.config.schema import Recipe
 from leanresnet.data.splits import Split, load_split
-from leanresnet.device import engine, exact_float32
-from leanresnet.evaluation import evaluate
-from leanresnet.losses import CrossEntropy
-from leanresnet.optim import build_optimizer
-from leanresnet.params import load_params
-from leanresnet.schedule import build_schedule
-from leanresnet.trainer import train_one_epoch
-from pipeline.workspace import preset_path
+from leanresnet.scaffold.presets import load_preset
+from leanresnet.training.build import build_training
+from leanresnet.training.loader import EvalBatches
+from leanresnet.training.loop import train_one_epoch
+from leanresnet.training.losses import CrossEntropy
+from leanresnet.training.optimizers import build_optimizer
+from leanresnet.training.schedules import build_schedule
+from leanresnet.training.validation import evaluate
+from pipeline.workspace import PRESETS
 
 
 def time_to_target(data: Path, preset: str, seeds: int, device: torch.device) -> None:
@@ -29,12 +29,12 @@ def time_to_target(data: Path, preset: str, seeds: int, device: torch.device) ->
 
     Set-up is what reads the data before the first step: statistics, whitening, padding, upload.
     """
-    recipe = load_params(preset_path(preset)).train.baseline
+    recipe = load_preset(preset, PRESETS).params.train.baseline
     train, test = (load_split(data / f"{name}.safetensors") for name in ("train", "test"))
     accuracies, times, compiling, preparing = [], [], [], []
     for seed in range(seeds):
         seeded = Recipe.model_validate(recipe.model_dump() | {"seed": seed})
-        with engine(device, seeded.deterministic):
+        with backend_settings(device, seeded.deterministic):
             set_up, warm_up, seconds, net = _train(seeded, train, device)
         with exact_float32():
             accuracy = evaluate(net, EvalBatches(test, 500, device))["accuracy"]
@@ -54,7 +54,7 @@ def time_to_target(data: Path, preset: str, seeds: int, device: torch.device) ->
 def _train(recipe: Recipe, train: Split, device: torch.device) -> tuple[float, float, float, nn.Module]:
     """Seconds of set-up, of compilation and of training, and the network."""
     begun = time.perf_counter()
-    assembly = assemble(recipe, CrossEntropy(recipe.label_smoothing), train, device)
+    assembly = build_training(recipe, CrossEntropy(recipe.label_smoothing), train, device)
     net, batches = assembly.net, assembly.batches
     wait(device)
     ready = time.perf_counter()

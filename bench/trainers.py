@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from bench.report import seconds
-from leanresnet.assembly import assemble
-from leanresnet.config import Model, Recipe
+from leanresnet.config.load import load_params
+from leanresnet.config.schema import Model, Recipe
 from leanresnet.data.splits import Split
-from leanresnet.losses import CrossEntropy
 from leanresnet.models.resnet import build_model
-from leanresnet.params import load_params
-from leanresnet.trainer import train_one_epoch
+from leanresnet.training.build import build_training
+from leanresnet.training.loop import train_one_epoch
+from leanresnet.training.losses import CrossEntropy
 
 ROOT = Path(__file__).resolve().parent.parent
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -56,7 +56,7 @@ class Engine:
     def __post_init__(self) -> None:
         images = random_split(self.steps * self.recipe.batch_size)
         recipe = Recipe.model_validate(self.recipe.model_dump() | {"compile": self.compile})
-        assembly = assemble(recipe, CrossEntropy(recipe.label_smoothing), images, self.device)
+        assembly = build_training(recipe, CrossEntropy(recipe.label_smoothing), images, self.device)
         self.net, self.batches, self.loop = assembly.net, assembly.batches, assembly.loop
         self.batch = next(iter(self.batches.epoch(1)))
         self.epoch = 0

@@ -1,4 +1,4 @@
-from leanresnet.program import main
+from leanresnet.__main__ import main
 
 if __name__ == "__main__":
     main()

@@ -9,8 +9,8 @@ def champion() -> None:
 
     Of all finished runs; one without a budget, a teacher, is never registered.
     """
-    from leanresnet.champion import crown
+    from leanresnet.analysis.champion import register_champion
     from leanresnet.files import workspace
 
-    for line in crown(workspace()):
+    for line in register_champion(workspace()):
         click.echo(line)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.options import device_option, in_workspace
-from pipeline.workspace import dvc, preset_path, reason
+from pipeline.workspace import PRESETS, dvc, reason
 
 if TYPE_CHECKING:
-    from leanresnet.config import Params
+    from leanresnet.config.schema import Params
 
 TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 
@@ -23,11 +23,12 @@ TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 @device_option
 def check(params: Path | None, preset: str | None, layers: bool, estimate: bool, device: str) -> None:
     """Validate the params, count every model, and say what `dvc repro` would run and why."""
-    from leanresnet.models.budget import breakdown, check_budget, count_macs, count_parameters
-    from leanresnet.params import load_params
+    from leanresnet.config.load import load_params
+    from leanresnet.models.complexity import breakdown, check_budget, count_macs, count_parameters
+    from leanresnet.scaffold.presets import load_preset
 
-    path = preset_path(preset) if preset else params or in_workspace(Path("params.yaml"))
-    config = load_params(path)
+    path = PRESETS / f"{preset}.yaml" if preset else params or in_workspace(Path("params.yaml"))
+    config = load_preset(preset, PRESETS).params if preset else load_params(path)
     for name, recipe in config.recipes().items():
         count, macs = count_parameters(recipe.model), count_macs(recipe.model)
         key = "distill.student" if name == "student" else f"train.{name}"
@@ -78,8 +79,8 @@ def _compact(entries: object) -> str:
 
 
 def _echo_estimate(config: "Params", device: str) -> None:
-    from leanresnet.device import choose_device, describe
-    from leanresnet.estimate import seconds_per_epoch, seconds_per_inference
+    from leanresnet.analysis.estimate import seconds_per_epoch, seconds_per_inference
+    from leanresnet.compute.device import choose_device, describe
 
     chosen = choose_device(device)
     images = config.split.training or TRAINING_IMAGES[config.download.dataset] - config.split.validation

@@ -19,6 +19,7 @@ from pipeline.export import export
 from pipeline.init import init
 from pipeline.lineage import lineage
 from pipeline.listed import check_listed
+from pipeline.params import params
 from pipeline.playground import playground
 from pipeline.predict import predict
 from pipeline.search import search
@@ -39,7 +40,7 @@ def cli() -> None:
 
 
 STAGES = (download, split, train, distill, evaluate)
-AROUND = (check, init, ensemble, compare, lineage, champion, search, predict, playground, export, sync, ui)
+AROUND = (check, params, init, ensemble, compare, lineage, champion, search, predict, playground, export, sync, ui)
 for command in STAGES + AROUND:
     cli.add_command(command)
 

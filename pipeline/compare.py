@@ -8,7 +8,7 @@ import click
 from pipeline.options import default_in_workspace
 
 if TYPE_CHECKING:
-    from leanresnet.comparison import Comparison
+    from leanresnet.analysis.comparison import Comparison
 
 
 @click.command()
@@ -43,12 +43,12 @@ def compare(
     if results is not None:
         if targets or experiments or out or html:
             raise click.UsageError("--results stands alone: it reads no runs")
-        from leanresnet.summary import comparison
+        from leanresnet.analysis.summary import comparison
 
         click.echo(comparison(results))
         return
-    from leanresnet.comparison import compare as side_by_side
-    from leanresnet.comparison import select
+    from leanresnet.analysis.comparison import compare as side_by_side
+    from leanresnet.analysis.comparison import select
 
     found = side_by_side(select(targets, experiments), group_by == "seed")
     click.echo(found.markdown())
@@ -59,11 +59,11 @@ def compare(
 
 
 def _write_page(found: "Comparison", html: Path, test: Path) -> None:
+    from leanresnet.analysis.disagreement import disagreement
+    from leanresnet.analysis.html_report import write_page
+    from leanresnet.analysis.runs import upload
     from leanresnet.data.splits import load_split
-    from leanresnet.disagreement import disagreement
     from leanresnet.errors import DataError, warn
-    from leanresnet.page import write_page
-    from leanresnet.registry import upload
 
     best = [group[0] for group in found.groups if "test/accuracy" in group[0].metrics][:2]
     differ = None

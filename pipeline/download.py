@@ -23,7 +23,7 @@ from pipeline.options import params_option, path_option
 )
 def download(params: Path, out: Path, archive: Path | None, sha256: str | None) -> None:
     """Fetch the data set and verify it."""
+    from leanresnet.config.load import load_params
     from leanresnet.data.sources import fetch_source
-    from leanresnet.params import load_params
 
     fetch_source(load_params(params).download, out, archive, sha256)

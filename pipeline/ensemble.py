@@ -19,7 +19,7 @@ from pipeline.options import default_in_workspace
 )
 def ensemble(models: tuple[Path, ...], out: Path) -> None:
     """Write MODELS, folders of models of the same data, as one whose answer is the mean of theirs."""
-    from leanresnet.checkpoint import load_model, save_ensemble
+    from leanresnet.models.checkpoint import load_model, save_ensemble
 
     members = [load_model(folder) for folder in models]
     save_ensemble(members, out)

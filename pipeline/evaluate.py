@@ -19,10 +19,12 @@ def evaluate(
     params: Path, model: Path, teacher: Path, validation: Path, test: Path, results: Path, device: str
 ) -> None:
     """Measure a trained model on the test split, and add that to its MLflow run."""
-    from leanresnet.assessment import assess
-    from leanresnet.device import choose_device
-    from leanresnet.outputs import Outputs
-    from leanresnet.params import load_params
+    from leanresnet.compute.device import choose_device
+    from leanresnet.config.load import load_params
+    from leanresnet.evaluation.report import write_report
+    from leanresnet.tracking.log_outputs import log_evaluation
+    from leanresnet.training.results import Outputs
 
-    settings = load_params(params).evaluate
-    assess(settings, Outputs(model, results), teacher, validation, test, choose_device(device))
+    outputs, chosen = Outputs(model, results), choose_device(device)
+    write_report(load_params(params).evaluate, outputs, teacher, validation, test, chosen)
+    log_evaluation(outputs, chosen)

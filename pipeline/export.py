@@ -16,9 +16,9 @@ def export(model: Path, form: str, out: Path | None) -> None:
 
     It takes raw images (batch, 3, 32, 32) of uint8, any batch, and gives logits (batch, classes).
     """
-    from leanresnet.checkpoint import load_model
-    from leanresnet.export import SUFFIXES
-    from leanresnet.export import export as write
+    from leanresnet.models.checkpoint import load_model
+    from leanresnet.serving.export import SUFFIXES
+    from leanresnet.serving.export import export as write
 
     path = out or Path("model").with_suffix(SUFFIXES[form])
     done = write(load_model(model), form, path)  # type: ignore[arg-type]

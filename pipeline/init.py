@@ -1,13 +1,16 @@
 """A workspace of its own: params.yaml, dvc.yaml and .dvc in any folder."""
 
-import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from leanresnet.scaffold.presets import Preset
+
 # Of a workspace, in the order in which they appear: one with dvc.yaml is a whole one.
-PARTS = (".gitignore", ".dvcignore", ".dvc", "params.yaml", "dvc.yaml")
+PARTS = (".gitignore", ".dvcignore", ".dvc", "src/leanresnet", "params.schema.json", "params.yaml", "dvc.yaml")
 
 
 @click.command()
@@ -17,9 +20,10 @@ def init(folder: Path, preset: str) -> None:
     """Make FOLDER a workspace in which `dvc repro` runs."""
     from leanresnet.errors import ConfigError
     from leanresnet.files import not_written
-    from pipeline.workspace import preset_path
+    from leanresnet.scaffold.presets import load_preset
+    from pipeline.workspace import PRESETS
 
-    params = preset_path(preset)
+    loaded = load_preset(preset, PRESETS)
     for name in ("params.yaml", "dvc.yaml", ".dvc"):
         if (folder / name).exists():
             raise ConfigError(f"{folder / name}: exists already, accepted: a folder without it")
@@ -27,18 +31,21 @@ def init(folder: Path, preset: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # Made beside their places, the parts of one that fails are not in the way of the next.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as made:
-            _make(Path(made), params)
+            _make(Path(made), loaded)
             for name in PARTS:
                 if not (folder / name).exists():
+                    (folder / name).parent.mkdir(exist_ok=True)
                     Path(made, name).rename(folder / name)
     except OSError as error:
         raise not_written(error.filename or folder, error) from error
     click.echo(f"{folder}: ready; run `dvc repro` there")
 
 
-def _make(folder: Path, params: Path) -> None:
+def _make(folder: Path, preset: "Preset") -> None:
+    import leanresnet
     from leanresnet.errors import StorageError
     from leanresnet.files import save_text
+    from leanresnet.scaffold.reference import SCHEMA_FILE, json_schema, render
     from pipeline.workspace import CHECKOUT, dvc, reason
 
     done = dvc("init", "--no-scm", folder=folder)
@@ -48,10 +55,11 @@ def _make(folder: Path, params: Path) -> None:
     config = (CHECKOUT / ".dvc" / "config").read_text(encoding="utf-8")
     save_text(config.replace("[core]\n", "[core]\n    no_scm = true\n", 1), folder / ".dvc" / "config")
     save_text((CHECKOUT / ".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
-    save_text(params.read_text(encoding="utf-8"), folder / "params.yaml")
-    stages = (CHECKOUT / "dvc.yaml").read_text(encoding="utf-8")
-    # The stages depend on the code, which stays where it is.
-    for part in ("src/leanresnet", "pipeline"):
-        # In quotes, JSON's, for a path may hold what YAML reads otherwise.
-        stages = stages.replace(f": {part}\n", f": {json.dumps(str(CHECKOUT / part), ensure_ascii=False)}\n", 1)
-    save_text(stages, folder / "dvc.yaml")
+    save_text((CHECKOUT / ".dvcignore").read_text(encoding="utf-8"), folder / ".dvcignore")
+    # The stages depend on the code, which stays where it is. DVC applies .dvcignore to what lies behind a link here,
+    # and not to a path outside of the workspace.
+    (folder / "src").mkdir()
+    (folder / "src" / "leanresnet").symlink_to(Path(leanresnet.__file__).resolve().parent)
+    save_text(json_schema(), folder / SCHEMA_FILE)
+    save_text(render(preset.params, preset.title), folder / "params.yaml")
+    save_text((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"), folder / "dvc.yaml")

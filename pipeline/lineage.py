@@ -10,7 +10,7 @@ def lineage(target: str) -> None:
 
     RUN|MODEL: an MLflow run's id, a folder with a model, or a weights file, wherever it was copied to.
     """
+    from leanresnet.analysis.lineage import lineage as trace
     from leanresnet.files import workspace
-    from leanresnet.lineage import lineage as trace
 
     click.echo(trace(target, workspace()))

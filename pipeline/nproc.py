@@ -6,7 +6,7 @@ import click
 def _launch(context: click.Context, option: click.Parameter, processes: int) -> None:
     """Hand over to so many processes, unless this is one of several."""
     if processes > 1:
-        from leanresnet.launcher import launch
+        from leanresnet.jobs.launcher import launch
 
         launch(processes)
 

@@ -21,9 +21,9 @@ from pipeline.port import check_free, port_option
 @device_option
 def playground(port: int, models: Path, device: str) -> None:
     """Serve a page on 127.0.0.1: drop an image, see what each model says and whether they agree."""
-    from leanresnet.device import choose_device
-    from leanresnet.inference import find_models
-    from leanresnet.playground.server import serve
+    from leanresnet.compute.device import choose_device
+    from leanresnet.serving.inference import find_models
+    from leanresnet.serving.playground.server import serve
 
     choose_device(device)
     names = find_models(models)

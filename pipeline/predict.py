@@ -21,9 +21,9 @@ def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: 
     Of each, the network sees the middle square, scaled to 32x32 pixels; what is transparent is white. A
     file that is no image is named, and the others are predicted all the same.
     """
-    from leanresnet.checkpoint import load_model
-    from leanresnet.device import choose_device, exact_float32
-    from leanresnet.inference import classify, find_images
+    from leanresnet.compute.device import choose_device, exact_float32
+    from leanresnet.models.checkpoint import load_model
+    from leanresnet.serving.inference import classify, find_images
     from leanresnet.text import plain
 
     paths = find_images(images)

@@ -68,9 +68,9 @@ def search(
     """
     import time
 
+    from leanresnet.analysis.search import enumerate_models, near_budget, spread
+    from leanresnet.config.load import load_params
     from leanresnet.errors import ConfigError
-    from leanresnet.models.space import enumerate_models, near_budget, spread
-    from leanresnet.params import load_params
 
     recipe = load_params(params).train.baseline
     most = budget or recipe.budget

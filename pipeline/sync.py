@@ -13,10 +13,10 @@ def sync(folder: Path | None) -> None:
     FOLDER is this workspace unless told: copy .work/journals of a machine without MLflow into an
     empty folder, and its runs are logged here. Such a folder is read and stays as it is.
     """
+    from leanresnet.analysis.backfill import log_restored
     from leanresnet.errors import StorageError
     from leanresnet.files import workspace
-    from leanresnet.reporting import sync as hand_on
-    from leanresnet.restored import log_restored
+    from leanresnet.tracking.run import sync as hand_on
 
     root = folder or workspace()
     arrived, left = hand_on(root)

@@ -31,14 +31,12 @@ def train(
     extend: bool,
 ) -> None:
     """Train a model on its labels alone."""
-    from leanresnet.device import choose_device
-    from leanresnet.experiment import run_experiment
-    from leanresnet.losses import CrossEntropy
-    from leanresnet.outputs import Outputs
-    from leanresnet.params import load_params
-    from leanresnet.training import Lesson
+    from leanresnet.compute.device import choose_device
+    from leanresnet.config.load import load_params
+    from leanresnet.jobs.train_job import run_experiment
+    from leanresnet.training.results import Outputs
+    from leanresnet.training.tasks import label_task
 
     recipe = getattr(load_params(params).train, name)
-    lesson = Lesson(f"train@{name}", f"{params}: train.{name}", CrossEntropy(recipe.label_smoothing))
-    outputs = Outputs(model, results)
-    run_experiment(name, recipe, lesson, (train, validation), outputs, choose_device(device), snapshot_seconds, extend)
+    task, outputs = label_task(name, recipe, str(params)), Outputs(model, results)
+    run_experiment(name, recipe, task, (train, validation), outputs, choose_device(device), snapshot_seconds, extend)

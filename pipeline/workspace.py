@@ -5,31 +5,12 @@ import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-
-
-def presets() -> dict[str, Path]:
-    """Params files by preset name; params.yaml itself is `default`."""
-    found = {path.stem: path for path in sorted((CHECKOUT / "presets").glob("*.yaml"))}
-    return {"default": CHECKOUT / "params.yaml", **found}
-
-
-def preset_path(name: str) -> Path:
-    """Raises ConfigError, with the nearest name, for an unknown preset."""
-    import difflib
-
-    from leanresnet.errors import ConfigError
-
-    known = presets()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"preset = {name!r}: unknown{hint}, accepted: {', '.join(known)}")
-    return known[name]
+PRESETS = CHECKOUT / "presets"
 
 
 def dvc(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """DVC's command in `folder`, or here; what it printed is in the result, and so is a failure."""
-    from leanresnet.git import environment
+    from leanresnet.tracking.git import environment
 
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(

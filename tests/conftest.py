@@ -15,12 +15,17 @@ from filelock import FileLock
 from imports import ROOT
 from waiting import PATIENCE
 
+from leanresnet.scaffold.presets import load_preset
+from leanresnet.scaffold.reference import render
+
 CHECKOUT_PARTS = (
     "src",
     "pipeline",
     "presets",
     "params.yaml",
+    "params.schema.json",
     "dvc.yaml",
+    ".dvcignore",
     ".gitignore",
     ".dvc/config",
     ".dvc/.gitignore",
@@ -52,7 +57,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run waits for MLflow, however long that takes to start on a busy machine."""
-    if reporting := sys.modules.get("leanresnet.reporting"):
+    if reporting := sys.modules.get("leanresnet.tracking.run"):
         monkeypatch.setattr(reporting, "LAST_SECONDS", PATIENCE)
 
 
@@ -92,6 +97,12 @@ def copy_checkout(folder: Path) -> Path:
     return folder
 
 
+def preset_text(name: str) -> str:
+    """The params.yaml of a preset."""
+    preset = load_preset(name, ROOT / "presets")
+    return render(preset.params, preset.title)
+
+
 class Checkout:
     """A git checkout with the demo's params, in which `dvc repro` has run to the end, saying `first_repro`."""
 
@@ -105,7 +116,7 @@ def make_checkout(folder: Path) -> str:
     """Makes it, and returns what its first `dvc repro` said."""
     copy_checkout(folder)
     shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}")
-    shutil.copy(ROOT / "presets" / "demo.yaml", folder / "params.yaml")
+    (folder / "params.yaml").write_text(preset_text("demo"))
     for command in (
         ("git", "init", "--quiet"),
         ("git", "config", "user.email", "tests@example.org"),

@@ -13,10 +13,10 @@ from imports import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanresnet.config import Augmentation, Model, Optimizer, Recipe, Schedule, Section
+from leanresnet.config.schema import Augmentation, Model, Optimizer, Recipe, Schedule, Section
 from leanresnet.data.splits import Split
 from leanresnet.models.resnet import ResNet, build_model
-from leanresnet.params import load_params
+from leanresnet.scaffold.presets import load_preset
 
 S = TypeVar("S", bound=Section)
 CLASSES = tuple("abcdefghij")
@@ -56,7 +56,7 @@ def pooling_model(**changes: Any) -> Model:
 
 
 def tiny_recipe(**changes: Any) -> Recipe:
-    demo = load_params(ROOT / "presets" / "demo.yaml").train.baseline
+    demo = load_preset("demo", ROOT / "presets").params.train.baseline
     return changed(demo, **{"model": tiny_model().model_dump(), **changes})
 
 

@@ -9,11 +9,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pydantic import ValidationError
-
-from leanresnet.config import Section
 from leanresnet.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
@@ -24,7 +21,6 @@ PARAMS = "params.yaml"
 # Asked for once, by setting it: for that moment, it is every thread's.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-S = TypeVar("S", bound=Section)
 
 
 @contextmanager
@@ -134,26 +130,6 @@ def load_json(path: Path) -> Any:
 def _no_number(name: str) -> None:
     """Python reads NaN, Infinity and -Infinity, which are not JSON."""
     raise ValueError(f"{name} is no number")
-
-
-def load_section(path: Path, kind: type[S], what: str) -> S:
-    """A JSON file that holds a section.
-
-    Args:
-        what: the file's content in an error, such as "a model's description".
-
-    Raises:
-        StorageError: it cannot be read or is not JSON.
-        DataError: it holds something else; the first mistake is named.
-    """
-    content = load_json(path)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the top level"
-        mistake = " ".join(f"{place}: {first['msg']}".split())[:200]
-        raise DataError(f"{path}: not {what} ({mistake}), accepted: a file that this version wrote") from error
 
 
 def save_csv(header: Sequence[str], rows: Sequence[Sequence[object]], path: Path) -> None:

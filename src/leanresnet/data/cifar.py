@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10
 
-from leanresnet.config import CLASSES
+from leanresnet.config.schema import CLASSES
 from leanresnet.data.splits import Split
 from leanresnet.errors import DataError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from leanresnet.config import Download
+from leanresnet.config.schema import Download
 from leanresnet.errors import DataError, StorageError
 from leanresnet.files import atomic_write, file_hashes, no_link, not_written
 

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from leanresnet.config import Download
+from leanresnet.config.schema import Download
 from leanresnet.data import cifar, digits, download
 from leanresnet.data.splits import Split
 from leanresnet.errors import DataError, StorageError

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from leanresnet.config import CLASSES, IMAGE_SIZE
+from leanresnet.config.schema import CLASSES, IMAGE_SIZE
 from leanresnet.errors import ConfigError, DataError
 from leanresnet.files import save_safetensors
 

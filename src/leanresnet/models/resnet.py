@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanresnet.config import CLASSES, WHITENING_FILTERS, Model
+from leanresnet.config.schema import CLASSES, WHITENING_FILTERS, Model
 from leanresnet.models.blocks import BLOCKS, Activation, ConvBN, ConvPool, convolution
 
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu}
@@ -122,9 +122,9 @@ class ResNet(nn.Module):
         return (images.float() / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.maps(images)[1]
+        return self.forward_features(images)[1]
 
-    def maps(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward_features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """What each layer makes of the images, (B, C_i, side, side), and the logits."""
         x = self.stem(self.normalize(images))
         x = x if self.norm else self._activation(x)

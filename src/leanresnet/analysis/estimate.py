@@ -1,0 +1,41 @@
+"""A rough time for a recipe on this device, from a few training steps."""
+
+import statistics
+import time
+
+import torch
+
+from leanresnet.compute.device import autocast, backend_settings
+from leanresnet.config.schema import CLASSES, Recipe
+from leanresnet.data.splits import Split
+from leanresnet.evaluation.predictions import measure_speed
+from leanresnet.models.resnet import build_model
+from leanresnet.training.build import build_training
+from leanresnet.training.loop import train_one_epoch
+from leanresnet.training.losses import CrossEntropy
+
+
+def seconds_per_epoch(recipe: Recipe, images: int, device: torch.device) -> float:
+    """The median of three training steps on random pixels, not compiled, times the steps of `images` images."""
+    # Four batches, as many as the schedule of a single epoch has to last.
+    count = 4 * recipe.batch_size
+    pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+    split = Split(pixels, torch.arange(count) % CLASSES, (), "random")
+    with backend_settings(device, recipe.deterministic):
+        assembly = build_training(recipe.model_copy(update={"compile": False}), CrossEntropy(0.0), split, device)
+        batch = next(iter(assembly.batches.epoch(recipe.epochs)))
+        seconds = []
+        for _ in range(4):
+            start = time.perf_counter()
+            train_one_epoch(assembly.net, [batch], assembly.loop)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:]) * images / recipe.batch_size
+
+
+def seconds_per_inference(recipe: Recipe, images: int, device: torch.device) -> float:
+    """What a teacher adds to a student's epoch of `images` images."""
+    net = build_model(recipe.model, [0.5] * 3, [0.25] * 3, recipe.seed).to(device)
+    pixels = torch.zeros(recipe.batch_size, 3, 32, 32, dtype=torch.uint8, device=device)
+    with autocast(device, recipe.precision), torch.no_grad():
+        speed = measure_speed(net, pixels.contiguous(memory_format=torch.channels_last), repeats=3)
+    return images / speed["throughput"]

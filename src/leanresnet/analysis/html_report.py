@@ -1,0 +1,107 @@
+"""A comparison as one HTML file that needs nothing else: no network, no script, no other file."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from leanresnet.analysis import charts
+from leanresnet.analysis.comparison import NUMBERS, Comparison
+from leanresnet.analysis.disagreement import Disagreement
+from leanresnet.data.splits import Split
+from leanresnet.files import save_text
+from leanresnet.text import plain
+
+# What the charts draw lines and text in, until it becomes the page's own colour, which is another in the dark.
+INK = "#010203"
+IMAGES = 24
+
+
+def write_page(comparison: Comparison, differ: Disagreement | None, test: Split | None, path: Path) -> None:
+    """Table, curves, accuracy over each cost; and of two models the differing answers.
+
+    Args:
+        test: where it is what the two were evaluated on, its images are shown.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    groups = comparison.groups
+    drawn = {"Validation by epoch": charts.curves(groups)} if groups[0][0].validation() else {}
+    for cost in charts.COSTS:
+        if charts.costs_differ(groups, cost):
+            drawn[f"Accuracy over {cost}"] = charts.trade_off(groups, cost)
+    if differ is not None:
+        drawn["Differences in confusion"] = charts.confusion_difference(differ.confusion(), differ.classes)
+    templates = PackageLoader("leanresnet.analysis")
+    environment = Environment(
+        loader=templates,
+        autoescape=select_autoescape(),
+        finalize=_finalized,
+        trim_blocks=True,
+    )
+    text = environment.get_template("comparison.html").render(
+        comparison=comparison,
+        numbers=NUMBERS,
+        charts={title: _svg(figure) for title, figure in drawn.items()},
+        differ=differ,
+        images=_images(differ, test) if differ is not None and test is not None else [],
+    )
+    save_text(text, path)
+
+
+def _finalized(value: object) -> object:
+    """What the template writes; a chart, which is marked as safe, is written as it is."""
+    return value if hasattr(value, "__html__") else plain(value)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    # Ids are drawn from this, so the same chart is the same text.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "leanresnet"}):
+        _ink(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def _ink(figure: Figure) -> None:
+    """Everything that is neither a curve nor a cell takes the page's colour."""
+    for axes in figure.axes:
+        axes.tick_params(colors=INK)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(INK)
+        for text in (axes.xaxis.label, axes.yaxis.label):
+            text.set_color(INK)
+        legend = axes.get_legend()
+        if legend is not None:
+            legend.get_frame().set_alpha(0)
+            for text in legend.get_texts():
+                text.set_color(INK)
+        if axes.lines:
+            for text in axes.texts:
+                text.set_color(INK)
+
+
+def _images(differ: Disagreement, test: Split) -> list[dict[str, str]]:
+    """The first of them on which the two differ; none of another split."""
+    truth = [test.classes[label] for label in test.labels.tolist()]
+    if truth != differ.truth:
+        return []
+    first, second = differ.answers
+    return [
+        {"source": _png(test.images[place]), "true": truth[place], "first": first[place], "second": second[place]}
+        for place in differ.where[:IMAGES]
+    ]
+
+
+def _png(image: Tensor) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(image.permute(1, 2, 0))).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,121 @@
+"""From a model to all that it was made of, and the commands that make it again."""
+
+from pathlib import Path
+from shlex import quote
+
+from leanresnet.analysis import runs as registry
+from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked
+from leanresnet.analysis.runs import RunRecord
+from leanresnet.errors import DataError, redacted
+from leanresnet.files import file_hashes
+from leanresnet.models.checkpoint import WEIGHTS
+from leanresnet.text import plain
+from leanresnet.tracking import mlflow_client as tracking
+
+# What a run that wrote a model has as tags and metrics.
+TOLD = (
+    *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", "dvc.weights_md5", tracking.WEIGHTS_TAG),
+    *("device", "torch", "git.commit", "git.dirty"),
+)
+SIZES = ("model/parameters", "model/macs")
+
+
+def find(target: str) -> RunRecord:
+    """The run of this id, or that made the weights of this file or of the model in this folder.
+
+    Raises:
+        DataError: MLflow knows no such run.
+        StorageError: MLflow cannot be asked, or the file not be read.
+    """
+    path = Path(target)
+    if not path.exists():
+        run, what = registry.find_run(target), "neither a file nor a run's id"
+    else:
+        sha256 = file_hashes(path / WEIGHTS if path.is_dir() else path)[1]
+        run, what = registry.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
+    if run is None:
+        where = redacted(tracking.tracking_uri())
+        raise DataError(f"{target}: {what}, accepted: a run of {where}, or the weights that it made")
+    return run
+
+
+def describe(run: RunRecord, root: Path, params: bool = True) -> str:
+    """A page of text, most of which are the params; its last lines are commands.
+
+    Raises:
+        DataError: the run wrote no model, or is none of leanresnet's; or dvc.lock is not as DVC writes it.
+        StorageError: MLflow cannot be asked.
+    """
+    missing = run.lacks(TOLD, SIZES)
+    if missing:
+        lacks = f"it is {run.status} and lacks {', '.join(missing)}"
+        raise DataError(f"run {run.run_id}: {lacks}, accepted: a training of leanresnet that wrote a model")
+    sha256 = run.tags[tracking.WEIGHTS_TAG]
+    found = find_locked(run.tags["dvc.weights_md5"], root)
+    parts = {
+        "model": _model(run),
+        "weights": f"SHA-256 {sha256}, md5 {run.tags['dvc.weights_md5']}",
+        "run": f"{run.run_id} {run.name}, {run.status}, in {redacted(tracking.tracking_uri())}",
+        "code": _code(run),
+        "made on": f"{run.tags['device']}, torch {run.tags['torch']}",
+        "data": f"{run.tags['dataset']}, md5 {run.tags['dvc.train_md5']} (training), "
+        f"{run.tags['dvc.validation_md5']} (validation)",
+    }
+    if run.params.get("distill.teacher", "none") != "none":
+        teacher = registry.find_run_of_weights(run.tags.get("teacher.sha256", ""))
+        its_run = f"run {teacher.run_id}" if teacher else "of no run here"
+        parts["teacher"] = f"{run.params['distill.teacher']}, {its_run}"
+    lines = [f"{name:8} {text}" for name, text in parts.items()]
+    lines += _stages(found) if found else []
+    if params:
+        lines += ["", "params", *_params(run, found)]
+    return "\n".join(plain(line) for line in (*lines, "", *_commands(run, found, sha256)))
+
+
+def _model(run: RunRecord) -> str:
+    parameters, macs = run.metrics["model/parameters"], run.metrics["model/macs"]
+    accuracies = {
+        "validation": registry.EVALUATED,
+        "validation in training": registry.TRAINED,
+        "test": "test/accuracy",
+    }
+    known = [f"{name} {run.metrics[key]:.2%}" for name, key in accuracies.items() if key in run.metrics]
+    return ", ".join([f"{run.model}: {parameters:,.0f} parameters, {macs / 1e6:,.1f} million MACs", *known])
+
+
+def _code(run: RunRecord) -> str:
+    changed = {"true": ", with changes that no commit holds", "false": ""}.get(run.tags["git.dirty"], "")
+    experiment = f", DVC experiment {run.experiment}" if run.experiment else ""
+    return f"commit {run.tags['git.commit']}{changed}{experiment}"
+
+
+def _stages(found: Locked) -> list[str]:
+    """What dvc.lock has of the stages: their outputs' digests."""
+    origin = f"of commit {found.commit}" if found.commit else "of this workspace, not committed"
+    outs = [(name, *out) for name in found.before() for out in found.outs(name).items()]
+    return [f"{LOCK} {origin}", *(f"    {name:16} {md5:36} {path}" for name, path, md5 in outs)]
+
+
+def _params(run: RunRecord, found: Locked | None) -> list[str]:
+    """Of all these stages, or of the run alone where dvc.lock does not have them."""
+    return found.params().splitlines() if found else [f"{key}: {value}" for key, value in run.params.items()]
+
+
+def _commands(run: RunRecord, found: Locked | None, sha256: str) -> list[str]:
+    if found is None:
+        return [
+            f"rebuild: {LOCK} has these weights neither here nor in a commit; with the code above and these params,",
+            f"    dvc repro {quote(run.tags['dvc.stage'])}",
+        ]
+    weights = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags["dvc.weights_md5"])
+    return [
+        "rebuild, or restore what DVC's cache still has",
+        *([f"    git checkout {found.commit}"] if found.commit else []),
+        f"    dvc repro {quote(found.stage)}",
+        f"    echo {quote(f'{sha256}  {weights}')} | sha256sum --check",
+    ]
+
+
+def lineage(target: str, root: Path) -> str:
+    """See `find` and `describe`."""
+    return describe(find(target), root)

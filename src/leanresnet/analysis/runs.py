@@ -1,0 +1,217 @@
+"""Runs as MLflow has them: found again, read, added to and registered. No stage needs this."""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from leanresnet.errors import DataError, LeanResNetError, StorageError
+from leanresnet.files import workspace
+from leanresnet.tracking import limits
+from leanresnet.tracking.mlflow_client import (
+    EXPERIMENT,
+    EXPERIMENT_TAG,
+    WEIGHTS_TAG,
+    connect,
+    find_model,
+    log_model,
+    tracking_uri,
+)
+
+# Runs a request: a busy server took 15 s for a thousand, longer than one request may take.
+PAGE = 100
+# Accuracies of the weights that a run kept, on the validation split: as `evaluate` measures it, in float32, and as
+# training did, in its own precision.
+EVALUATED, TRAINED = "val/evaluated_accuracy", "val/best_accuracy"
+# How often a model is registered where that meets another one who does the same.
+TRIES = 3
+# The artifacts of a run that are its model's two files.
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as MLflow has it.
+
+    `metrics` are the last ones; `validation()` is the accuracy of each epoch, and asks MLflow for it: of a thousand
+    runs a few are drawn.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    validation: Callable[[], list[float]]
+
+    @property
+    def experiment(self) -> str:
+        """DVC's, or nothing."""
+        return self.tags.get(EXPERIMENT_TAG, "")
+
+    @property
+    def label(self) -> str:
+        """What a person calls it: its experiment, or its own name."""
+        return self.experiment or self.name
+
+    @property
+    def model(self) -> str:
+        return self.tags.get("model", "")
+
+    def lacks(self, tags: Iterable[str], metrics: Iterable[str]) -> list[str]:
+        """Which of these it has not, as a run of somebody else may; a metric is had where it is finite."""
+        missing = [tag for tag in tags if tag not in self.tags]
+        return missing + [key for key in metrics if not math.isfinite(self.metrics.get(key, math.nan))]
+
+
+def validation_of(runs: Iterable[RunRecord]) -> str:
+    """The measure of validation by which runs compare: `EVALUATED`, or `TRAINED` where one was not evaluated."""
+    return EVALUATED if all(EVALUATED in run.metrics for run in runs) else TRAINED
+
+
+def find_experiments(question: str) -> list[RunRecord]:
+    """The finished runs of the DVC experiments `question` and `question-...`, the newest of each model.
+
+    Raises:
+        StorageError: MLflow cannot be asked.
+    """
+    found = _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{question}%' and attributes.status = 'FINISHED'")
+    asked = [run for run in found if run.experiment == question or run.experiment.startswith(f"{question}-")]
+    return list({(run.experiment, run.model): run for run in asked}.values())
+
+
+def find_finished() -> list[RunRecord]:
+    """Raises StorageError where MLflow cannot be asked."""
+    return _search("attributes.status = 'FINISHED'")
+
+
+def find_run(run_id: str) -> RunRecord | None:
+    """Raises StorageError where MLflow cannot be asked."""
+    found = _search(f"attributes.run_id = '{run_id}'")
+    return found[-1] if found else None
+
+
+def find_run_of_weights(sha256: str) -> RunRecord | None:
+    """The newest run that ended with this model.safetensors.
+
+    Raises:
+        StorageError: MLflow cannot be asked.
+    """
+    found = _search(f"tags.`{WEIGHTS_TAG}` = '{sha256}'")
+    return found[-1] if found else None
+
+
+def download(run_id: str, artifact: str, folder: Path) -> Path | None:
+    """A file of a run, fetched into a folder; None where the run has no such file.
+
+    Raises:
+        StorageError: MLflow cannot be asked.
+    """
+    try:
+        client = connect().MlflowClient()
+        parent = artifact.rpartition("/")[0]
+        if artifact not in [file.path for file in client.list_artifacts(run_id, parent or None)]:
+            return None
+        return Path(client.download_artifacts(run_id, artifact, str(folder)))
+    except Exception as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not give {artifact} of run {run_id} ({error})") from error
+
+
+def upload(run_id: str, path: Path, folder: str) -> None:
+    """Add a file to a finished run.
+
+    Raises:
+        StorageError: MLflow does not take it.
+    """
+    try:
+        connect().MlflowClient().log_artifact(run_id, str(path), folder)
+    except Exception as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not take {path} for run {run_id} ({error})") from error
+
+
+def register(run: RunRecord, name: str, alias: str, description: str) -> str:
+    """Make the run's model the one that `alias` of the registered model `name` means; its version.
+
+    A model has one version, however often it is registered. One that was deleted in MLflow is logged
+    again, from the checkpoint among the run's artifacts.
+
+    Raises:
+        DataError: the run has neither a model nor a checkpoint.
+        StorageError: MLflow does not take it.
+    """
+    try:
+        mlflow = connect()
+        with FileLock(workspace() / ".work" / "registry.lock"):
+            for _ in range(TRIES - 1):
+                # Somebody else's may come between on a server; what is done then stays, and is found.
+                with suppress(mlflow.MlflowException):
+                    return _register(mlflow, run, name, alias, description)
+            return _register(mlflow, run, name, alias, description)
+    except LeanResNetError:
+        raise
+    except Exception as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not register run {run.run_id} ({error})") from error
+
+
+def _register(mlflow: Any, run: RunRecord, name: str, alias: str, description: str) -> str:
+    client = mlflow.MlflowClient()
+    model = f"models:/{_model_of(mlflow, client, run.run_id)}"
+    versions = [each for each in client.search_model_versions(f"name = '{name}'") if each.source == model]
+    if not versions:
+        versions = [mlflow.register_model(model, name)]
+    version = str(min(int(each.version) for each in versions))
+    client.update_model_version(name, version, limits.fitted(description, limits.DESCRIPTION))
+    client.set_registered_model_alias(name, alias, version)
+    return version
+
+
+def _model_of(mlflow: Any, client: Any, run_id: str) -> str:
+    info = client.get_run(run_id).info
+    found = find_model(client, info.experiment_id, run_id)
+    if found is None:
+        with tempfile.TemporaryDirectory() as folder:
+            if not client.list_artifacts(run_id, CHECKPOINT):
+                reason = f"MLflow has neither its model nor its {CHECKPOINT} any more"
+                raise DataError(f"run {run_id}: {reason}, accepted: a run with one of them (delete this one)")
+            log_model(mlflow, run_id, Path(client.download_artifacts(run_id, CHECKPOINT, folder)))
+        # It ended when it did.
+        client.set_terminated(run_id, info.status, info.end_time)
+        found = find_model(client, info.experiment_id, run_id)
+    return str(found.model_id)
+
+
+def _search(query: str) -> list[RunRecord]:
+    """The oldest first."""
+    try:
+        client = connect().MlflowClient()
+        experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        search = partial(client.search_runs, [experiment], query, max_results=PAGE, order_by=["attributes.start_time"])
+        page = search()
+        found = list(page)
+        while page.token:
+            page = search(page_token=page.token)
+            found += page
+        return [_recorded(client, run) for run in found]
+    except Exception as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not answer for {query!r} ({error})") from error
+
+
+def _recorded(client: Any, run: Any) -> RunRecord:
+    tags, params, metrics = (dict(each) for each in (run.data.tags, run.data.params, run.data.metrics))
+    validation = partial(_validation, client, run.info.run_id)
+    return RunRecord(run.info.run_id, run.info.run_name, run.info.status, tags, params, metrics, validation)
+
+
+def _validation(client: Any, run_id: str) -> list[float]:
+    try:
+        history = client.get_metric_history(run_id, "val/accuracy")
+    except Exception as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not give the epochs of run {run_id} ({error})") from error
+    return [each.value for each in sorted(history, key=lambda each: each.step)]

@@ -1,0 +1,129 @@
+"""params.yaml, read; and its first mistake, in one line."""
+
+import difflib
+import reprlib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from leanresnet.config.documents import read_yaml
+from leanresnet.config.schema import Params, Section
+from leanresnet.errors import ConfigError, DataError, StorageError
+from leanresnet.files import load_json
+
+S = TypeVar("S", bound=Section)
+
+
+def load_params(path: Path) -> Params:
+    """Read and validate a params file.
+
+    Raises:
+        ConfigError: naming the file, the key, the value and what is accepted, in one line.
+        StorageError: the file cannot be read.
+    """
+    return validate(read_mapping(path), str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The YAML mapping of a file.
+
+    Raises:
+        ConfigError: the file holds something else.
+        StorageError: the file cannot be read.
+    """
+    try:
+        raw = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), accepted: YAML") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(raw, dict):
+        sections = ", ".join(Params.model_fields)
+        raise ConfigError(f"{path}: {_short(raw)} at the top level, accepted: a mapping with the sections {sections}")
+    return raw
+
+
+def validate(values: dict[str, Any], where: str) -> Params:
+    """The values as typed sections.
+
+    Args:
+        where: the file that an error names.
+
+    Raises:
+        ConfigError: naming the key, the value and what is accepted, in one line.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from error
+
+
+def load_section(path: Path, kind: type[S], what: str) -> S:
+    """A JSON file that holds a section.
+
+    Args:
+        what: the file's content in an error, such as "a model's description".
+
+    Raises:
+        StorageError: it cannot be read or is not JSON.
+        DataError: it holds something else; the first mistake is named.
+    """
+    content = load_json(path)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the top level"
+        mistake = " ".join(f"{place}: {first['msg']}".split())[:200]
+        raise DataError(f"{path}: not {what} ({mistake}), accepted: a file that this version wrote") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake as `key = value: what is accepted`."""
+    # An unknown key is usually the cause of the missing one beside it, so it is named first.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    key = " ".join(".".join(str(part) for part in first["loc"]).split())
+    value, message = first["input"], first["msg"]
+    fields = _fields_at(first["loc"][:-1])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{key} = {_short(value)}: unknown key{hint}, accepted: {', '.join(fields)}"
+    if first["type"] == "missing":
+        return f"{key}: missing, accepted: a value (presets/ has complete files)"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    message = message.removeprefix("Input should be ")
+    if first["type"] == "literal_error" and isinstance(value, str):
+        options = message.replace("'", "").replace(" or ", ", ").split(", ")
+        near = difflib.get_close_matches(value, options, n=1)
+        message += f" (did you mean {near[0]}?)" if near else ""
+    if first["type"] == "bool_type":
+        message = "true or false"
+    if first["type"] == "int_type" and isinstance(value, float) and value.is_integer():
+        message += f", {int(value)}"
+    return f"{key} = {_short(value)}: accepted: {message}"
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at `loc`."""
+    section: type[BaseModel] = Params
+    for part in loc:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not found:
+            return []
+        section = found[0]
+    return list(section.model_fields)
+
+
+def _short(value: object) -> str:
+    # Aliases make a value of a few lines as long as they like, so that it is not written out before it is cut.
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxlong, shown.maxother = 2, 60, 60, 60
+    text = " ".join(shown.repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

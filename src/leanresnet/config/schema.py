@@ -1,0 +1,439 @@
+"""The sections of params.yaml as typed, frozen classes: one section is one stage.
+
+No value has a default here, so params.yaml is the whole truth about a run. Nothing is
+coerced: a run uses the value that dvc.lock records, and a text is no number.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
+
+IMAGE_SIZE = 32
+CLASSES = 10
+# A 2x2 patch of three channels has 12 principal directions; each is looked at from both sides.
+WHITENING_FILTERS = 24
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Odd = Annotated[int, Field(gt=0, le=15)]
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Https = Annotated[str, StringConstraints(pattern=r"^https://[^\s/]+/\S+$")]
+Unit = Annotated[float, Field(gt=0, le=1)]
+# YAML has lists where a frozen section has tuples: only the container may convert, never an item.
+Loose = Strict(False)
+# Far above what can be trained, and low enough that counting what a model has takes no time.
+PerLayer = Annotated[tuple[Annotated[int, Field(gt=0, le=2**14)], ...], Loose]
+BlocksPerLayer = Annotated[tuple[Annotated[int, Field(ge=0, le=2**10)], ...], Loose]
+Channels3 = Annotated[tuple[Unit, Unit, Unit], Loose]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Download(Section):
+    dataset: Literal["cifar10", "digits"] = Field(
+        description="Data set; the 1,797 digits come with scikit-learn and need no network."
+    )
+    size: Positive = Field(description="Size of CIFAR-10's archive in bytes.")
+    md5: Hex32 = Field(description="MD5 of the archive.")
+    sha256: Hex64 = Field(description="SHA-256 of the archive.")
+    mirrors: Annotated[tuple[Https, ...], Field(min_length=1), Loose] = Field(
+        description="Addresses that are tried in turn; the checksums decide which copy is taken."
+    )
+
+
+class Split(Section):
+    validation: Positive = Field(
+        description="Number of training images held out for validation, each class in proportion."
+    )
+    training: Positive | None = Field(
+        description="Number of the other training images that are kept, each class in proportion; null keeps all."
+    )
+    seed: Seed = Field(description="Seed by which the images of both are chosen.")
+
+
+class Model(Section):
+    """The family of models/resnet.py: the paper's N, B_i, C_i, F_i, K_i and P, and how a map is made and halved."""
+
+    layers: Annotated[int, Field(ge=1, le=6)] = Field(
+        description="Number of residual layers N; each after the first halves the feature map."
+    )
+    blocks: BlocksPerLayer = Field(
+        description="Number of residual blocks in each layer, B_i; 0 needs downsample = pool."
+    )
+    channels: PerLayer = Field(description="Number of channels of each layer, C_i.")
+    kernels: Annotated[tuple[Odd, ...], Loose] = Field(
+        description="Kernel size of each layer's convolutions, F_i, in pixels; odd."
+    )
+    skip_kernels: Annotated[tuple[Odd, ...], Loose] = Field(
+        description="Kernel size of each layer's shortcut convolution, K_i, in pixels; odd."
+    )
+    pool: Positive = Field(
+        description="Size of the last pool P in pixels; it divides the side of the last feature map."
+    )
+    pool_kind: Literal["average", "max"] = Field(description="Kind of the last pool.")
+    stem: Literal["conv", "whitening"] = Field(
+        description="First layer: a learned 3x3 convolution, or 2x2 filters that whiten the training images."
+    )
+    downsample: Literal["stride", "pool"] = Field(
+        description="How a layer halves its map: by a stride, or by a convolution and a 2x2 max pool."
+    )
+    activation: Literal["relu", "gelu"] = Field(description="Activation function.")
+    block: Literal["basic", "preactivation"] = Field(
+        description="Order within a block; preactivation needs stem = conv and downsample = stride."
+    )
+    squeeze_excite: Count = Field(
+        description="Reduction ratio of squeeze-and-excitation (arXiv:1709.01507); 0 leaves it out."
+    )
+
+    def feature_map_sizes(self, image: int = IMAGE_SIZE) -> list[int]:
+        """Side, in pixels, of the map that enters the first layer, and of the one that leaves each layer.
+
+        The 2x2 whitening stem is not padded. A layer halves its map, rounding down where it
+        pools and up where it strides; the first one of a strided network does not.
+        """
+        sides = [image - 1 if self.stem == "whitening" else image]
+        for n in range(self.layers):
+            if self.downsample == "pool":
+                sides.append(sides[-1] // 2)
+            else:
+                sides.append(sides[-1] if n == 0 else (sides[-1] + 1) // 2)
+        return sides
+
+    @property
+    def last_map(self) -> int:
+        """Side of the map that the last pool sees, for images of 32x32."""
+        return self.feature_map_sizes()[-1]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Model":
+        for key in ("blocks", "channels", "kernels", "skip_kernels"):
+            values = getattr(self, key)
+            if len(values) != self.layers:
+                raise ValueError(
+                    f"{key} = {list(values)} has {len(values)} entries, accepted: layers = {self.layers} entries"
+                )
+        for key in ("kernels", "skip_kernels"):
+            even = [size for size in getattr(self, key) if size % 2 == 0]
+            if even:
+                sizes = list(getattr(self, key))
+                raise ValueError(f"{key} = {sizes}: {even[0]} is even and cannot keep the size of a map, accepted: odd")
+        if self.downsample == "stride" and 0 in self.blocks:
+            raise ValueError(f"blocks = {list(self.blocks)} with downsample = stride, accepted: >= 1 in each layer")
+        if self.block == "preactivation" and (self.stem, self.downsample) != ("conv", "stride"):
+            raise ValueError("block = preactivation, accepted: with stem = conv and downsample = stride")
+        if self.squeeze_excite > min(self.channels):
+            raise ValueError(
+                f"squeeze_excite = {self.squeeze_excite} leaves nothing of {min(self.channels)} channels, "
+                f"accepted: 0 to {min(self.channels)}"
+            )
+        if self.last_map == 0:
+            raise ValueError(f"layers = {self.layers} leave no map to pool, accepted: fewer layers")
+        if self.last_map % self.pool:
+            divisors = [p for p in range(1, self.last_map + 1) if self.last_map % p == 0]
+            side = f"{self.last_map}x{self.last_map}"
+            raise ValueError(f"pool = {self.pool} does not divide the last feature map of {side}, accepted: {divisors}")
+        return self
+
+
+class Optimizer(Section):
+    name: Literal["sgd", "adagrad", "adadelta", "adam", "radam", "adamw", "muon"] = Field(
+        description="Optimizer; muon moves the filters before a batch norm, and AdamW all else."
+    )
+    lr: Rate = Field(
+        description="Peak learning rate; with muon, a step's share of a filter bank's norm; AdamW has a tenth of it."
+    )
+    weight_decay: Decay = Field(
+        description="L2 penalty; adamw decouples it from the gradient, and muon applies it to what AdamW moves."
+    )
+    decay_norm_and_bias: bool = Field(description="Whether weight decay also applies to batch norm and biases.")
+    momentum: Fraction = Field(description="Momentum of sgd and muon.")
+    nesterov: bool = Field(description="Whether sgd and muon use Nesterov's momentum.")
+    betas: Annotated[tuple[Fraction, Fraction], Loose] = Field(
+        description="Decay of the two running averages of adam, radam and adamw, and of the AdamW beside muon."
+    )
+    rho: Fraction = Field(description="Decay of adadelta's running average of squared gradients.")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "Optimizer":
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = True with momentum = 0, accepted: momentum > 0 or nesterov: false")
+        return self
+
+
+class Schedule(Section):
+    name: Literal["constant", "step", "multistep", "plateau", "cosine", "cosine_restarts", "onecycle", "linear"] = (
+        Field(description="Learning rate schedule.")
+    )
+    warmup_epochs: Decay = Field(
+        description="Length of the linear warm-up in epochs, also a fraction; with onecycle, of its rising half."
+    )
+    final_ratio: Share = Field(description="Lowest learning rate over the peak; onecycle needs more than 0.")
+    factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="What step, multistep and plateau multiply the learning rate by."
+    )
+    step_epochs: Positive = Field(
+        description="step: number of epochs between two reductions, counted after the warm-up."
+    )
+    milestones: Annotated[tuple[Positive, ...], Loose] = Field(
+        description="multistep: epochs of the reductions, in increasing order."
+    )
+    patience: Count = Field(
+        description="plateau: epochs without a lower validation loss before a reduction, counted after the warm-up."
+    )
+    restart_epochs: Positive = Field(
+        description="cosine_restarts: number of epochs before the first restart, counted after the warm-up."
+    )
+    restart_mult: Positive = Field(description="cosine_restarts: length of each period over that of the one before.")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "Schedule":
+        if self.name == "onecycle" and self.final_ratio == 0:
+            raise ValueError("final_ratio = 0 with name = onecycle, accepted: > 0, e.g. 0.001")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones = {list(self.milestones)}, accepted: epochs in increasing order")
+        return self
+
+
+class Augmentation(Section):
+    flip: Share = Field(
+        description="Probability of a horizontal flip; with alternating, the share of images flipped in odd epochs."
+    )
+    flip_mode: Literal["random", "alternating"] = Field(
+        description="random, or alternating: each image is flipped every other epoch (arXiv:2404.00498)."
+    )
+    crop_padding: Annotated[int, Field(ge=0, le=IMAGE_SIZE // 2)] = Field(
+        description="Padding in pixels on each side before a random crop of 32x32; 0 leaves out the crop."
+    )
+    crop_mode: Literal["constant", "reflect"] = Field(
+        description="Content of the padding: black, or the reflected image."
+    )
+    policy: Literal["none", "trivial_augment", "rand_augment"] = Field(
+        description="torchvision's policy of image operations, drawn anew each epoch."
+    )
+    cutout: Annotated[int, Field(ge=0, le=IMAGE_SIZE)] = Field(
+        description="Side in pixels of a square filled with the mean colour (arXiv:1708.04552); 0 leaves it out."
+    )
+    mix: Literal["none", "mixup", "cutmix"] = Field(
+        description="Mixing of images and labels in pairs (arXiv:1710.09412, arXiv:1905.04899)."
+    )
+    mix_alpha: Rate = Field(
+        description="Both parameters of the Beta distribution from which the mixing shares are drawn."
+    )
+    mix_share: Share = Field(description="Share of the batches that are mixed.")
+
+    @model_validator(mode="after")
+    def _alternates_something(self) -> "Augmentation":
+        if self.flip_mode == "alternating" and self.flip in (0, 1):
+            raise ValueError(f"flip = {self.flip:g} with flip_mode = alternating, accepted: between 0 and 1, e.g. 0.5")
+        return self
+
+
+class Progressive(Section):
+    """The first `epochs` epochs see images scaled down to `size`; 0 epochs: none do."""
+
+    epochs: Count = Field(description="Number of epochs, from the first, that see smaller images.")
+    size: Annotated[int, Field(ge=8, le=IMAGE_SIZE)] = Field(description="Side of those images in pixels.")
+
+
+class Sharpness(Section):
+    """Sharpness-aware minimisation; a radius of 0 is none."""
+
+    rho: Decay = Field(
+        description="Radius of sharpness-aware minimization (arXiv:2010.01412), two passes a step; 0 leaves it out."
+    )
+    adaptive: bool = Field(description="Whether the radius is relative to each weight (ASAM, arXiv:2102.11600).")
+
+
+class Normalization(Section):
+    """Channel means and deviations of images in [0, 1]; both null: measured on the training split."""
+
+    mean: Channels3 | None = Field(
+        description="Channel means of images in [0, 1]; null measures them on the training images."
+    )
+    std: Channels3 | None = Field(
+        description="Channel standard deviations of images in [0, 1]; null measures them likewise."
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> "Normalization":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together, accepted: three numbers each, or null for both")
+        return self
+
+
+class Recipe(Section):
+    """One model and all that its training depends on."""
+
+    model: Model = Field(description="Architecture.")
+    budget: Positive | None = Field(description="Largest number of parameters; null sets no limit.")
+    seed: Seed = Field(
+        description="Seed of initial weights, order and augmentation; a student's should differ from its teacher's."
+    )
+    epochs: Positive = Field(description="Number of passes over the training images.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(
+        description="Number of images in a step; an incomplete last batch is dropped."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        description="Precision of the forward pass; auto takes bf16 where the hardware has it."
+    )
+    label_smoothing: Fraction = Field(description="Label smoothing (arXiv:1512.00567).")
+    clip_norm: Rate | None = Field(description="Largest L2 norm of the gradient; null does not clip it.")
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        description="Decay per step of the averaged weights that are evaluated and kept; null keeps no average."
+    )
+    bn_momentum: Unit = Field(
+        description="Weight of a batch in batch norm's running statistics; short runs need a larger one."
+    )
+    sync_batch_norm: bool = Field(description="Whether several processes take batch norm over their common batch.")
+    initialization: Literal["kaiming", "dirac"] = Field(
+        description="Initial weights; dirac adds filters that pass their inputs on (arXiv:1706.00388)."
+    )
+    stochastic_depth: Fraction = Field(
+        description="Probability that an image skips the last block; earlier ones less (arXiv:1603.09382)."
+    )
+    compile: bool = Field(
+        description="Whether torch.compile is used; it takes about a minute, and steps are faster afterwards."
+    )
+    deterministic: bool = Field(
+        description="Whether a GPU uses only kernels that give the same bytes again, which is slower."
+    )
+    optimizer: Optimizer = Field(description="Optimizer.")
+    schedule: Schedule = Field(description="Learning rate schedule.")
+    augmentation: Augmentation = Field(description="Augmentation of the training images.")
+    progressive: Progressive = Field(description="Smaller images in the first epochs.")
+    sharpness: Sharpness = Field(description="Sharpness-aware minimization.")
+    normalization: Normalization = Field(description="Normalization of the input.")
+
+    @model_validator(mode="after")
+    def _small_images_fit(self) -> "Recipe":
+        if self.progressive.epochs > self.epochs:
+            raise ValueError(f"progressive.epochs = {self.progressive.epochs}, accepted: 0 to epochs = {self.epochs}")
+        if self.progressive.epochs and self.model.pool != self.model.last_map:
+            raise ValueError(
+                f"progressive.epochs = {self.progressive.epochs} with model.pool = {self.model.pool}, accepted: "
+                f"0, or a pool of the whole last map, {self.model.last_map}"
+            )
+        if self.progressive.epochs and self.model.feature_map_sizes(self.progressive.size)[-1] == 0:
+            raise ValueError(
+                f"progressive.size = {self.progressive.size} leaves no map to pool, accepted: larger, up to 32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "Recipe":
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs = {self.schedule.warmup_epochs:g}, accepted: less than epochs = {self.epochs}"
+            )
+        return self
+
+
+class Train(Section):
+    baseline: Recipe = Field(description="The model within the limit, trained on labels alone.")
+    teacher: Recipe = Field(description="The student's teacher, which may be larger.")
+
+
+class Distill(Section):
+    teacher: Literal["baseline", "teacher", "previous"] = Field(
+        description="The student's teacher; previous is a model or an ensemble in models/previous."
+    )
+    alpha: Share = Field(description="Weight of the teacher's answers against the labels.")
+    temperature: Rate = Field(description="Temperature that softens the answers of both (arXiv:1503.02531).")
+    beta: Rate | None = Field(
+        description="Weight of the wrong classes in decoupled distillation (arXiv:2203.08679); null takes the plain KL."
+    )
+    attention: Decay = Field(
+        description="Weight of the attention maps of the layers (arXiv:1612.03928); 0 leaves them out."
+    )
+    student: Recipe = Field(description="The model within the limit that the teacher teaches.")
+
+
+class Evaluate(Section):
+    batch_size: Positive = Field(description="Number of images in a step, also in the measured throughput.")
+    calibration_bins: Annotated[int, Field(ge=2)] = Field(
+        description="Number of bins of the expected calibration error (arXiv:1706.04599)."
+    )
+    mistakes: Annotated[int, Field(ge=1, le=100)] = Field(
+        description="Number of images in the picture of the most confident mistakes."
+    )
+    timing_repeats: Annotated[int, Field(ge=3)] = Field(
+        description="Number of forward passes whose median is the latency."
+    )
+
+
+def same_side(student: Sequence[int], teacher: Sequence[int]) -> list[tuple[int, int]]:
+    """Which layers' maps are compared, by number: each of the student's with the teacher's of the same side.
+
+    Of a teacher's layers with one side the last counts.
+    """
+    by_side = {side: layer for layer, side in enumerate(teacher)}
+    return [(layer, by_side[side]) for layer, side in enumerate(student) if side in by_side]
+
+
+def check_teacher(key: str, settings: Distill, teacher: Model, name: str) -> None:
+    """Raises ValueError where what the student asks of a teacher, this one cannot give."""
+    small = settings.student.progressive
+    if small.epochs and (teacher.pool != teacher.last_map or teacher.feature_map_sizes(small.size)[-1] == 0):
+        raise ValueError(
+            f"{key}.student.progressive.epochs = {small.epochs} with a {name} that pools {teacher.pool} of "
+            f"{teacher.last_map} pixels, accepted: 0, or a teacher that takes smaller images"
+        )
+    if settings.attention:
+        _check_maps(key, settings, teacher, name)
+
+
+def _check_maps(key: str, settings: Distill, teacher: Model, name: str) -> None:
+    student, small = settings.student.model, settings.student.progressive
+    whole = same_side(student.feature_map_sizes()[1:], teacher.feature_map_sizes()[1:])
+    for image in (IMAGE_SIZE, small.size if small.epochs else IMAGE_SIZE):
+        sides, taught = student.feature_map_sizes(image)[1:], teacher.feature_map_sizes(image)[1:]
+        if whole and same_side(sides, taught) == whole:
+            continue
+        wrong = f"{key}.attention = {settings.attention:g} with layers of {sides} pixels and a {name}'s of {taught}"
+        if whole:
+            wrong += f" where progressive.size is {image}"
+        accepted = "that pair as those of whole images do" if whole else "of the same side"
+        raise ValueError(f"{wrong}, accepted: 0, or layers {accepted}")
+
+
+class Params(Section):
+    download: Download = Field(description="The data set.")
+    split: Split = Field(description="Training, validation and test images.")
+    train: Train = Field(description="Models trained on labels alone.")
+    distill: Distill = Field(description="The student.")
+    evaluate: Evaluate = Field(description="The evaluation on the test images.")
+
+    @model_validator(mode="after")
+    def _teacher_suits(self) -> "Params":
+        recipe = self.recipes().get(self.distill.teacher)
+        if recipe is not None:
+            check_teacher("distill", self.distill, recipe.model, self.distill.teacher)
+        return self
+
+    def recipes(self) -> dict[str, Recipe]:
+        """Recipes by model name, in the order of training."""
+        return {"baseline": self.train.baseline, "teacher": self.train.teacher, "student": self.distill.student}
+
+
+def flatten(section: Section, prefix: str = "") -> dict[str, str | int | float | bool]:
+    """A section as dotted keys to scalars; lists become text such as "3,3,2,3", null becomes "none"."""
+    flat: dict[str, str | int | float | bool] = {}
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, tuple):
+            flat[prefix + key] = ",".join(map(str, value))
+        else:
+            flat[prefix + key] = "none" if value is None else value
+    return flat

@@ -1,0 +1,31 @@
+"""The division of a data set into the training, the validation and the test split, with a report on them."""
+
+from pathlib import Path
+
+from leanresnet.config.schema import Split as SplitSettings
+from leanresnet.data.preview import samples
+from leanresnet.data.sources import read_source
+from leanresnet.data.splits import hold_out, save_split
+from leanresnet.files import save_figure, save_json
+
+
+def divide(settings: SplitSettings, source: Path, out: Path, report: Path) -> None:
+    """Write the three splits to `out`, and their counts and a picture to `report`.
+
+    Args:
+        source: the folder that `data.sources.fetch_source` wrote.
+
+    Raises:
+        ConfigError: there are too few images for these settings.
+        DataError: the source is not a data set.
+    """
+    training, test = read_source(source)
+    train, validation = hold_out(training, settings.validation, settings.seed)
+    if settings.training is not None:
+        _, train = hold_out(train, settings.training, settings.seed, "split.training")
+    about = {}
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        save_split(part, out / f"{name}.safetensors")
+        about[name] = {"images": len(part), "by_class": part.counts(), "sha256": part.digest()}
+    save_json({"dataset": train.dataset, **about}, report / "split.json")
+    save_figure(samples(train), report / "samples.png")

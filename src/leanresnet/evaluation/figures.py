@@ -1,0 +1,42 @@
+"""The pictures of a trained model, as matplotlib figures; they need no display."""
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from leanresnet.data.preview import image_grid
+from leanresnet.data.splits import Split
+from leanresnet.evaluation.predictions import Predictions
+from leanresnet.text import drawn
+
+
+def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
+    """Counts in each cell, coloured by their share of the true class."""
+    figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    ticks = range(len(classes))
+    names = [drawn(name) for name in classes]
+    axes.set_xticks(ticks, names, rotation=45, ha="right")
+    axes.set_yticks(ticks, names)
+    axes.set(xlabel="predicted", ylabel="true")
+    for row in ticks:
+        for column in ticks:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", fontsize=8, color=color)
+    return figure
+
+
+def mistakes(split: Split, predictions: Predictions, count: int) -> Figure:
+    """The wrong answers given with most confidence, each under what was said and what was true."""
+    wrong = predictions.mistakes(count)
+    confidence, chosen = predictions.probabilities[wrong].max(1)
+    titles = [
+        f"{drawn(split.classes[said])} {sure:.0%}\nis {drawn(split.classes[true])}"
+        for said, sure, true in zip(chosen.tolist(), confidence.tolist(), split.labels[wrong].tolist(), strict=True)
+    ]
+    figure = image_grid(split.images[wrong], titles, columns=6)
+    if not titles:
+        figure.text(0.5, 0.5, "no mistakes", ha="center", va="center")
+    return figure

@@ -1,0 +1,135 @@
+"""The report on a trained model: what an evaluation writes to results/, and how it is read again."""
+
+from pathlib import Path
+
+import torch
+from pydantic import ConfigDict
+
+from leanresnet.compute.device import exact_float32
+from leanresnet.config.load import load_section
+from leanresnet.config.schema import Evaluate, Finite, Positive, Rate, Section, Share
+from leanresnet.data.splits import Split, load_splits
+from leanresnet.errors import DataError
+from leanresnet.evaluation import figures as pictures
+from leanresnet.evaluation.predictions import Predictions, measure_speed, predict
+from leanresnet.files import save_csv, save_figure, save_json
+from leanresnet.models.checkpoint import check_held_out, load_model, load_origin
+from leanresnet.models.resnet import ResNet
+from leanresnet.training.loader import EvalBatches
+from leanresnet.training.results import Outputs
+from leanresnet.training.validation import Metrics
+
+
+class Measured(Section):
+    """What was measured on one split."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    loss: Finite
+    accuracy: Share
+    teacher_agreement: Share
+    teacher_gap: Finite
+
+
+class Tested(Measured):
+    calibration_error: Share
+    accuracy_by_class: dict[str, Share]
+
+
+class Report(Section):
+    """test.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    parameters: Positive
+    macs: Positive
+    size_bytes: Positive
+    val: Measured
+    test: Tested
+
+
+class Speed(Section):
+    """speed.json."""
+
+    latency_ms: Rate
+    throughput: Rate
+
+
+def load_report(results: Path) -> Report:
+    """The evaluation of the model whose results these are.
+
+    Raises:
+        StorageError: test.json cannot be read or is not JSON.
+        DataError: it holds something else.
+    """
+    return load_section(results / "test.json", Report, "an evaluation's report")
+
+
+def load_speed(results: Path) -> Speed:
+    """The measured speed of the model whose results these are; it raises what `load_report` does."""
+    return load_section(results / "speed.json", Speed, "an evaluation's speed")
+
+
+def write_report(
+    settings: Evaluate, outputs: Outputs, teacher: Path, validation: Path, test: Path, device: torch.device
+) -> None:
+    """Write test.json, speed.json, confusion.csv and two pictures to the model's results.
+
+    Accuracy is measured in float32.
+
+    Timings depend on the machine, so they stand in a file of their own: test.json is the
+    same bytes wherever the same weights are measured by the same build.
+
+    Raises:
+        DataError: a split is of another data set than the other, the model or the teacher held out other images, or
+            gives answers that are not finite.
+    """
+    model, master = load_model(outputs.model, device), load_model(teacher, device)
+    for each in (model, master):
+        check_held_out(each, validation)
+    held_out, split = load_splits(validation, test)
+    batches = [EvalBatches(each, settings.batch_size, device) for each in (held_out, split)]
+    if isinstance(model.net, ResNet):
+        # Its run is made of this, so a mistake there is reported before anything is measured.
+        load_origin(outputs.model)
+    images = split.images[: settings.batch_size].to(device).contiguous(memory_format=torch.channels_last)
+    with exact_float32():
+        said = [predict(model.net, each) for each in batches]
+        # A model that is its own teacher has said it all.
+        taught = said if master.sha256 == model.sha256 else [predict(master.net, each) for each in batches]
+        for folder, answers in ((outputs.model, said), (teacher, taught)):
+            if not all(each.probabilities.isfinite().all() for each in answers):
+                raise DataError(f"{folder}: answers that are not finite, accepted: a model that did not diverge")
+        speed = measure_speed(model.net, images, settings.timing_repeats)
+    on_validation, on_test = (own.metrics(other) for own, other in zip(said, taught, strict=True))
+    predictions = said[1]
+    report = {
+        "parameters": model.parameters,
+        "macs": model.macs,
+        "size_bytes": model.size_bytes,
+        "val": on_validation,
+        "test": {
+            **on_test,
+            "calibration_error": predictions.calibration_error(settings.calibration_bins),
+            "accuracy_by_class": _by_class(predictions, split),
+        },
+    }
+    results = outputs.results
+    save_json(report, results / "test.json")
+    save_json(speed, results / "speed.json")
+    rows = [[split.classes[t], split.classes[p]] for t, p in zip(split.labels, predictions.chosen, strict=True)]
+    save_csv(["true", "predicted"], rows, results / "confusion.csv")
+    save_figure(pictures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
+    save_figure(pictures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
+
+
+def report_files(outputs: Outputs) -> list[Path]:
+    """The files that `write_report` writes."""
+    names = ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png")
+    return [outputs.results / name for name in names]
+
+
+def _by_class(predictions: Predictions, split: Split) -> Metrics:
+    counts = predictions.confusion()
+    shares = counts.diagonal().double() / counts.sum(1).clamp(min=1)
+    return dict(zip(split.classes, shares.tolist(), strict=True))

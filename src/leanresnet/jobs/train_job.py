@@ -1,0 +1,123 @@
+"""One model as one experiment: fit, keep the best epoch, write the outputs, track it all.
+
+`train` and `distill` are both one call to `run_experiment`; they differ in the criterion
+they hand over and in what they measure on validation.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanresnet.compute.device import describe
+from leanresnet.compute.distributed import distributed_context
+from leanresnet.config.schema import Recipe
+from leanresnet.data.splits import load_splits
+from leanresnet.errors import ConfigError, warn
+from leanresnet.files import file_hashes
+from leanresnet.jobs.oom import run_or_name_batch
+from leanresnet.jobs.workdir import FINISHED_KEPT, SnapshotCallback, TrainingWorkdir, load_state, open_workdir
+from leanresnet.models import checkpoint
+from leanresnet.models.complexity import check_budget
+from leanresnet.signals import at_a_sudden_end, before_a_compilation, stop_requests
+from leanresnet.tracking import run as reporting
+from leanresnet.tracking.journal import new_id
+from leanresnet.tracking.log_outputs import log_training, run_metadata
+from leanresnet.training.fit import Training
+from leanresnet.training.results import Outputs, save_results
+from leanresnet.training.state import TrainState
+from leanresnet.training.tasks import TrainingTask, describe_provenance
+from leanresnet.training.validation import Metrics
+
+
+def run_experiment(
+    name: str,
+    recipe: Recipe,
+    task: TrainingTask,
+    data: tuple[Path, Path],
+    outputs: Outputs,
+    device: torch.device,
+    seconds: float,
+    extend: bool = False,
+) -> None:
+    """Train `recipe` and write the model, its history and its summary.
+
+    A training of the same that was stopped goes on, in the same MLflow run. Of several processes, which
+    torchrun starts, the first one writes and reports.
+
+    Args:
+        data: the files of the training and of the validation split.
+        seconds: between two snapshots of a training.
+        extend: go on from the finished training of the same for fewer epochs, as a child of its run.
+
+    Raises:
+        ConfigError: the model exceeds its budget, a batch is larger than the split, or there is nothing to extend.
+        DivergedError: a loss, a metric or a weight became NaN or infinite.
+        MemoryLimitError: a batch does not fit into memory.
+        StoppedError: by SIGTERM, SIGINT, SIGHUP or the death of dvc; the state is kept.
+        SnapshotError: of a training that was stopped nothing whole is left.
+        LostProcessError: one of several processes ended before its time.
+    """
+    check_budget(task.key, recipe.model, recipe.budget)
+    train, validation = load_splits(*data)
+    if recipe.batch_size > len(train):
+        most = f"2 to {len(train)}, the training images of {data[0]}"
+        raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: accepted: {most}")
+    provenance = describe_provenance(name, recipe, task, train, data)
+    with stop_requests() as requested, distributed_context() as processes:
+        if recipe.batch_size % processes.size:
+            accepted = f"a multiple of the {processes.size} processes that share a batch"
+            raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: accepted: {accepted}")
+        training = Training(recipe, task, train, validation, device, processes)
+        if not processes.is_main_process:
+            _run(training, None, lambda metrics, step: None, SnapshotCallback(None, seconds, requested, processes))
+            return
+        with open_workdir(provenance, requested) as work:
+            snapshot_callback = SnapshotCallback(work.snapshots, seconds, requested, processes)
+            start, environment_diff = load_state(work.snapshots, device, processes)
+            if start is None and (extend or work.extended_from):
+                start, environment_diff = _extend(work, training)
+            parent = work.parent(work.extended_from) if work.extended_from else None
+            if work.extended_from:
+                provenance["extended_from"] = work.extended_from
+            run_id = work.run_id or new_id()
+            work.keep_run_id(run_id)
+            with reporting.start_run(*run_metadata(provenance), run_id) as run, at_a_sudden_end(run.kill):
+                # Whatever became of the database since.
+                run.log_history(start["history"] if start else [])
+                run.set_tags({"device": describe(device), "torch": torch.__version__, "processes": str(processes.size)})
+                if parent is not None and parent.run_id is not None:
+                    run.log_parent(parent.run_id)
+                if environment_diff:
+                    warning = f"this training began elsewhere, so its bytes may differ: {environment_diff}"
+                    warn(warning)
+                    run.set_tags({"leanresnet.resumed_from": environment_diff})
+                fitted = _run(training, start, run.log_metrics, snapshot_callback)
+                snapshot_callback.save(fitted)
+                checkpoint.save_model(fitted.best_weights, recipe.model, train.classes, provenance, outputs.model)
+                save_results(fitted.history, fitted.best_epoch, outputs)
+                log_training(run, outputs)
+            work.finish(file_hashes(outputs.model / checkpoint.WEIGHTS)[0])
+
+
+def _run(
+    training: Training,
+    start: Mapping[str, Any] | None,
+    log_metrics: Callable[[Metrics, int], None],
+    snapshot_callback: SnapshotCallback,
+) -> TrainState:
+    # A signal during a compilation ends the process at once, so the state is saved before.
+    with before_a_compilation(snapshot_callback.save_latest):
+        return run_or_name_batch(training, start, log_metrics, snapshot_callback)
+
+
+def _extend(work: TrainingWorkdir, training: Training) -> tuple[dict[str, Any], str | None]:
+    """The last state of the finished training with fewer epochs, and in what this machine differs."""
+    parent = work.parent(work.extended_from)
+    state, environment_diff = load_state(parent.snapshots, training.device, training.world) if parent else (None, None)
+    if parent is None or state is None:
+        kept = f"accepted: with a finished training of the same but fewer epochs; the last {FINISHED_KEPT} are kept"
+        raise ConfigError(f"{training.task.key}.epochs = {work.epochs} with --extend: {kept}")
+    work.extend(parent)
+    return state, environment_diff

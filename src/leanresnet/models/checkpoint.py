@@ -1,0 +1,225 @@
+"""A trained model on disk: model.safetensors, and model.json that says all that is needed to use it.
+
+An ensemble is one such model too, whose model.json has `members` instead of `model`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from leanresnet.config.load import load_section
+from leanresnet.config.schema import CLASSES, Finite, Hex32, Hex64, Loose, Model, Positive, Section
+from leanresnet.errors import DataError
+from leanresnet.files import file_hashes, save_json, save_safetensors
+from leanresnet.models.complexity import count_macs, count_parameters
+from leanresnet.models.ensemble import Ensemble
+from leanresnet.models.resnet import ResNet, build_model
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+WHAT = "a model's description"
+Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+
+class Member(Section):
+    """One network of an ensemble."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Name
+    sha256: Hex64
+    model: Model
+
+
+class Description(Section):
+    """model.json, as far as a network is built and named by it; `Origin` checks the rest, which is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    sha256: Hex64
+    parameters: Positive
+    macs: Positive
+    classes: Annotated[tuple[Name, ...], Field(min_length=CLASSES, max_length=CLASSES), Loose]
+    name: Name
+    model: Model | None = None
+    members: Annotated[tuple[Member, ...], Field(min_length=1), Loose] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_or_several(self) -> "Description":
+        if (self.model is None) == (self.members is None):
+            raise ValueError("it has both or none of model and members, accepted: one of them")
+        if len(set(self.classes)) < CLASSES:
+            raise ValueError(f"classes = {list(self.classes)}, accepted: each name once")
+        return self
+
+    @property
+    def models(self) -> list[Model]:
+        return [self.model] if self.model else [member.model for member in self.members or ()]
+
+
+class Origin(Section):
+    """model.json, as far as it says how a single network was trained: all that its run in MLflow is made of."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Name
+    stage: Name
+    params: dict[str, str | int | Finite | bool]
+    dataset: Name
+    train_md5: Hex32
+    validation_md5: Hex32
+    teacher_sha256: Hex64 | None
+
+    @model_validator(mode="after")
+    def _params_name_the_run(self) -> "Origin":
+        needed = {"optimizer.name", "epochs", "seed"} | ({"distill.teacher"} if self.teacher_sha256 else set())
+        if not needed <= self.params.keys():
+            raise ValueError(f"params lack {', '.join(sorted(needed - self.params.keys()))}, accepted: all of a recipe")
+        return self
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network in evaluation mode with what is known about it.
+
+    `folder` is where it lies; `md5` and `sha256` are of the weights file; `about` is all of model.json.
+    """
+
+    folder: Path
+    net: ResNet | Ensemble
+    about: dict[str, Any]
+    classes: tuple[str, ...]
+    parameters: int
+    macs: int
+    md5: str
+    sha256: str
+    size_bytes: int
+
+
+def save_model(
+    weights: dict[str, Tensor], model: Model, classes: tuple[str, ...], provenance: dict[str, Any], folder: Path
+) -> None:
+    """Write the two files, the description last.
+
+    Args:
+        weights: a state dict of `ResNet(model)`.
+        made_by: recorded as it is: the recipe, the data's digests, the teacher.
+    """
+    save_safetensors({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    about = {
+        "sha256": file_hashes(folder / WEIGHTS)[1],
+        "parameters": count_parameters(model),
+        "macs": count_macs(model),
+        "classes": list(classes),
+        "model": model.model_dump(mode="json"),
+        **provenance,
+    }
+    save_json(about, folder / DESCRIPTION)
+
+
+def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
+    """Write models of the same data as one, which answers as `Ensemble` does.
+
+    Raises:
+        DataError: they did not hold out the same images, one is there twice, or is an ensemble itself.
+    """
+    held_out = models[0].about.get("validation_md5")
+    for model in models:
+        _check_held_out(model, held_out, models[0].folder / DESCRIPTION)
+    if len({model.sha256 for model in models}) < len(models):
+        raise DataError("a member is named twice, accepted: each once")
+    nets = [model.net for model in models if isinstance(model.net, ResNet)]
+    if len(nets) < len(models):
+        raise DataError("a member is an ensemble, accepted: single models")
+    weights = Ensemble(nets).state_dict()
+    save_safetensors({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    members = [{key: model.about[key] for key in ("name", "sha256", "model", "train_md5")} for model in models]
+    about = {
+        "sha256": file_hashes(folder / WEIGHTS)[1],
+        "parameters": sum(model.parameters for model in models),
+        "macs": sum(model.macs for model in models),
+        "classes": list(models[0].classes),
+        "members": members,
+        "name": "ensemble",
+        "dataset": models[0].about["dataset"],
+        "validation_md5": held_out,
+    }
+    save_json(about, folder / DESCRIPTION)
+
+
+def check_held_out(model: Checkpoint, validation: Path) -> None:
+    """Refuse a model whose training may have seen images that are to judge it, or that it is to teach for.
+
+    Training and validation split are two parts of a data set's training images, and the file of a split also
+    holds the data set's name and the classes. So a model that held out this very file learned from other images of
+    the same data set, and from none of its test images; how many of the others it learned from does not matter.
+
+    Raises:
+        DataError: its training held out another file.
+    """
+    _check_held_out(model, file_hashes(validation)[0], validation)
+
+
+def _check_held_out(model: Checkpoint, accepted: str | None, of: Path) -> None:
+    found = model.about.get("validation_md5")
+    if found is None or found != accepted:
+        wrong = f"validation_md5 = {found}, so it may have learned from images that are held out here"
+        remedy = "train it again on these splits, or set `split` to what it was trained with"
+        raise DataError(f"{model.folder / DESCRIPTION}: {wrong}, accepted: {accepted} of {of}; {remedy}")
+
+
+def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
+    """Read and verify what `save_model` or `save_ensemble` wrote.
+
+    Raises:
+        StorageError: a file cannot be read.
+        DataError: the description is none, or the weights are damaged, not finite or belong to another description.
+    """
+    place = folder / DESCRIPTION
+    described = load_section(place, Description, WHAT)
+    md5, sha256 = file_hashes(folder / WEIGHTS)
+    if sha256 != described.sha256:
+        raise DataError(f"{folder / WEIGHTS}: SHA-256 {sha256}, accepted: {described.sha256} of {place}")
+    models, size = described.models, (folder / WEIGHTS).stat().st_size
+    parameters, macs = (sum(count(model) for model in models) for count in (count_parameters, count_macs))
+    try:
+        # Counted before anything is built: a description of a few bytes can ask for any amount of memory.
+        if size < parameters * torch.float32.itemsize:
+            raise ValueError(f"{size:,} bytes for {parameters:,} parameters")
+        nets = [build_model(model, mean=[0.0] * 3, std=[1.0] * 3, seed=0) for model in models]
+        net = Ensemble(nets) if described.members else nets[0]
+        _fill(net, load_file(folder / WEIGHTS))
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"{folder / WEIGHTS}: does not hold the model of {place} ({error})") from error
+    about = described.model_dump(mode="json", exclude_unset=True)
+    return Checkpoint(folder, net.to(device).eval(), about, described.classes, parameters, macs, md5, sha256, size)
+
+
+def load_origin(folder: Path) -> Origin:
+    """How the model in `folder` was trained.
+
+    Raises:
+        StorageError: model.json cannot be read.
+        DataError: it does not say so.
+    """
+    return load_section(folder / DESCRIPTION, Origin, WHAT)
+
+
+def _fill(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where the weights are not finite, or not the network's by name, shape and type."""
+    expected = net.state_dict()
+    for name in sorted(expected.keys() ^ weights.keys()):
+        raise ValueError(f"{name} is {'missing' if name in expected else 'unknown'}")
+    for name, tensor in expected.items():
+        found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (weights[name], tensor))
+        if found != wanted:
+            raise ValueError(f"{name} is {found} and not {wanted}")
+        if not weights[name].isfinite().all():
+            raise ValueError(f"{name} has numbers that are NaN or infinite")
+    net.load_state_dict(weights)

@@ -1,0 +1,123 @@
+"""Parameters and multiply-accumulates of a configuration, counted symbolically.
+
+Nothing is built, so counting takes microseconds and does not import torch. Batch norm and
+the pool count no MACs: the usual convention, which counts convolutions and the classifier.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from leanresnet.config.schema import CLASSES, WHITENING_FILTERS, Model
+from leanresnet.errors import ConfigError
+
+
+class Layer(NamedTuple):
+    """One module of models/resnet.py, by its name there."""
+
+    name: str
+    parameters: int
+    macs: int
+
+
+def breakdown(model: Model) -> list[Layer]:
+    """Every module with parameters, in the order of `ResNet.named_modules()`."""
+    return list(_modules(model))
+
+
+def count_parameters(model: Model) -> int:
+    """Weights and biases, those of a whitening stem included, which are computed and not trained."""
+    return sum(layer.parameters for layer in breakdown(model))
+
+
+def count_macs(model: Model) -> int:
+    """Multiply-accumulates of one 32x32 image's forward pass."""
+    return sum(layer.macs for layer in breakdown(model))
+
+
+def check_budget(key: str, model: Model, budget: int | None) -> None:
+    """Refuse a model over its budget; a budget of None exempts it.
+
+    Raises:
+        ConfigError: with the count, the excess and one change that would fit.
+    """
+    count = count_parameters(model)
+    if budget is None or count <= budget:
+        return
+    fitting = _largest_fit(model, budget)
+    advice = f"{fitting[0]} = {list(fitting[1])} would fit with {fitting[2]:,}" if fitting else "no single change fits"
+    raise ConfigError(f"{key}.model: {count:,} parameters exceed budget = {budget:,} by {count - budget:,}; {advice}")
+
+
+def _modules(model: Model) -> Iterator[Layer]:
+    sides = model.feature_map_sizes()
+    if model.stem == "whitening":
+        width = WHITENING_FILTERS
+        weights = width * 2 * 2 * 3
+        yield Layer("stem", weights + width, weights * sides[0] ** 2)
+    elif model.block == "preactivation":
+        width = model.channels[0]
+        yield _conv("stem", 3, width, 3, sides[0])
+    else:
+        width = model.channels[0]
+        yield from _conv_bn("stem", 3, width, 3, sides[0])
+    for n in range(model.layers):
+        channels, kernel, side = model.channels[n], model.kernels[n], sides[n + 1]
+        if model.downsample == "pool":
+            yield from _conv_bn(f"layers.{n}.0", width, channels, kernel, sides[n])
+            width = channels
+        for b in range(model.blocks[n]):
+            stride = 2 if model.downsample == "stride" and n > 0 and b == 0 else 1
+            name = f"layers.{n}.{b + (model.downsample == 'pool')}"
+            projects = stride != 1 or width != channels
+            if model.block == "preactivation":
+                yield _norm(f"{name}.norm1", width)
+                yield _conv(f"{name}.conv1", width, channels, kernel, side)
+                yield _norm(f"{name}.norm2", channels)
+                yield _conv(f"{name}.conv2", channels, channels, kernel, side)
+            else:
+                yield from _conv_bn(f"{name}.conv1", width, channels, kernel, side)
+                yield from _conv_bn(f"{name}.conv2", channels, channels, kernel, side)
+            if model.squeeze_excite:
+                squeezed = channels // model.squeeze_excite
+                yield Layer(f"{name}.squeeze.fc1", channels * squeezed + squeezed, channels * squeezed)
+                yield Layer(f"{name}.squeeze.fc2", squeezed * channels + channels, squeezed * channels)
+            if projects and model.block == "preactivation":
+                yield _conv(f"{name}.shortcut", width, channels, model.skip_kernels[n], side)
+            elif projects:
+                yield from _conv_bn(f"{name}.shortcut", width, channels, model.skip_kernels[n], side)
+            width = channels
+    if model.block == "preactivation":
+        yield _norm("norm", width)
+    features = width * (model.last_map // model.pool) ** 2
+    yield Layer("classifier", features * CLASSES + CLASSES, features * CLASSES)
+
+
+def _conv(name: str, inputs: int, outputs: int, kernel: int, side: int) -> Layer:
+    weights = kernel * kernel * inputs * outputs
+    return Layer(name, weights, weights * side * side)
+
+
+def _norm(name: str, channels: int) -> Layer:
+    return Layer(name, 2 * channels, 0)
+
+
+def _conv_bn(name: str, inputs: int, outputs: int, kernel: int, side: int) -> Iterator[Layer]:
+    yield _conv(f"{name}.0", inputs, outputs, kernel, side)
+    yield _norm(f"{name}.1", outputs)
+
+
+def _largest_fit(model: Model, budget: int) -> tuple[str, tuple[int, ...], int] | None:
+    """The largest model within the budget that differs in one entry of `blocks` or `channels`."""
+    best: tuple[str, tuple[int, ...], int] | None = None
+    for key, step in (("blocks", 1), ("channels", 8)):
+        values = getattr(model, key)
+        for index, value in enumerate(values):
+            least = int(model.downsample == "stride") if key == "blocks" else max(1, model.squeeze_excite)
+            for smaller in range(value - step, least - 1, -step):
+                changed = (*values[:index], smaller, *values[index + 1 :])
+                count = count_parameters(model.model_copy(update={key: changed}))
+                if count <= budget:
+                    if best is None or count > best[2]:
+                        best = (key, changed, count)
+                    break
+    return best

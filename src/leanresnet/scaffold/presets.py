@@ -1,0 +1,81 @@
+"""Presets: small YAML files that hold only what differs from another one, and at last from `default`."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanresnet.config.load import read_mapping, validate
+from leanresnet.config.schema import Params
+from leanresnet.errors import ConfigError
+
+DEFAULT = "default"
+RECIPES = (("train", "baseline"), ("train", "teacher"), ("distill", "student"))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A complete preset.
+
+    Attributes:
+        title: the comment on top of its file, which says what the preset is for.
+    """
+
+    name: str
+    params: Params
+    title: str
+
+
+def names(folder: Path) -> list[str]:
+    """The presets of a folder, `default` first."""
+    return [DEFAULT, *sorted(path.stem for path in folder.glob("*.yaml") if path.stem != DEFAULT)]
+
+
+def load_preset(name: str, folder: Path) -> Preset:
+    """Merge a preset onto the one that its key `base` names, by default onto `default`.
+
+    What stands under `recipe` counts for all three recipes, `train.baseline`, `train.teacher` and
+    `distill.student`; what stands under one of them goes before it. A list replaces a list.
+
+    Raises:
+        ConfigError: there is no such preset, a preset is its own base, or the merged values are not valid.
+        StorageError: a file cannot be read.
+    """
+    path = folder / f"{name}.yaml"
+    values = _merged(name, folder, ())
+    return Preset(name, validate(values, str(path)), _title(path))
+
+
+def _merged(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
+    if name in above:
+        raise ConfigError(f"preset {name}: it is its own base ({' -> '.join((*above, name))})")
+    known = names(folder)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"preset = {name!r}: unknown{hint}, accepted: {', '.join(known)}")
+    own = dict(read_mapping(folder / f"{name}.yaml"))
+    base = own.pop("base", None if name == DEFAULT else DEFAULT)
+    values = _merged(str(base), folder, (*above, name)) if base is not None else {}
+    recipe = own.pop("recipe", {})
+    for section, model in RECIPES:
+        values = merge(values, {section: {model: recipe}})
+    merged: dict[str, Any] = merge(values, own)
+    return merged
+
+
+def merge(values: Any, changes: Any) -> Any:
+    """`values` with the entries of `changes` at their places; only mappings are merged."""
+    if not isinstance(values, dict) or not isinstance(changes, dict):
+        return changes
+    return values | {key: merge(values.get(key), change) for key, change in changes.items()}
+
+
+def _title(path: Path) -> str:
+    """The comment on top of the file."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return "\n".join(lines)

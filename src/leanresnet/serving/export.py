@@ -1,0 +1,138 @@
+"""A trained model in formats that other programs run, each checked against the original."""
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from leanresnet.config.schema import IMAGE_SIZE
+from leanresnet.errors import DataError
+from leanresnet.evaluation.predictions import median_seconds
+from leanresnet.files import save_bytes
+from leanresnet.models.checkpoint import Checkpoint
+
+Format = Literal["onnx", "torchscript", "pt2"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}
+# Batches on which the exported model must say what the original does, within this.
+CHECKED_BATCHES, TOLERANCE = (1, 2, 7), 1e-4
+REPEATS = 20
+Runner = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """`difference` is the largest of any logit; the latencies are medians for one image, in milliseconds."""
+
+    difference: float
+    latency_ms: float
+    torch_latency_ms: float
+
+
+def export(model: Checkpoint, form: Format, path: Path) -> Exported:
+    """Write `path`: images (B, 3, 32, 32) uint8, any B >= 1, in; logits (B, classes) float32 out.
+
+    The file appears only where the exported model, loaded again, says what the original does.
+
+    Raises:
+        DataError: it does not.
+        StorageError: the file cannot be written.
+    """
+    write, load = {
+        "onnx": (_onnx, _load_onnx),
+        "torchscript": (_torchscript, _load_torchscript),
+        "pt2": (_pt2, _load_pt2),
+    }[form]
+    net = model.net.cpu().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        # In memory: where a disk is full, torch's own writers abort the process.
+        content = write(net, _images(2, generator))
+        run = load(content)
+        batches = [_images(count, generator) for count in CHECKED_BATCHES]
+        difference = max(float((run(batch) - net(batch)).abs().max()) for batch in batches)
+        if not difference <= TOLERANCE:
+            raise DataError(f"{path}: its logits differ by {difference:.2g}, accepted: up to {TOLERANCE:g}")
+        latencies = [1000 * median_seconds(each, batches[0], REPEATS) for each in (run, net)]
+    save_bytes(content, path)
+    return Exported(difference, *latencies)
+
+
+def _images(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, generator=generator)
+
+
+def _any_batch() -> tuple[dict[int, object]]:
+    return ({0: torch.export.Dim("batch", min=1)},)
+
+
+class _OfBytes(nn.Module):
+    """A traced network takes any type of number; to one of normalised images it would give a confident answer."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise TypeError("images: accepted: uint8")
+        logits: Tensor = self.net(images)
+        return logits
+
+
+def _onnx(net: nn.Module, images: Tensor) -> bytes:
+    program = torch.onnx.export(
+        net,
+        (images,),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=_any_batch(),
+    )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def _load_onnx(content: bytes) -> Runner:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _torchscript(net: nn.Module, images: Tensor) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # Deprecated in favour of pt2, and still what much of C++ and mobile code loads.
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        torch.jit.save(torch.jit.script(_OfBytes(torch.jit.trace(net, images))), file)
+    return file.getvalue()
+
+
+def _load_torchscript(content: bytes) -> Runner:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        loaded: Runner = torch.jit.load(io.BytesIO(content))
+    return loaded
+
+
+def _pt2(net: nn.Module, images: Tensor) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # torch says this of every exported buffer, and on the CPU it does not matter.
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(torch.export.export(net, (images,), dynamic_shapes=_any_batch()), file)
+    return file.getvalue()
+
+
+def _load_pt2(content: bytes) -> Runner:
+    loaded: Runner = torch.export.load(io.BytesIO(content)).module()
+    return loaded

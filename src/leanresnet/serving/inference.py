@@ -1,0 +1,192 @@
+"""Images of any kind, as the network takes them, and what it says of them."""
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from torch import Tensor
+
+from leanresnet.config.schema import IMAGE_SIZE
+from leanresnet.errors import DataError, LeanResNetError, StorageError
+from leanresnet.models.checkpoint import DESCRIPTION, Checkpoint
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+MODELS = ("baseline", "teacher", "student")
+BATCH_SIZE = 500
+# Of one image: to decode so many takes about half a gigabyte.
+MOST_PIXELS = 2**26
+# What makes an image upright, by its EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def find_models(folder: Path) -> list[str]:
+    """Which of the pipeline's models lie in `folder`.
+
+    Raises:
+        StorageError: none of them.
+    """
+    found = [name for name in MODELS if (folder / name / DESCRIPTION).exists()]
+    if not found:
+        raise StorageError(f"{folder}: holds no model, accepted: a folder with any of {', '.join(MODELS)}")
+    return found
+
+
+def find_images(places: Sequence[Path]) -> list[Path]:
+    """Files as they are named; of a folder, the JPEG and PNG files in it and below, sorted, but for hidden ones.
+
+    Raises:
+        StorageError: there is no such place, or no image in a folder.
+    """
+    found: list[Path] = []
+    for place in places:
+        if not place.exists():
+            raise StorageError(f"{place}: does not exist, accepted: images ({', '.join(SUFFIXES)}) and folders of them")
+        images = [place]
+        if place.is_dir():
+            images = sorted(path for path in place.rglob("*") if _is_image(path, place))
+        if not images:
+            raise StorageError(f"{place}: holds no image, accepted: {', '.join(SUFFIXES)}")
+        found += images
+    return found
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    """By its name. macOS leaves a hidden `._x.png`, which is none, beside an `x.png` on other disks."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+
+
+def read_image(path: Path) -> Tensor:
+    """As `decode`, of a file.
+
+    Raises:
+        StorageError: it cannot be read.
+        DataError: it is not a whole image, or too large.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    return decode(content, str(path))
+
+
+def decode(content: bytes, name: str) -> Tensor:
+    """(3, 32, 32) uint8: an image's middle square, upright, scaled with antialiasing; what is transparent is white.
+
+    Args:
+        content: of a JPEG or PNG file of any mode; of an animated one, the first picture.
+        name: what an error calls it.
+
+    Raises:
+        DataError: it is not a whole image, or has more than `MOST_PIXELS`.
+    """
+    try:
+        # What Pillow warns of is damage that it can read past.
+        with warnings.catch_warnings(action="ignore"), _open(content) as image:
+            width, height = image.size
+            if width * height <= MOST_PIXELS:
+                return _scaled(image)
+    except Exception as error:  # on damaged files, Pillow raises nearly everything
+        raise DataError(f"{name}: not a whole image, accepted: JPEG or PNG") from error
+    raise DataError(f"{name}: {width:,} x {height:,} pixels, accepted: up to {MOST_PIXELS:,}")
+
+
+def _open(content: bytes) -> ImageFile:
+    """Its header alone is read. `Image.open` would refuse, or warn of, large images in its own words."""
+    return (PngImageFile if content.startswith(b"\x89PNG") else JpegImageFile)(io.BytesIO(content))
+
+
+def _scaled(image: ImageFile) -> Tensor:
+    square = ImageOps.fit(_in_8_bits(image), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    turn = UPRIGHT.get(_orientation(image))
+    upright = square if turn is None else square.transpose(turn)
+    if upright.mode in ("LA", "RGBA"):
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
+    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def _in_8_bits(image: ImageFile) -> Image.Image:
+    """As L, LA, RGB or RGBA."""
+    sampled_as = image.tile[0].args
+    image.load()
+    if image.mode.startswith("I"):
+        return _from_16_bits(image)
+    if sampled_as in ("L;2", "L;4") and "transparency" in image.info:
+        # Pillow scales the samples to 8 bits, but not the one that stands for transparency.
+        image.info["transparency"] *= {"L;2": 85, "L;4": 17}[sampled_as]
+    wanted = ("LA", "RGBA") if image.has_transparency_data else ("L", "RGB")
+    return image if image.mode in wanted else image.convert(wanted[1])
+
+
+def _from_16_bits(image: ImageFile) -> Image.Image:
+    """Pillow's own conversion makes all above 255 white."""
+    samples = np.asarray(image)
+    grey = Image.fromarray(((np.arange(2**16) + 128) // 257).astype(np.uint8)[samples])
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(samples == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _orientation(image: Image.Image) -> int:
+    """1, upright, where the EXIF block says nothing that can be read: whoever shows the image takes it so."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as in `decode`
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+@torch.no_grad()
+def probabilities(model: Checkpoint, images: Tensor) -> Tensor:
+    """(B, classes) float32, of images (B, 3, 32, 32) uint8.
+
+    Raises:
+        DataError: the model's weights are finite, and what it makes of an image is not.
+    """
+    device = next(model.net.buffers()).device
+    parts = [model.net(part.to(device)).float().softmax(1).cpu() for part in images.split(BATCH_SIZE)]
+    found = torch.cat(parts)
+    if not found.isfinite().all():
+        raise DataError(f"model {model.about['name']}: an answer is NaN, accepted: a model whose training went well")
+    return found
+
+
+def classify(model: Checkpoint, paths: Sequence[Path]) -> Iterator[tuple[Path, dict[str, float] | LeanResNetError]]:
+    """Each path with the probability of each class, the likeliest first, or with why it has none.
+
+    Raises:
+        DataError: as `probabilities`.
+    """
+    for start in range(0, len(paths), BATCH_SIZE):
+        read = [(path, _read_or_error(path)) for path in paths[start : start + BATCH_SIZE]]
+        images = [image for _, image in read if isinstance(image, Tensor)]
+        said = iter(probabilities(model, torch.stack(images))) if images else iter([])
+        for path, image in read:
+            yield path, image if isinstance(image, LeanResNetError) else _likeliest_first(model.classes, next(said))
+
+
+def _read_or_error(path: Path) -> Tensor | LeanResNetError:
+    try:
+        return read_image(path)
+    except LeanResNetError as error:
+        return error
+
+
+def _likeliest_first(classes: Sequence[str], shares: Tensor) -> dict[str, float]:
+    return {classes[place]: float(shares[place]) for place in shares.argsort(descending=True)}

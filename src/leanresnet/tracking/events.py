@@ -1,0 +1,110 @@
+"""What a run reports, as typed events: each is one line of a journal.
+
+A journal may come from another machine, so its lines are claims. A type says what an event may hold:
+a file is named by two plain names, another run by the id of its journal or the digest of its
+weights, and no tag stands for what MLflow or the delivery itself records.
+"""
+
+from time import time_ns
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from leanresnet.config.schema import Hex64, Section
+
+JOURNAL_TAG = "leanresnet.journal"
+JOURNAL_ID = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
+
+
+def _reports_no_reserved(tags: dict[str, str]) -> dict[str, str]:
+    for name in tags:
+        if name.startswith("mlflow.") or name == JOURNAL_TAG:
+            raise ValueError(f"tag {name} is set by MLflow or by its delivery, accepted: another name")
+    return tags
+
+
+Scalar = str | int | float | bool | None
+JournalId = Annotated[str, StringConstraints(pattern=JOURNAL_ID)]
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w .-]*$", max_length=200)]
+Tags = Annotated[dict[str, str], AfterValidator(_reports_no_reserved)]
+Weights = tuple[str, Hex64]
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Int63 = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Reported(Section):
+    """`time` is in ms; what is `only_if_new` counts only where MLflow has no run of this model yet."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+    time: Int63 = Field(default_factory=lambda: time_ns() // 1_000_000)
+    only_if_new: bool = False
+
+
+class Begin(_Reported):
+    """With `weights`, (name of the model, SHA-256), the journal adds to the run that made them."""
+
+    type: Literal["begin"] = "begin"
+    name: str
+    params: dict[str, Scalar]
+    tags: Tags
+    weights: Weights | None
+
+
+class Metrics(_Reported):
+    type: Literal["metrics"] = "metrics"
+    values: dict[str, float]
+    step: Int63
+
+
+class SetTags(_Reported):
+    type: Literal["tags"] = "tags"
+    tags: Tags
+
+
+class Artifact(_Reported):
+    """A file of the journal, `<folder>/<name>`."""
+
+    type: Literal["artifact"] = "artifact"
+    name: Name
+    folder: Name
+
+
+class Dataset(_Reported):
+    type: Literal["dataset"] = "dataset"
+    name: str
+    digest: str
+    context: str
+
+
+class LoggedModel(_Reported):
+    type: Literal["model"] = "model"
+    folder: Name
+
+
+class Note(_Reported):
+    type: Literal["note"] = "note"
+    text: str
+    teacher: Weights | None
+
+
+class Parent(_Reported):
+    type: Literal["parent"] = "parent"
+    journal: JournalId
+
+
+class End(_Reported):
+    type: Literal["end"] = "end"
+    status: Status
+
+
+Event = Begin | Metrics | SetTags | Artifact | Dataset | LoggedModel | Note | Parent | End
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+
+
+def read_event(line: bytes) -> Event:
+    """Raises ValueError with the first mistake in the line."""
+    try:
+        return _EVENT.validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(": ".join([*map(str, first["loc"]), first["msg"]])) from error

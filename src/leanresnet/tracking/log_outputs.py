@@ -1,0 +1,124 @@
+"""The outputs of a stage, logged to the MLflow run of the model that they belong to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, Field
+
+from leanresnet.compute.device import describe
+from leanresnet.config.load import load_section
+from leanresnet.config.schema import Positive, Section, Share
+from leanresnet.evaluation.report import Report, Speed, load_report, load_speed, report_files
+from leanresnet.models import checkpoint
+from leanresnet.models.resnet import ResNet
+from leanresnet.tracking import run as reporting
+from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
+from leanresnet.tracking.run import Run
+from leanresnet.training.results import Outputs, read_history
+from leanresnet.training.validation import Metrics
+
+
+class Best(Section):
+    """train.json, as far as a run is told of it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    best_epoch: Positive
+    accuracy: Share = Field(alias="val/accuracy")
+
+
+@contextmanager
+def run_for_outputs(outputs: Outputs) -> Iterator[Run]:
+    """The run of the training that wrote `outputs`, to log more to it.
+
+    Where MLflow does not have one, because DVC restored the outputs from its cache, the run is made from them.
+    """
+    model, origin = checkpoint.load_model(outputs.model), checkpoint.load_origin(outputs.model)
+    with reporting.add_to_run(*run_metadata(origin.model_dump()), (origin.name, model.sha256)) as run:
+        with run.only_if_new():
+            unknown = dict.fromkeys(("git.commit", "git.dirty", "device", "torch"), "unknown")
+            run.set_tags({"leanresnet.recorded": "from outputs", **unknown})
+            run.log_history(read_history(outputs.history))
+            log_training(run, outputs)
+            run.end("FINISHED")
+        yield run
+
+
+def run_metadata(provenance: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The name, the params and the tags of the run of a model that was made as `provenance` says."""
+    params = provenance["params"]
+    name = f"{provenance['name']}-{params['optimizer.name']}-e{params['epochs']}"
+    tags = {
+        "model": str(provenance["name"]),
+        "dvc.stage": str(provenance["stage"]),
+        "dvc.train_md5": str(provenance["train_md5"]),
+        "dvc.validation_md5": str(provenance["validation_md5"]),
+        "dataset": str(provenance["dataset"]),
+        "seed": str(params["seed"]),
+    }
+    if provenance["teacher_sha256"]:
+        tags["teacher.sha256"] = str(provenance["teacher_sha256"])
+    return name, params, tags
+
+
+def log_training(run: Run, outputs: Outputs) -> None:
+    """Log a finished training from the outputs that it wrote."""
+    model = checkpoint.load_model(outputs.model)
+    about, summary = model.about, load_section(outputs.summary, Best, "a training's summary")
+    run.set_tags({WEIGHTS_TAG: model.sha256, "dvc.weights_md5": model.md5})
+    run.log_metrics(
+        {
+            "model/parameters": model.parameters,
+            "model/macs": model.macs,
+            "best_epoch": summary.best_epoch,
+            "val/best_accuracy": summary.accuracy,
+        },
+        summary.best_epoch,
+    )
+    run.log_dataset(f"{about['dataset']}-train", about["train_md5"], "training")
+    run.log_dataset(f"{about['dataset']}-validation", about["validation_md5"], "validation")
+    for path in (outputs.model / checkpoint.WEIGHTS, outputs.model / checkpoint.DESCRIPTION):
+        run.log_artifact(path, "checkpoint")
+    for path in (outputs.history, outputs.summary, outputs.curves):
+        run.log_artifact(path, "results")
+    run.log_model("checkpoint")
+    teacher = about["teacher_sha256"]
+    note = f"{model.parameters:,} parameters, {model.macs / 1e6:.1f} million MACs."
+    run.log_note(note, (about["params"]["distill.teacher"], teacher) if teacher else None)
+
+
+def log_evaluation(outputs: Outputs, device: torch.device) -> None:
+    """Log the report that an evaluation on `device` wrote, to the run of the model's training.
+
+    An ensemble has no run, since it was not trained, so nothing is logged for it.
+    """
+    if isinstance(checkpoint.load_model(outputs.model).net, ResNet):
+        with run_for_outputs(outputs) as run:
+            log_report(run, outputs)
+            run.set_tags({"evaluate.device": describe(device)})
+
+
+def log_report(run: Run, outputs: Outputs) -> None:
+    """Log what `evaluation.report.write_report` wrote."""
+    measured = _for_mlflow(load_report(outputs.results), load_speed(outputs.results))
+    run.log_metrics(measured, len(read_history(outputs.history)) + 1)
+    for path in report_files(outputs):
+        run.log_artifact(path, "results")
+
+
+def _for_mlflow(report: Report, speed: Speed) -> Metrics:
+    """The measures under names that MLflow groups: test/accuracy, test/accuracy_of/cat, and val/evaluated_accuracy.
+
+    A training has a val/accuracy of its own, by epoch and in its own precision.
+    """
+    test = report.test.model_dump()
+    by_class = test.pop("accuracy_by_class")
+    return {
+        **{f"test/{name}": value for name, value in test.items()},
+        **{f"test/accuracy_of/{name}": value for name, value in by_class.items()},
+        **{f"val/evaluated_{name}": value for name, value in report.val.model_dump().items()},
+        **{f"speed/{name}": value for name, value in speed.model_dump().items()},
+        "model/size_bytes": report.size_bytes,
+    }

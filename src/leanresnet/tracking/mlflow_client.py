@@ -1,0 +1,351 @@
+"""MLflow, and nothing else imports it: the connection to it, and a journal's events delivered.
+
+A run is found by the id of its journal, a model's run by the SHA-256 of its weights, so no
+run id has to be kept in a stage's output.
+"""
+
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import torch
+from filelock import FileLock
+
+from leanresnet.errors import StorageError
+from leanresnet.files import workspace
+from leanresnet.models.checkpoint import DESCRIPTION, WEIGHTS, load_model
+from leanresnet.models.served import Served
+from leanresnet.tracking import limits
+from leanresnet.tracking.events import (
+    JOURNAL_TAG,
+    Artifact,
+    Begin,
+    Dataset,
+    End,
+    Event,
+    LoggedModel,
+    Metrics,
+    Note,
+    Parent,
+    SetTags,
+    Weights,
+)
+from leanresnet.tracking.git import git
+from leanresnet.tracking.journal import Journal
+
+EXPERIMENT = "leanresnet"
+WEIGHTS_TAG = "leanresnet.weights_sha256"
+EXPERIMENT_TAG = "dvc.experiment"
+# The checkout of this code, where it is one.
+CODE = Path(__file__).resolve().parents[3]
+# In the workspace.
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+
+
+class MlflowWriter:
+    """Hands the events of a journal on to MLflow, where each arrives once, however often it is handed on.
+
+    They go into the run that the journal began, which is found by its id. A journal that begins with
+    weights adds to the run that made them, and its events that are `only_if_new` do not count there.
+
+    Args:
+        among: the journals, by id, to whose runs this one may add; None: to any of the experiment.
+
+    Raises whatever MLflow does where it cannot be reached, and StorageError for a file that is not the journal's.
+    """
+
+    def __init__(self, journal: Journal, among: Collection[str] | None = None) -> None:
+        self._mlflow = connect()
+        self._client = self._mlflow.MlflowClient()
+        self._journal = journal
+        self._experiment = self._client.get_experiment_by_name(EXPERIMENT).experiment_id
+        begin = journal.begin
+        self._adds = begin.weights is not None
+        run = self._run_of_journal(journal.id)
+        self._is_new = run is not None
+        if run is None and begin.weights is not None:
+            run = self._run_of_weights(begin.weights, among)
+        if run is None:
+            self._is_new = True
+            tags = limits.tags({**begin.tags, JOURNAL_TAG: journal.id})
+            run = self._client.create_run(self._experiment, begin.time, tags, limits.fitted(begin.name, limits.NAME))
+        self._run_id = str(run.info.run_id)
+        histories = [self._client.get_metric_history(self._run_id, name) for name in run.data.metrics]
+        self._known = {self._place(each.key, each.step, each.value) for history in histories for each in history}
+
+    def __call__(self, event: Event) -> None:
+        if event.only_if_new and not self._is_new:
+            return
+        match event:
+            case Begin():
+                self._begin(event)
+            case Metrics():
+                self._log_metrics(event)
+            case SetTags():
+                self._set_tags(event.tags)
+            case Artifact():
+                path = self._journal.file("files", event.folder, event.name)
+                self._client.log_artifact(self._run_id, str(path), event.folder)
+            case Dataset():
+                self._log_dataset(event)
+            case LoggedModel():
+                self._log_model(event)
+            case Note():
+                self._set_note(event)
+            case Parent():
+                self._set_parent(event)
+            case End():
+                self._client.set_terminated(self._run_id, event.status, event.time)
+
+    def _begin(self, event: Begin) -> None:
+        from mlflow.entities import Param
+
+        if self._is_new:
+            params = [Param(key, value) for key, value in limits.params(event.params).items()]
+            self._client.log_batch(self._run_id, params=params)
+            self._client.update_run(self._run_id, status="RUNNING")
+
+    def _log_metrics(self, event: Metrics) -> None:
+        from mlflow.entities import Metric
+
+        step, values = event.step, limits.metrics(event.values).items()
+        fresh = [(name, value) for name, value in values if self._place(name, step, value) not in self._known]
+        metrics = [Metric(name, value, event.time, step) for name, value in fresh]
+        self._client.log_batch(self._run_id, metrics=metrics)
+        self._known |= {self._place(name, step, value) for name, value in fresh}
+
+    def _place(self, name: str, step: int, value: float) -> tuple[str, int, float]:
+        """What is logged once. Two evaluations may differ at one step; a training has one value there."""
+        return (name, step, value if self._adds else 0.0)
+
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        fitted = [RunTag(name, value) for name, value in limits.tags(tags).items()]
+        self._client.log_batch(self._run_id, tags=fitted)
+
+    def _log_dataset(self, event: Dataset) -> None:
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        name = limits.fitted(event.name, limits.DATASET_NAME)
+        dataset = MetaDataset(CodeDatasetSource({}), name, limits.fitted(event.digest, limits.DATASET_DIGEST))
+        tags = [InputTag("mlflow.data.context", event.context)]
+        self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
+
+    def _log_model(self, event: LoggedModel) -> None:
+        if find_model(self._client, self._experiment, self._run_id) is None:
+            weights, _ = (self._journal.file("files", event.folder, name) for name in (WEIGHTS, DESCRIPTION))
+            log_model(self._mlflow, self._run_id, weights.parent)
+
+    def _set_note(self, event: Note) -> None:
+        tags, text = {}, event.text
+        teacher = self._run_of_weights(event.teacher) if event.teacher else None
+        if teacher is not None:
+            run_id = str(teacher.info.run_id)
+            tags["teacher.run_id"] = run_id
+            text += f" Distilled from [its teacher](#/experiments/{self._experiment}/runs/{run_id})."
+        self._set_tags({**tags, "mlflow.note.content": text})
+
+    def _set_parent(self, event: Parent) -> None:
+        parent = self._run_of_journal(event.journal)
+        if parent is not None:
+            self._set_tags({"mlflow.parentRunId": str(parent.info.run_id)})
+
+    def _run_of_journal(self, journal_id: str) -> Any:
+        """The newest, or None."""
+        found = self._client.search_runs([self._experiment], f"tags.`{JOURNAL_TAG}` = '{journal_id}'", max_results=1)
+        return found[0] if found else None
+
+    def _run_of_weights(self, weights: Weights, among: Collection[str] | None = None) -> Any:
+        """The newest, or None; of those that the journals `among` began, if any are given."""
+        model, sha256 = weights
+        for run in self._client.search_runs([self._experiment], f"tags.`{WEIGHTS_TAG}` = '{sha256}'"):
+            tags = run.data.tags
+            if tags.get("model") == model and (among is None or tags.get(JOURNAL_TAG) in among):
+                return run
+        return None
+
+
+def find_model(client: Any, experiment: str, run_id: str) -> Any:
+    """The model that a run logged in MLflow's own format; None where it has none, or none any more."""
+    from mlflow.entities import LoggedModelStatus
+
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    return next((model for model in found if model.status == LoggedModelStatus.READY), None)
+
+
+def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
+    """In MLflow's own format, which `mlflow.pytorch.load_model` loads: see `Served`."""
+    from mlflow.models import infer_signature
+
+    net = Served(load_model(checkpoint).net).eval()
+    example = torch.zeros(2, 3, 32, 32)
+    with torch.no_grad():
+        signature = infer_signature(example.numpy(), net(example).numpy())
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
+        # torch says this of every exported buffer, and on the CPU it does not matter.
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        mlflow.pytorch.log_model(
+            net,
+            name="model",
+            input_example=example.numpy(),
+            signature=signature,
+            metadata={"inputs": "RGB images, each number a whole one from 0 to 255", "outputs": "logits"},
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={mlflow.__version__}"],
+        )
+
+
+def runs_table() -> str:
+    """The runs table's place in the UI, relative to the UI's address; a fresh database is made if there is none.
+
+    Raises:
+        StorageError: MLflow cannot be asked.
+    """
+    try:
+        number = connect().get_experiment_by_name(EXPERIMENT).experiment_id
+    except Exception as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not answer ({error})") from error
+    return f"#/experiments/{number}/runs?workflowType=machine_learning"
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or a database in the workspace; a relative path is of the workspace.
+
+    Raises:
+        ConfigError: outside of a workspace, where the address depends on it.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
+    scheme, slashes, rest = given.partition("://")
+    if slashes and scheme.partition("+")[0] == "sqlite":
+        path, mark, query = rest.removeprefix("/").partition("?")
+        return f"{_sqlite_uri(_in_workspace(unquote(path)))}{mark}{query}"
+    if urlsplit(given).scheme in ("", "file") and given != "databricks":
+        return _in_workspace(unquote(urlsplit(given).path)).as_uri()
+    return given
+
+
+def _sqlite_uri(path: Path) -> str:
+    # With the driver's name, for MLflow makes the parent folder of what follows sqlite:/// as it is written: quoted.
+    return f"sqlite+pysqlite:///{quote(str(path))}"
+
+
+def _in_workspace(path: str) -> Path:
+    return Path(path) if Path(path).is_absolute() else workspace() / path
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an address that `tracking_uri` gave; None where it is not of sqlite."""
+    scheme, _, path = uri.partition(":///")
+    return Path(unquote(path.partition("?")[0])) if scheme == "sqlite+pysqlite" else None
+
+
+def code_version() -> dict[str, str]:
+    """Tags: the git commit of the code and whether files differ from it, "none" outside git; DVC's experiment.
+
+    They are "unknown" where git does not read the repository; a line on stderr says why.
+    """
+    try:
+        commit, dirty = _commit(CODE)
+    except StorageError as error:
+        print(f"warning: the run's commit is not known: {error}", file=sys.stderr)
+        commit = dirty = "unknown"
+    tags = {"git.commit": commit, "git.dirty": dirty}
+    if "DVC_EXP_NAME" in os.environ:
+        tags[EXPERIMENT_TAG] = os.environ["DVC_EXP_NAME"]
+    return tags
+
+
+def _commit(code: Path) -> tuple[str, str]:
+    """Of the checkout whose folder this is, and whether its files differ."""
+    commit = git(code, "rev-parse", "HEAD", trusted=code)
+    # An unpacked archive, or an installed package, may lie in the repository of something else.
+    if commit is None or not git(code, "ls-files", "--", "src/leanresnet", trusted=code):
+        return "none", "none"
+    # dvc.lock changes while the stages run; what determines a run are the code and the values.
+    status = git(code, "status", "--porcelain", "--", "src", "pipeline", "params.yaml", "dvc.yaml", trusted=code)
+    return commit.strip(), "unknown" if status is None else str(bool(status)).lower()
+
+
+def connect() -> Any:
+    """The mlflow module with its experiment chosen; raises whatever MLflow does where it cannot be reached."""
+    if importlib.util.find_spec("mlflow") is None:
+        raise StorageError("mlflow is not installed")
+    # Unset, these let one call to a dead server wait four minutes. Whoever calls tries again by himself.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    uri = tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    database = _database(uri)
+    if database is None:
+        _choose_experiment(mlflow, None)
+        return mlflow
+    lock = database.parent / ".work" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes that create a fresh database at once break it.
+    with FileLock(lock):
+        _create_database(database)
+        artifacts = (database.parent / ARTIFACTS).as_uri()
+        before = _choose_experiment(mlflow, artifacts)
+        if before != artifacts and before.startswith("file:") and before.endswith(f"/{ARTIFACTS}"):
+            _follow_move(uri, before, artifacts)
+    return mlflow
+
+
+def _choose_experiment(mlflow: Any, artifacts: str | None) -> str:
+    """Where its artifacts are; `artifacts`, or what the server says, if there was no such experiment."""
+    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+        mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    return str(mlflow.set_experiment(EXPERIMENT).artifact_location)
+
+
+def _create_database(path: Path) -> None:
+    """Beside its place, if there is none: one that a killed process left half made is of no use to anybody."""
+    from mlflow.tracking import MlflowClient
+
+    if not path.exists():
+        # A folder, for sqlite keeps files of its own beside one that is written.
+        folder = path.with_name(f"{path.name}.new")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        MlflowClient(_sqlite_uri(folder / path.name)).search_experiments(max_results=1)
+        (folder / path.name).replace(path)
+        folder.rmdir()
+
+
+def _follow_move(uri: str, before: str, now: str) -> None:
+    """Replace what a database has as the place of its artifacts: it was moved or copied, and they lie beside it.
+
+    MLflow keeps a place in each experiment, run, logged model and version, so that a copy would write to the original.
+    """
+    from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+    from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
+    from sqlalchemy import create_engine, func, update
+
+    backend_settings = create_engine(uri)
+    with backend_settings.begin() as connection:
+        for place in (
+            SqlExperiment.artifact_location,
+            SqlRun.artifact_uri,
+            SqlLoggedModel.artifact_location,
+            SqlModelVersion.source,
+            SqlModelVersion.storage_location,
+        ):
+            is_inside = func.substr(place + "/", 1, len(before) + 1) == f"{before}/"
+            moved = update(place.class_).where(is_inside).values({place: now + func.substr(place, len(before) + 1)})
+            connection.execute(moved)
+    backend_settings.dispose()

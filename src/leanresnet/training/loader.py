@@ -1,0 +1,82 @@
+"""Batches from images that stay on the device as uint8: one gather a batch, no workers.
+
+What an epoch sees is a function of (seed, epoch) alone, and step k reads the k-th slice of it.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from leanresnet.config.schema import Augmentation, Progressive
+from leanresnet.data.splits import Split, channel_statistics
+from leanresnet.training.augmentation import apply_policy, crop_and_flip, cut_out, draw, mix_pairs, pad
+
+
+class TrainBatches:
+    """Shuffled, augmented batches of one size; the incomplete one at an epoch's end is dropped."""
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        augmentation: Augmentation,
+        seed: int,
+        device: torch.device | None = None,
+        progressive: Progressive | None = None,
+    ) -> None:
+        self._images = split.images.to(device)
+        # Padded images, and the epoch under whose policy they are: 0, as they came.
+        self._padded = 0, pad(self._images, augmentation.crop_padding, augmentation.crop_mode)
+        self._labels = split.labels.to(device)
+        self._color = (255 * torch.tensor(channel_statistics(split)[0])).round().to(torch.uint8).to(device)
+        self._augmentation = augmentation
+        self._progressive = progressive
+        self._seed = seed
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self._labels) // self.batch_size
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images (B, 3, 32, 32) in 0..255, labels) of one epoch, without its `first` batches.
+
+        Images are uint8 in channels_last memory, float where mixup or scaling made them so.
+        Labels are (B,) int64, or (B, 10) shares where pairs are mixed.
+        """
+        settings, device = self._augmentation, self._labels.device
+        draws = draw(len(self._labels), settings, self._seed, number).to(device)
+        padded = self._padded_in(number)
+        for step in range(first, len(self)):
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            chosen = draws.order[part]
+            images = crop_and_flip(padded, chosen, draws.rows[part], draws.columns[part], draws.flips[part])
+            labels = self._labels[chosen]
+            if settings.cutout:
+                images = cut_out(images, draws.holes[part], settings.cutout, self._color)
+            if settings.mix != "none":
+                images, labels = mix_pairs(images, labels, settings, self._seed, number, step)
+            if self._progressive is not None and number <= self._progressive.epochs:
+                images = F.interpolate(images.float(), size=self._progressive.size, mode="bilinear", antialias=True)
+            yield images, labels
+
+    def _padded_in(self, number: int) -> Tensor:
+        """The epoch's images, padded; kept, for averaged weights ask for an epoch twice."""
+        settings = self._augmentation
+        if settings.policy != "none" and self._padded[0] != number:
+            images = apply_policy(self._images, settings.policy, self._seed, number)
+            self._padded = number, pad(images, settings.crop_padding, settings.crop_mode)
+        return self._padded[1]
+
+
+class EvalBatches:
+    """Every image once, in order, unchanged."""
+
+    def __init__(self, split: Split, batch_size: int, device: torch.device | None = None) -> None:
+        self._images = split.images.contiguous(memory_format=torch.channels_last).to(device)
+        self._labels = split.labels.to(device)
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self._images.split(self._batch_size), self._labels.split(self._batch_size), strict=True)

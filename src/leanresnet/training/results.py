@@ -1,0 +1,63 @@
+"""The files that a training writes to results/, and where they are."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from leanresnet.errors import DataError, StorageError
+from leanresnet.files import save_csv, save_figure, save_json
+from leanresnet.models.checkpoint import DESCRIPTION, WEIGHTS
+from leanresnet.training.curves import curves
+from leanresnet.training.validation import Metrics
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a model and its results go; both folders are given by dvc.yaml."""
+
+    model: Path
+    results: Path
+
+    @property
+    def history(self) -> Path:
+        return self.results / "history.csv"
+
+    @property
+    def summary(self) -> Path:
+        return self.results / "train.json"
+
+    @property
+    def curves(self) -> Path:
+        return self.results / "curves.png"
+
+    def files(self) -> list[Path]:
+        model = [self.model / name for name in (WEIGHTS, DESCRIPTION)]
+        return [*model, self.history, self.summary, self.curves]
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The rows of history.csv without the epoch, which is the row's number."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [{key: _finite(value) for key, value in row.items() if key != "epoch"} for row in rows]
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"{path}: not a history ({error}), accepted: a file that training wrote") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def save_results(history: list[Metrics], best_epoch: int, outputs: Outputs) -> None:
+    """The rows of epochs 1, 2, ..., the best of them, and a picture of all."""
+    rows = [[epoch, *row.values()] for epoch, row in enumerate(history, start=1)]
+    save_csv(["epoch", *history[0]], rows, outputs.history)
+    save_json({"best_epoch": best_epoch, **history[best_epoch - 1]}, outputs.summary)
+    save_figure(curves(history, best_epoch), outputs.curves)

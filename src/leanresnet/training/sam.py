@@ -1,0 +1,51 @@
+"""Sharpness-aware minimisation: the gradient of a step is taken a little uphill."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from leanresnet.config.schema import Sharpness
+
+
+class SharpnessAware:
+    """Weights moved to where the loss is about the greatest within a ball of radius `rho`.
+
+    SAM: Foret et al., arXiv:2010.01412, equation 2, e = rho * g / |g|. Adaptive: Kwon et al.,
+    "ASAM", arXiv:2102.11600, equation 8, e = rho * T^2 * g / |T * g|, which hardly changes when a
+    batch norm lets weights grow. As in their code T = |w| + `FLOOR`, and 1 for biases.
+    """
+
+    FLOOR = 0.01
+
+    def __init__(self, net: nn.Module, settings: Sharpness) -> None:
+        self._net = net
+        self._rho = settings.rho
+        self._adaptive = settings.adaptive
+
+    @contextmanager
+    def perturbed_weights(self) -> Iterator[None]:
+        """Inside, the weights are moved along the gradients they have; afterwards they are what they were.
+
+        So are the buffers: the second pass of a step does not count for batch norm's statistics.
+        """
+        moved = {name: p for name, p in self._net.named_parameters() if p.grad is not None}
+        kept = [*moved.values(), *self._net.buffers()]
+        with torch.no_grad():
+            before = [tensor.clone() for tensor in kept]
+            scales = [self._scale(name, p) for name, p in moved.items()]
+            gradients = [p.grad * t for p, t in zip(moved.values(), scales, strict=True) if p.grad is not None]
+            length = self._rho / torch.stack([g.norm() for g in gradients]).norm().clamp(min=1e-12)
+            for parameter, gradient, t in zip(moved.values(), gradients, scales, strict=True):
+                parameter.add_(gradient * t * length)
+        yield
+        with torch.no_grad():
+            for tensor, value in zip(kept, before, strict=True):
+                tensor.copy_(value)
+
+    def _scale(self, name: str, parameter: Tensor) -> Tensor | float:
+        """T of a parameter."""
+        if not self._adaptive or name.endswith("bias"):
+            return 1.0
+        return parameter.abs() + self.FLOOR

@@ -1,0 +1,126 @@
+"""Learning-rate schedules by name, all of them torch's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer, lr_scheduler
+
+from leanresnet.config.schema import Schedule
+
+
+class LearningRate:
+    """A schedule as the loop uses it: one call a step, and one an epoch for what watches validation.
+
+    The learning rate of a step is a function of the step's number, whatever came before: a state of this
+    class only says how many steps were made, so it can go on under the schedule of more epochs.
+
+    Args:
+        rates: the learning rate of each step; after the last one it stays.
+        plateau: what may reduce it from there on. Epochs that end before, in the warm-up, do not count for it.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, rates: Sequence[float], plateau: lr_scheduler.ReduceLROnPlateau | None = None
+    ) -> None:
+        self._optimizer = optimizer
+        self._rates = rates
+        self._plateau = plateau
+        self._go_to(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        plateau = None if self._plateau is None else self._plateau.state_dict()
+        return {"step": self._step, "plateau": plateau}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """To be called after that of the optimizer, which keeps the learning rate that a plateau left."""
+        if self._plateau is not None:
+            self._plateau.load_state_dict(state["plateau"])
+        self._go_to(state["step"])
+
+    def _go_to(self, step: int) -> None:
+        self._step = step
+        if step < len(self._rates):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rates[step]
+
+    def step(self) -> None:
+        self._go_to(self._step + 1)
+
+    def end_epoch(self, val_loss: float) -> None:
+        if self._plateau is not None and self._step >= len(self._rates):
+            self._plateau.step(val_loss)
+
+    @property
+    def value(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+
+def build_schedule(optimizer: Optimizer, settings: Schedule, epochs: int, steps: int) -> LearningRate:
+    """The schedule of `settings.name` over `epochs` epochs of `steps` steps.
+
+    The learning rate rises linearly during `warmup_epochs`; for one-cycle they are the
+    rising part of the cycle. Cosine and linear fall from there to the end; a first restart comes
+    `restart_epochs` after the warm-up, and a plateau is looked for after it.
+    """
+    peak = float(optimizer.param_groups[0]["lr"])
+    warmup, total = round(settings.warmup_epochs * steps), epochs * steps
+    # torch computes a learning rate from the one before, which it keeps in an optimizer.
+    carrier = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    schedule = _torch_schedule(carrier, settings, warmup, total, steps)
+    # torch warns where its schedules step before an optimizer did.
+    carrier.step()
+    plateau = None
+    if settings.name == "plateau":
+        plateau = lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=settings.factor, patience=settings.patience, min_lr=peak * settings.final_ratio
+        )
+        total = warmup
+    rates = [carrier.param_groups[0]["lr"]]
+    for _ in range(total):
+        schedule.step()
+        rates.append(carrier.param_groups[0]["lr"])
+    return LearningRate(optimizer, rates, plateau)
+
+
+def _torch_schedule(
+    optimizer: Optimizer, settings: Schedule, warmup: int, total: int, steps: int
+) -> lr_scheduler.LRScheduler:
+    """The schedule over `total` steps, `steps` an epoch, of which the first `warmup` rise."""
+    peak = optimizer.param_groups[0]["lr"]
+    floor = peak * settings.final_ratio
+    length = max(1, total - warmup)
+    if settings.name == "onecycle":
+        return lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=peak,
+            total_steps=total + 1,
+            # The peak comes at step warmup - 1, and torch divides by that.
+            pct_start=max(warmup, 2) / (total + 1),
+            cycle_momentum=False,
+            div_factor=25,
+            final_div_factor=1 / (25 * settings.final_ratio),
+        )
+    main: lr_scheduler.LRScheduler
+    match settings.name:
+        case "step":
+            main = lr_scheduler.StepLR(optimizer, settings.step_epochs * steps, settings.factor)
+        case "multistep":
+            marks = [epoch * steps - warmup for epoch in settings.milestones]
+            main = lr_scheduler.MultiStepLR(optimizer, marks, settings.factor)
+        case "cosine_restarts":
+            main = lr_scheduler.CosineAnnealingWarmRestarts(
+                optimizer, settings.restart_epochs * steps, settings.restart_mult, eta_min=floor
+            )
+        case "cosine":
+            main = lr_scheduler.CosineAnnealingLR(optimizer, length, eta_min=floor)
+        case "linear":
+            main = lr_scheduler.LambdaLR(
+                optimizer, lambda step: max(settings.final_ratio, 1 - (1 - settings.final_ratio) * step / length)
+            )
+        case "constant" | "plateau":
+            main = lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    if warmup == 0:
+        return main
+    rise = lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [rise, main], [warmup])

@@ -1,0 +1,114 @@
+"""What a stage trains for: the loss, the measures on validation, and what its model is recorded to be made of."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanresnet.config.schema import Distill, Recipe, check_teacher, flatten
+from leanresnet.data.splits import Split
+from leanresnet.errors import ConfigError
+from leanresnet.files import file_hashes
+from leanresnet.models.checkpoint import Checkpoint
+from leanresnet.models.resnet import ResNet
+from leanresnet.training.loop import Criterion
+from leanresnet.training.losses import CrossEntropy, DistillationLoss
+from leanresnet.training.validation import MEASURES, Measure, TeacherComparison
+
+# Models that were not distilled have these values too, so that runs are compared without an empty column.
+NOT_DISTILLED: dict[str, str | float] = {
+    "distill.teacher": "none",
+    "distill.alpha": 0.0,
+    "distill.temperature": 1.0,
+    "distill.beta": "none",
+    "distill.attention": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a stage adds to a recipe.
+
+    Attributes:
+        stage: name of the stage in dvc.yaml.
+        key: the recipe's place as an error names it, such as ``params.yaml: train.baseline``.
+        criterion: the loss, see `training.loop.Criterion`.
+        measures: what is measured on the validation images, by name.
+        params: values beside the recipe that are recorded with the model.
+        teacher_sha256: SHA-256 of the teacher's weights, or None.
+    """
+
+    stage: str
+    key: str
+    criterion: Criterion
+    measures: dict[str, Measure] = field(default_factory=lambda: dict(MEASURES))
+    params: dict[str, str | float] = field(default_factory=lambda: dict(NOT_DISTILLED))
+    teacher_sha256: str | None = None
+
+
+def label_task(name: str, recipe: Recipe, where: str) -> TrainingTask:
+    """Train on the labels alone.
+
+    Args:
+        name: baseline or teacher.
+        where: the params file, for errors.
+    """
+    return TrainingTask(f"train@{name}", f"{where}: train.{name}", CrossEntropy(recipe.label_smoothing))
+
+
+def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> TrainingTask:
+    """Train the student on the labels and on the answers of `teacher`.
+
+    Args:
+        where: the params file, for errors.
+
+    Raises:
+        ConfigError: the teacher cannot give what the settings ask for.
+    """
+    # The params name the network of any other teacher, and load_params has checked that one.
+    try:
+        if isinstance(teacher.net, ResNet):
+            check_teacher(f"{where}: distill", settings, teacher.net.model, "previous model")
+        elif settings.attention:
+            raise ConfigError(f"{where}: distill.attention = {settings.attention} with an ensemble, accepted: 0")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return TrainingTask(
+        stage="distill",
+        key=f"{where}: distill.student",
+        criterion=DistillationLoss(
+            teacher.net,
+            settings.alpha,
+            settings.temperature,
+            settings.beta,
+            settings.student.label_smoothing,
+            settings.attention,
+        ),
+        measures=TeacherComparison(teacher.net).measures(),
+        params={
+            "distill.teacher": teacher.about["name"],
+            "distill.alpha": settings.alpha,
+            "distill.temperature": settings.temperature,
+            "distill.beta": "none" if settings.beta is None else settings.beta,
+            "distill.attention": settings.attention,
+        },
+        teacher_sha256=teacher.sha256,
+    )
+
+
+def describe_provenance(
+    name: str, recipe: Recipe, task: TrainingTask, train: Split, data: tuple[Path, Path]
+) -> dict[str, Any]:
+    """All that determines a model beside the code: it becomes a part of model.json.
+
+    Args:
+        data: the files of the training and of the validation split.
+    """
+    return {
+        "name": name,
+        "stage": task.stage,
+        "params": flatten(recipe) | task.params,
+        "dataset": train.dataset,
+        "train_md5": file_hashes(data[0])[0],
+        "validation_md5": file_hashes(data[1])[0],
+        "teacher_sha256": task.teacher_sha256,
+    }

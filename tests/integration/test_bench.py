@@ -1,0 +1,86 @@
+"""The benchmarks compare what they say they compare; nothing here is timed."""
+
+import json
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import tiny_recipe
+
+from bench import report
+from bench.trainers import Engine, PlainLoop, PlainProcess, paper_recipe, wider
+from leanresnet.models.complexity import count_parameters
+
+CPU = torch.device("cpu")
+
+
+def test_the_network_of_the_comparison_is_the_papers() -> None:
+    assert count_parameters(paper_recipe(batch_size=64).model) == 4_935_242
+    assert paper_recipe(batch_size=64).batch_size == 64
+    assert wider(paper_recipe().model, 0.5).channels == (32, 64, 64, 128)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
+def test_the_plain_loop_trains_the_same_network_on_its_own_pictures() -> None:
+    recipe = tiny_recipe(batch_size=10)
+    plain = PlainLoop(recipe, steps=2, device=CPU)
+    assert sum(p.numel() for p in plain.net.parameters()) == count_parameters(recipe.model)
+    assert plain.net.stem[0].weight.is_contiguous()
+    before = plain.net.stem[0].weight.clone()
+    images, labels = next(iter(plain.loader))
+    assert (images.shape, images.dtype, labels.dtype) == ((10, 3, 32, 32), torch.float32, torch.int64)
+    # Normalised by the transforms, and left as they are by the network.
+    assert float(images.max()) < 2.8
+    torch.testing.assert_close(plain.net.normalize(images), images, atol=1e-5, rtol=1e-5)
+    taken = []
+    step = plain._step
+    plain._step = lambda images, labels: taken.append(len(labels)) or step(images, labels)  # type: ignore[method-assign]
+    run = plain.epoch()
+    assert taken == [10]
+    run()
+    assert taken == [10, 10, 10]
+    assert not torch.equal(plain.net.stem[0].weight, before)
+
+
+@pytest.mark.parametrize("action", ["run", "bare"])
+def test_the_engine_and_the_bare_step_take_as_many_steps(action: str) -> None:
+    backend_settings = Engine(tiny_recipe(batch_size=10), steps=3, device=CPU, compile=False)
+    steps: list[int] = []
+    hook = backend_settings.loop.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    getattr(backend_settings, action)()
+    hook.remove()
+    assert len(steps) == 3
+    assert backend_settings.images == 30
+
+
+def test_the_plain_loop_runs_beside_in_a_process_of_its_own() -> None:
+    with PlainProcess(tiny_recipe(batch_size=10), steps=2, device=CPU) as plain:
+        assert plain.images_a_second() > 0
+        assert plain.images_a_second() > 0
+        assert plain._process.pid != os.getpid()
+    assert plain._process.exitcode == 0
+
+
+def test_measures_take_turns() -> None:
+    order: list[str] = []
+
+    def measure(name: str) -> Callable[[], float]:
+        return lambda: order.append(name) or float(len(order))  # type: ignore[func-returns-value]
+
+    found = report.alternate({"a": measure("a"), "b": measure("b")}, 3)
+    assert order == ["a", "b"] * 3
+    assert found == {"a": [1, 3, 5], "b": [2, 4, 6]}
+
+
+def test_each_figure_ends_as_one_line_of_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "FIGURES", [])
+    report.record("a/b", 1.23456, "x", batch=3)
+    capsys.readouterr()
+    report.print_all(CPU)
+    (line,) = capsys.readouterr().out.splitlines()
+    figure = json.loads(line)
+    assert (figure["name"], figure["value"], figure["unit"], figure["batch"]) == ("a/b", 1.235, "x", 3)
+    assert figure["torch"] == torch.__version__

@@ -1,0 +1,273 @@
+"""The program as a person runs it."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from conftest import Checkout, edited, outside_environment, preset_text
+from imports import ROOT
+
+from leanresnet.serving import inference
+from leanresnet.tracking import mlflow_client as tracking
+from pipeline import workspace
+from pipeline.cli import cli
+from pipeline.options import model_option, params_option
+from pipeline.port import check_free
+
+PRESETS = ["default", *(path.stem for path in (ROOT / "presets").glob("*.yaml"))]
+
+
+def program(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=cwd,
+        env=outside_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, pipeline.cli as c\n"
+        "try: c.cli(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'mlflow', 'numpy', 'pydantic', 'dvc'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=outside_environment()
+    )
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "download",
+        "split",
+        "train",
+        "distill",
+        "evaluate",
+        "check",
+        "init",
+        "compare",
+        "search",
+        "sync",
+        "ui",
+        "lineage",
+        "ensemble",
+        "champion",
+        "predict",
+        "playground",
+        "export",
+    ],
+)
+def test_each_command_explains_itself(command: str) -> None:
+    done = program(command, "--help")
+    assert done.returncode == 0
+    assert "Usage: leanresnet " + command in done.stdout
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_passes_the_check(preset: str) -> None:
+    done = program("check", "--preset", preset)
+    assert done.returncode == 0, done.stderr
+    assert "valid" in done.stdout
+
+
+def test_check_counts_the_papers_network_exactly_and_by_layer() -> None:
+    done = program("check", "--preset", "paper", "--layers")
+    assert "4,935,242 parameters" in done.stdout
+    assert "layers.3.0.shortcut.0" in done.stdout
+
+
+def test_check_says_which_stages_would_run_and_why(checkout: Checkout) -> None:
+    file = checkout.folder / "params.yaml"
+    assert "none, all are up to date" in checkout.shell("leanresnet", "check").stdout
+    with edited(file, file.read_text().replace("temperature: 4.0", "temperature: 3.0")):
+        shown = checkout.shell("leanresnet", "check").stdout
+    assert "stages to run: distill" in shown
+    assert "params.yaml distill modified" in shown
+    assert "train@" not in shown
+
+
+def test_check_estimates_without_training() -> None:
+    done = program("check", "--preset", "demo", "--estimate")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("s an epoch") == 3
+
+
+def test_compare_shows_the_models_side_by_side(checkout: Checkout) -> None:
+    shown = checkout.shell("leanresnet", "compare", "--results", "results").stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["model", "baseline", "teacher", "student"]
+    test = json.loads((checkout.folder / "results/student/test.json").read_text())
+    assert f"{test['test']['accuracy']:.2%}" in shown[3]
+    assert shown[2].endswith("+0.00")
+
+
+def test_search_lists_architectures_that_fill_the_budget() -> None:
+    common = ("search", "--params", str(ROOT / "params.yaml"), "--least", "0.5", "--count", "3")
+    narrow = ("--layers", "3", "--blocks", "1-2", "--channels", "64,128,256", "--kernels", "3", "--skip-kernels", "1")
+    done = program(*common, *narrow)
+    assert done.returncode == 0, done.stderr
+    *rows, last = done.stdout.splitlines()
+    assert len(rows) == 3
+    assert all(2_500_000 <= int(row.split()[1].replace(",", "")) <= 5_000_000 for row in rows)
+    # Ten ways to widen three layers, two blocks or one in each.
+    assert last.startswith("80 counted in ")
+    assert last.endswith("with 50% to 100% of 5,000,000")
+    lines = program(*common, *narrow, "--format", "dvc").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [row.split()[0] for row in rows]
+    assert all("train.baseline.model.channels=[" in line for line in lines)
+
+
+@pytest.mark.parametrize("numbers", ["", "a", "0", "3-1", "1,,2", "-1", "1-2-", "4", "17"])
+def test_search_refuses_what_are_no_sizes(numbers: str) -> None:
+    done = program("search", "--params", str(ROOT / "params.yaml"), f"--kernels={numbers}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "accepted: odd numbers from 1 to 15" in done.stderr
+
+
+def test_compare_takes_results_or_runs() -> None:
+    for more in (["run"], ["--experiment", "b"], ["--out", "c"], ["--html", "d"]):
+        done = program("compare", "--results", "a", *more)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "--results stands alone" in done.stderr
+
+
+def test_without_a_command_the_program_shows_its_help() -> None:
+    done = program()
+    assert "Commands:" in done.stdout + done.stderr
+    assert "error:" not in done.stderr
+
+
+def test_compare_without_results_is_one_line(tmp_path: Path) -> None:
+    done = program("compare", "--results", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+    assert "no evaluated model" in done.stderr
+
+
+def test_a_default_is_of_the_workspace_and_what_is_given_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command()
+    @model_option
+    @params_option
+    def command(model: Path, params: Path) -> None:
+        click.echo(f"{model} {params}")
+
+    (tmp_path / "results").mkdir()
+    (tmp_path / "params.yaml").touch()
+    for folder, default in (("results", "../models/student ../params.yaml"), (".", "models/student params.yaml")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert CliRunner().invoke(command, []).output == f"{default}\n"
+        assert CliRunner().invoke(command, ["--model", "m", "--params", "p"]).output == "m p\n"
+    (tmp_path / "params.yaml").unlink()
+    assert CliRunner().invoke(command, []).output == "models/student params.yaml\n"
+
+
+def test_check_in_a_subfolder_is_of_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "params.yaml").write_text(preset_text("demo"))
+    monkeypatch.chdir(tmp_path / "results")
+    done = CliRunner().invoke(cli, ["check"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "../params.yaml: valid")
+
+
+@pytest.fixture
+def checkout_of_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout from which `init` takes its files, in a folder whose name means something in YAML."""
+    folder = tmp_path / 'it\'s: a #1 "checkout", {really}'
+    for name in (".dvc/config", ".gitignore", ".dvcignore", "dvc.yaml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    monkeypatch.setattr(workspace, "CHECKOUT", folder)
+    return folder
+
+
+def test_init_takes_the_remote_of_a_team_along(tmp_path: Path, checkout_of_init: Path) -> None:
+    checkout, folder = checkout_of_init, tmp_path / "space"
+    subprocess.run(["git", "init", "--quiet"], cwd=checkout, check=True)
+    assert workspace.dvc("remote", "add", "--default", "team", "s3://leanresnet/dvc", folder=checkout).returncode == 0
+    assert CliRunner().invoke(cli, ["init", str(folder)]).exit_code == 0
+    assert workspace.dvc("config", "core.no_scm", folder=folder).stdout == "true\n"
+    assert workspace.dvc("config", "remote.team.url", folder=folder).stdout == "s3://leanresnet/dvc\n"
+    assert (folder / "dvc.yaml").read_text() == (checkout / "dvc.yaml").read_text()
+    assert (folder / "src/leanresnet").readlink() == ROOT / "src/leanresnet"
+
+
+@pytest.mark.parametrize("there", [[], [".gitignore", ".dvcignore", "notes.txt"]])
+def test_an_init_that_failed_can_be_tried_again(
+    there: list[str], tmp_path: Path, checkout_of_init: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "space"
+    for name in there:
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("mine\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(workspace, "dvc", lambda *_, **__: subprocess.CompletedProcess([], 1, "", "ERROR: no disk\n"))
+        failed = CliRunner().invoke(cli, ["init", str(folder)])
+    assert str(failed.exception) == f"{folder}: dvc init failed (no disk)"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(there)
+    assert CliRunner().invoke(cli, ["init", str(folder)]).exit_code == 0
+    made = {"params.yaml", "params.schema.json", "dvc.yaml", "src", ".dvc", ".gitignore", ".dvcignore"}
+    assert {path.name for path in folder.iterdir()} == made | set(there)
+    assert {(folder / name).read_text() for name in there} <= {"mine\n"}
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        ("ERROR: unexpected error - no room\n\nHaving any troubles? Hit us up at https://dvc.org/support", "no room"),
+        ("WARNING: old\nERROR: cannot lock\nTo see more: <https://man.dvc.org/status>", "cannot lock"),
+        (
+            "ERROR: 'params.yaml' is corrupted: a mapping\n  in line 3\n\nTo suppress:\n    https://yaml.dev",
+            "a mapping",
+        ),
+        (
+            "'./dvc.yaml' is invalid.\n\nExpected ',', in line 2\n  2 │ a: [b\n",
+            "'./dvc.yaml' is invalid. Expected ',', in line 2",
+        ),
+        ("", "no reason given"),
+    ],
+)
+def test_of_what_dvc_says_the_fault_is_quoted(stderr: str, said: str) -> None:
+    reason = workspace.reason(subprocess.CompletedProcess([], 1, "", stderr))
+    assert reason.endswith(said)
+    assert "http" not in reason
+
+
+def test_a_real_fault_of_dvc_is_quoted(tmp_path: Path) -> None:
+    assert "not inside of a DVC repository" in workspace.reason(workspace.dvc("status", "--json", folder=tmp_path))
+
+
+def test_ui_with_a_server_of_its_own_that_is_dead_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "ui"]
+    environment = outside_environment(MLFLOW_TRACKING_URI="http://ann:secret@127.0.0.1:9")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+    assert done.stderr.startswith("error: http://***@127.0.0.1:9: MLflow does not answer")
+    assert "secret" not in done.stderr
+
+
+def test_a_page_is_not_announced_where_another_program_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "runs_table", lambda: "runs")
+    monkeypatch.setattr(inference, "find_models", lambda models: ["student"])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for command in ("ui", "playground"):
+            done = CliRunner().invoke(cli, [command, "--port", str(port)])
+            assert done.output == ""
+            assert str(done.exception).startswith(f"--port = {port}: Address already in use, accepted: ")
+    check_free(port)

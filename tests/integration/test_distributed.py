@@ -1,0 +1,207 @@
+"""Real processes that share each batch: they train what one process trains, and stop and go on together."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import outside_environment
+from helpers import synthetic_split, tiny_recipe
+from test_resume import COMMAND, newest, prepare, results, the_run, train
+from torch import Tensor, nn
+from waiting import wait_for
+
+from leanresnet.compute.distributed import DistributedContext, convert_sync_batch_norm
+from leanresnet.data.splits import save_split
+from leanresnet.errors import ConfigError
+from leanresnet.jobs import train_job as experiment
+from leanresnet.jobs.train_job import run_experiment
+from leanresnet.training.losses import CrossEntropy
+from leanresnet.training.results import Outputs, read_history
+from leanresnet.training.tasks import TrainingTask
+
+STATES = 6 * 3 + 6  # a snapshot a step and an epoch
+TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
+
+
+def prepared(folder: Path, **changes: object) -> Path:
+    """A training in which pairs are mixed and each step has two passes, in float32."""
+    prepare(folder)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    recipe = params["train"]["baseline"]
+    recipe.update({"precision": "fp32", "sync_batch_norm": True, **changes})
+    recipe["augmentation"]["mix"] = "cutmix"
+    recipe["sharpness"]["rho"] = 0.5
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    return folder
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    settings = {"LEANRESNET_SNAPSHOT_SECONDS": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "code")}
+    environment = outside_environment(**settings)
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def worker(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
+    (found,) = [child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == str(rank)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes that nobody interrupts, started by torchrun's own command."""
+    folder = prepared(tmp_path_factory.mktemp("whole"))
+    process = start(folder, *TORCHRUN, *COMMAND[1:])
+    assert process.communicate() is not None
+    assert process.returncode == 0
+    return folder
+
+
+def test_two_processes_train_what_one_trains(whole: Path, tmp_path: Path) -> None:
+    """Same images, same steps, batch norm over both shares: the losses differ by rounding alone."""
+    alone = prepared(tmp_path)
+    assert train(alone) == (0, "")
+    one, two = (read_history(folder / "results/baseline/history.csv") for folder in (alone, whole))
+    for name in ("train/loss", "val/loss"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], abs=1e-3)
+        assert [row[name] for row in two] != [row[name] for row in one]
+    assert [row["lr"] for row in two] == [row["lr"] for row in one]
+    (first, metrics), (second, _) = the_run(whole), the_run(alone)
+    assert first.info.status == "FINISHED"
+    assert [step for step, _ in metrics["train/loss"]] == list(range(1, 7))
+    assert (first.data.tags["processes"], second.data.tags["processes"]) == ("2", "1")
+    assert first.data.params == second.data.params
+
+
+def test_a_lost_process_or_a_signal_ends_all_and_the_next_goes_on(whole: Path, tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    command = [*COMMAND, "--nproc", "2"]
+    launcher = start(folder, *command)
+    wait_for(lambda: newest(folder) >= 5)
+    worker(launcher, 1).kill()
+    error = launcher.communicate()[1]
+    assert launcher.returncode == 8
+    lost = "error: a process of this training ended before its time; the same command goes on from the last snapshot"
+    assert error.splitlines()[-1] == lost
+    left = newest(folder)
+    launcher = start(folder, *command)
+    wait_for(lambda: newest(folder) > left)
+    os.kill(launcher.pid, signal.SIGTERM)
+    error = launcher.communicate()[1]
+    assert launcher.returncode == 143
+    # One of the two says it. So soon after its start, MLflow may not have been imported yet, and a line says so.
+    said = [line for line in error.splitlines() if not line.startswith("warning: MLflow")]
+    assert [line[:37] for line in said] == ["error: stopped by SIGTERM after epoch"]
+    assert newest(folder) < STATES
+    launcher = start(folder, *command)
+    assert (launcher.communicate()[1], launcher.returncode) == ("", 0)
+    assert STATES <= newest(folder) <= STATES + 1  # what SIGTERM saved may be where it began
+    assert results(folder) == results(whole)
+
+
+def test_the_death_of_torchrun_counts_as_a_signal(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(
+        "import pathlib, time\n"
+        "from leanresnet.signals import stop_requests\n"
+        "with stop_requests() as requested:\n"
+        "    pathlib.Path('ready').touch()\n"
+        "    while requested() is None:\n"
+        "        time.sleep(0.05)\n"
+        "    pathlib.Path('asked').write_text(requested().name)\n"
+    )
+    launch = "import subprocess, sys; subprocess.run([sys.executable, 'worker.py'])"
+    environment = outside_environment(TORCHELASTIC_RUN_ID="1")
+    with subprocess.Popen([sys.executable, "-c", launch], cwd=tmp_path, env=environment) as launcher:
+        wait_for((tmp_path / "ready").exists)
+        launcher.kill()
+    wait_for((tmp_path / "asked").exists)
+    assert (tmp_path / "asked").read_text() == "SIGTERM"
+
+
+def test_a_batch_that_cannot_be_shared_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "distributed_context", lambda: nullcontext(DistributedContext(0, 2)))
+    files = tmp_path / "train.safetensors", tmp_path / "validation.safetensors"
+    for file in files:
+        save_split(synthetic_split(30), file)
+    task, outputs = TrainingTask("train@baseline", "here", CrossEntropy(0.0)), Outputs(tmp_path / "m", tmp_path / "r")
+    with pytest.raises(
+        ConfigError, match=r"^here\.batch_size = 15: accepted: a multiple of the 2 processes that share"
+    ):
+        run_experiment("baseline", tiny_recipe(batch_size=15), task, files, outputs, torch.device("cpu"), 60)
+
+
+def test_shares_make_up_the_batch() -> None:
+    batch = torch.arange(14).view(7, 2)
+    for size in (1, 2, 3):
+        shares = [DistributedContext(rank, size).share(batch) for rank in range(size)]
+        assert torch.equal(torch.cat(shares), batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+class TwoThreads:
+    """Stand-ins of torch.distributed for two threads of this process, each as one process of a training."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2, timeout=60)
+        self._sent: dict[int, Tensor] = {}
+
+    def get_world_size(self) -> int:
+        return 2
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        self._sent[threading.get_ident()] = tensor.clone()
+        self._barrier.wait()
+        total = sum(self._sent.values())
+        assert isinstance(total, Tensor)
+        self._barrier.wait()
+        tensor.copy_(total)
+
+
+@pytest.mark.parametrize("mean", [0, 1_000, 10_000])
+def test_batch_norm_over_two_shares_is_that_over_the_whole_batch(mean: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forwards and backwards, against one process in float64; `mean` is in standard deviations."""
+    both = TwoThreads()
+    monkeypatch.setattr("leanresnet.compute.distributed.dist", both)
+    generator = torch.Generator().manual_seed(0)
+    images, gradient = (torch.randn(8, 3, 5, 5, generator=generator) for _ in range(2))
+    images[4:] += 0.5  # the shares differ
+    images += mean
+    whole = nn.BatchNorm2d(3)
+    with torch.no_grad():
+        whole.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        whole.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    norms = [copy.deepcopy(whole), copy.deepcopy(whole)]
+    for norm in norms:
+        convert_sync_batch_norm(norm)
+    shares = [share.clone().requires_grad_() for share in images.chunk(2)]
+
+    def work(rank: int) -> Tensor:
+        answer: Tensor = norms[rank](shares[rank])
+        answer.backward(gradient.chunk(2)[rank])
+        return answer.detach()
+
+    with ThreadPoolExecutor(2) as pool:
+        answer = torch.cat(list(pool.map(work, range(2))))
+    whole.double()
+    expected_input = images.double().requires_grad_()
+    expected = whole(expected_input)
+    expected.backward(gradient.double())
+    # A mean in float32 is known to so much of a standard deviation.
+    close = {"rtol": 1e-4, "atol": 1e-5 + mean * 2**-23, "check_dtype": False}
+    torch.testing.assert_close(answer, expected.detach(), **close)
+    torch.testing.assert_close(torch.cat([share.grad for share in shares]), expected_input.grad, **close)
+    for name, parameter in whole.named_parameters():
+        found = sum(norm.get_parameter(name).grad for norm in norms)
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-4 + mean * 2**-18, check_dtype=False)
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(norms[0].get_buffer(name), norms[1].get_buffer(name))
+        torch.testing.assert_close(norms[0].get_buffer(name), buffer, rtol=1e-4, atol=1e-6, check_dtype=False)

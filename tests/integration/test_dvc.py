@@ -1,0 +1,286 @@
+"""The pipeline under the real DVC: what runs, what reruns, what is restored."""
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import HELD, Checkout, copy_checkout, edited, shell_in
+from helpers import experiments_function, put
+
+EVALUATIONS = {"evaluate@baseline", "evaluate@teacher", "evaluate@student"}
+STAGES = {"download", "split", "train@baseline", "train@teacher", "distill", *EVALUATIONS}
+MODELS = ("baseline", "teacher", "student")
+
+
+def stale(checkout: Checkout) -> set[str]:
+    """The stages whose own dependencies, params or command changed, from `dvc status`."""
+    return set(json.loads(checkout.shell("dvc", "status", "--json").stdout))
+
+
+def leaves(section: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def other_value(value: Any) -> Any:
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case list():
+            return [*value, value[-1]]
+        case _:
+            return 0.5
+
+
+def stages_of(key: tuple[str, ...]) -> set[str]:
+    """What a key of params.yaml should make stale, by the rule: one section, one stage."""
+    match key:
+        case ("train", model, *_):
+            return {f"train@{model}"}
+        case ("distill", "teacher"):
+            return {"distill", *EVALUATIONS}
+        case ("evaluate", *_):
+            return EVALUATIONS
+        case (section, *_):
+            return {section}
+    raise AssertionError(key)
+
+
+@pytest.fixture
+def status(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`dvc status` without a process a call: the same function that the command calls."""
+    from dvc.repo import Repo
+    from ruamel.yaml import YAML
+
+    # It parses the same files up to nine times a call, which takes four fifths of its time.
+    load, parsed = YAML.load, {}
+
+    def load_once(parser: YAML, text: str) -> Any:
+        key = (*parser.typ, text)
+        if key not in parsed:
+            parsed[key] = load(parser, text)
+        return copy.deepcopy(parsed[key])
+
+    monkeypatch.setattr(YAML, "load", load_once)
+
+    def changed() -> set[str]:
+        with Repo(str(checkout.folder)) as repo:
+            return {name.rpartition(":")[2] for name in repo.status()}
+
+    yield changed
+    assert changed() == set(), "a test left the checkout changed"
+
+
+def test_a_fresh_repro_runs_every_stage_once_and_the_next_one_none(checkout: Checkout) -> None:
+    for stage in STAGES:
+        assert checkout.first_repro.count(f"Running stage '{stage}'") == 1
+    again = checkout.shell("dvc", "repro")
+    assert "Running stage" not in again.stdout
+    assert "Data and pipelines are up to date" in again.stdout
+    assert stale(checkout) == set()
+
+
+def test_two_at_once_do_the_work_once_or_in_turn(checkout: Checkout) -> None:
+    file = checkout.folder / "params.yaml"
+    params = yaml.safe_load(file.read_text())
+    params["evaluate"]["mistakes"] = 4
+    repro = ("dvc", "repro", "evaluate@baseline")
+    with edited(file, yaml.safe_dump(params)), ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: checkout.shell(*repro, check=False), range(2)))
+        assert 0 in [done.returncode for done in both]
+        for done in both:
+            assert done.returncode == 0 or HELD.search(done.stderr), done.stderr
+        assert "Running stage" in both[0].stdout + both[1].stdout
+        assert "Running stage" not in checkout.shell(*repro).stdout
+    assert "Running stage" not in checkout.shell(*repro).stdout
+
+
+def test_the_demo_keeps_its_promise(checkout: Checkout) -> None:
+    accuracy = {
+        m: json.loads((checkout.folder / f"results/{m}/test.json").read_text())["test"]["accuracy"] for m in MODELS
+    }
+    assert accuracy["baseline"] >= 0.97
+    assert accuracy["student"] >= 0.97
+
+
+def test_each_key_makes_its_own_stage_stale_and_no_other(checkout: Checkout, status: Any) -> None:
+    """All of a stage's status is asked for where a command names the key, and once for each set of stages.
+
+    Elsewhere the part of it that a key can change will do, which takes a hundredth of the time.
+    """
+    from dvc.dependency import ParamsDependency
+    from dvc.repo import Repo
+
+    file = checkout.folder / "params.yaml"
+    params = yaml.safe_load(file.read_text())
+    named = set(re.findall(r"\$\{([\w.]+)\}", (checkout.folder / "dvc.yaml").read_text()))
+    wrong, seen = {}, []
+    with Repo(str(checkout.folder)) as repo:
+        found = [(stage.addressing.rpartition(":")[2], stage.deps) for stage in repo.index.stages]
+        tracked = [(name, dep) for name, deps in found for dep in deps if isinstance(dep, ParamsDependency)]
+    for path, value in leaves(params):
+        key, expected = ".".join(path), stages_of(path)
+        other = "baseline" if key == "distill.teacher" else other_value(value)
+        with edited(file, json.dumps(put(params, {key: other}))):
+            if key in named or expected not in seen:
+                stale = status()
+            else:
+                stale = {name for name, dep in tracked if dep.workspace_status()}
+        seen.append(expected)
+        if stale != expected:
+            wrong[key] = stale
+    assert wrong == {}
+
+
+TRAINED = {"train@baseline", "train@teacher", "distill", *EVALUATIONS}
+# A file of each room, and the stages that an edit of it makes stale.
+EDITED = {
+    "config/schema.py": set(STAGES),
+    "files.py": set(STAGES),
+    "data/cifar.py": {"download", "split"},
+    "data/splits.py": set(STAGES),
+    "models/resnet.py": TRAINED,
+    "compute/device.py": TRAINED,
+    "training/losses.py": TRAINED,
+    "training/loop.py": TRAINED,
+    "evaluation/report.py": set(EVALUATIONS),
+    "errors.py": set(),
+    "text.py": set(),
+    "signals.py": set(),
+    "tracking/mlflow_client.py": set(),
+    "jobs/launcher.py": set(),
+    "analysis/comparison.py": set(),
+    "serving/inference.py": set(),
+    "scaffold/reference.py": set(),
+}
+
+
+def test_editing_a_room_makes_the_stages_stale_whose_bytes_it_determines(checkout: Checkout, status: Any) -> None:
+    package = checkout.folder / "src/leanresnet"
+    assert {name.partition("/")[0] for name in EDITED if "/" in name} == {
+        each.parent.name for each in package.glob("*/__init__.py")
+    }
+    for name, expected in EDITED.items():
+        with edited(package / name, (package / name).read_text() + "# edited\n"):
+            assert status() == expected, name
+    command = checkout.folder / "pipeline/train.py"
+    with edited(command, command.read_text() + "# edited\n"):
+        assert status() == set()
+
+
+def test_what_python_leaves_beside_the_code_makes_nothing_stale(checkout: Checkout, status: Any) -> None:
+    left = checkout.folder / "src/leanresnet/training/__pycache__/loop.cpython-311.pyc"
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+    assert status() == set()
+
+
+def test_going_back_restores_from_the_cache_without_training(checkout: Checkout) -> None:
+    file = checkout.folder / "params.yaml"
+    student = checkout.folder / "models/student/model.safetensors"
+    weights = student.read_bytes()
+    params = yaml.safe_load(file.read_text())
+    params["distill"]["student"] |= {"epochs": 1}
+    params["distill"]["student"]["schedule"] |= {"warmup_epochs": 0.5}
+    with edited(file, yaml.safe_dump(params)):
+        changed = checkout.shell("dvc", "repro").stdout
+        assert {s for s in STAGES if f"Running stage '{s}'" in changed} == {"distill", "evaluate@student"}
+        assert student.read_bytes() != weights
+    restored = checkout.shell("dvc", "repro").stdout
+    assert "Running stage" not in restored
+    assert student.read_bytes() == weights
+
+
+def test_a_student_teaches_the_next_one(checkout: Checkout) -> None:
+    """README: born-again networks. Their maps are compared too."""
+    file = checkout.folder / "params.yaml"
+    first = json.loads((checkout.folder / "models/student/model.json").read_text())
+    shutil.copytree(checkout.folder / "models/student", checkout.folder / "models/previous")
+    params = yaml.safe_load(file.read_text())
+    params["distill"] |= {"teacher": "previous", "attention": 1.0}
+    params["distill"]["student"] |= {"epochs": 1}
+    params["distill"]["student"]["schedule"] |= {"warmup_epochs": 0.5}
+    with edited(file, yaml.safe_dump(params)):
+        checkout.shell("dvc", "repro", "distill")
+        second = json.loads((checkout.folder / "models/student/model.json").read_text())
+    checkout.shell("dvc", "repro")
+    assert second["teacher_sha256"] == first["sha256"]
+    assert (second["params"]["distill.teacher"], second["params"]["distill.attention"]) == ("student", 1.0)
+    assert json.loads((checkout.folder / "models/student/model.json").read_text()) == first
+
+
+@pytest.fixture(scope="module")
+def short(checkout: Checkout) -> int:
+    """An experiment of this name, run in a temporary copy; how many runs the workspace got by it."""
+    runs = count_runs(checkout.folder)
+    overrides = ["-S", "distill.student.epochs=1", "-S", "distill.student.schedule.warmup_epochs=0.5"]
+    checkout.shell("dvc", "exp", "run", "--temp", "--name", "short", *overrides)
+    return count_runs(checkout.folder) - runs
+
+
+def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(
+    checkout: Checkout, short: int, tmp_path: Path
+) -> None:
+    """Also the README's commands: exp run -S, exp show, compare, params and metrics diff, plots show."""
+    shell = checkout.shell
+    assert short == 1
+    assert shell("git", "status", "--porcelain").stdout == ""
+    shown = shell("dvc", "exp", "show", "--csv").stdout
+    assert "short" in shown
+    table = shell("leanresnet", "compare", "--experiment", "short", "--out", str(tmp_path / "short")).stdout
+    assert table.splitlines()[2].startswith("| short | student | ")
+    assert (tmp_path / "short.md").read_text() == table
+    assert (tmp_path / "short.png").exists()
+    assert "distill.student.epochs" in shell("dvc", "params", "diff", "HEAD", "short").stdout
+    assert "results/student/test.json" in shell("dvc", "metrics", "diff", "HEAD", "short").stdout
+    assert "test.accuracy" in shell("dvc", "metrics", "show").stdout
+    page = Path(shell("dvc", "plots", "show").stdout.strip().removeprefix("file://"))
+    assert "val/accuracy" in page.read_text()
+
+
+def test_experiments_teach_another_one_in_a_temporary_copy(checkout: Checkout, short: int, tmp_path: Path) -> None:
+    """`learned` of experiments/run: two of them, as one."""
+    shell = checkout.shell
+    overrides = ["-S", "distill.student.epochs=1", "-S", "distill.student.schedule.warmup_epochs=0.5"]
+    learned = experiments_function("learned")
+    script = f'set -euo pipefail\njobs=1 asked=" HEAD "\n{learned}\nlearned student HEAD short\necho "$beside"'
+    beside = shell("bash", "-c", script).stdout.splitlines()[-1].split()
+    overrides += ["-S", "distill.teacher=previous"]
+    shell("dvc", "exp", "run", "--temp", "--name", "taught", *beside, *overrides, "distill")
+    teacher = json.loads((checkout.folder / "models/previous/model.json").read_text())
+    shutil.rmtree(checkout.folder / "models/previous")
+    assert len(teacher["members"]) == 2
+    shell("dvc", "get", "--rev", "taught", ".", "models/student", "--out", str(tmp_path / "student"))
+    assert json.loads((tmp_path / "student/model.json").read_text())["teacher_sha256"] == teacher["sha256"]
+
+
+def count_runs(folder: Path) -> int:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("leanresnet")
+    return len(client.search_runs([experiment.experiment_id]))
+
+
+def test_a_workspace_from_an_archive_without_git(tmp_path: Path) -> None:
+    home = copy_checkout(tmp_path / "unpacked")
+    shell = shell_in(tmp_path, PYTHONPATH=f"{home}:{home / 'src'}")
+    shell("leanresnet", "init", "space", "--preset", "demo")
+    inside = shell_in(tmp_path / "space", PYTHONPATH=f"{home}:{home / 'src'}")
+    assert "Running stage 'split'" in inside("dvc", "repro", "split").stdout
+    assert "stages to run: train@baseline, train@teacher" in inside("leanresnet", "check").stdout
+    assert (tmp_path / "space/results/split/samples.png").stat().st_size > 1000

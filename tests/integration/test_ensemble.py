@@ -1,0 +1,128 @@
+"""Several models as one, and as a teacher."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import outside_environment
+from helpers import CLASSES, random_images, synthetic_split, tiny_model, tiny_net, tiny_recipe
+from test_resume import prepare
+
+from leanresnet.config.schema import Evaluate
+from leanresnet.data.splits import save_split
+from leanresnet.errors import DataError
+from leanresnet.evaluation.report import write_report
+from leanresnet.files import file_hashes
+from leanresnet.models.checkpoint import load_model, save_ensemble, save_model
+from leanresnet.serving.inference import probabilities
+from leanresnet.tracking.log_outputs import log_evaluation
+from leanresnet.training.results import Outputs
+
+
+def save(folder: Path, seed: int, train_md5: str = "abc", validation_md5: str = "def", **shape: object) -> Path:
+    data = {"dataset": "synthetic", "train_md5": train_md5, "validation_md5": validation_md5}
+    provenance = {"name": f"model-{seed}", **data}
+    save_model(tiny_net(seed, **shape).state_dict(), tiny_model(**shape), CLASSES, provenance, folder)
+    return folder
+
+
+def test_an_ensemble_of_different_shapes_answers_with_the_mean_of_the_logits(tmp_path: Path) -> None:
+    members = [
+        load_model(save(tmp_path / "a", 0)),
+        load_model(save(tmp_path / "b", 1)),
+        # One that learned from fewer images, of those that were not held out.
+        load_model(save(tmp_path / "c", 2, "fewer", channels=(4, 8))),
+    ]
+    save_ensemble(members, tmp_path / "all")
+    together = load_model(tmp_path / "all")
+    images = random_images(4)
+    with torch.no_grad():
+        expected = sum(member.net(images) for member in members) / 3
+        torch.testing.assert_close(together.net(images), expected)
+    torch.testing.assert_close(probabilities(together, images), expected.softmax(1))
+    assert together.parameters == sum(member.parameters for member in members)
+    assert together.macs == sum(member.macs for member in members)
+    assert [each["sha256"] for each in together.about["members"]] == [member.sha256 for member in members]
+    assert (together.about["dataset"], together.about["validation_md5"]) == ("synthetic", "def")
+
+
+def test_members_held_out_the_same_images_and_are_no_ensembles(tmp_path: Path) -> None:
+    one, other = load_model(save(tmp_path / "a", 0)), load_model(save(tmp_path / "b", 1))
+    stranger = load_model(save(tmp_path / "c", 2, validation_md5="other"))
+    with pytest.raises(DataError, match=r"c/model.json: validation_md5 = other, .*accepted: def of .*a/model.json; "):
+        save_ensemble([one, stranger], tmp_path / "more")
+    with pytest.raises(DataError, match="a member is named twice"):
+        save_ensemble([one, one], tmp_path / "more")
+    save_ensemble([one, other], tmp_path / "all")
+    with pytest.raises(DataError, match="a member is an ensemble"):
+        save_ensemble([one, load_model(tmp_path / "all")], tmp_path / "more")
+    assert not (tmp_path / "more").exists()
+
+
+def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").touch()
+    split = tmp_path / "split.safetensors"
+    save_split(synthetic_split(60), split)
+    md5 = file_hashes(split)[0]
+    members = [load_model(save(tmp_path / name, seed, validation_md5=md5)) for seed, name in enumerate("ab")]
+    save_ensemble(members, tmp_path / "all")
+    settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
+    outputs = Outputs(tmp_path / "all", tmp_path / "results")
+    write_report(settings, outputs, tmp_path / "a", split, split, torch.device("cpu"))
+    log_evaluation(outputs, torch.device("cpu"))
+    report = json.loads((tmp_path / "results" / "test.json").read_text())
+    right = probabilities(load_model(tmp_path / "all"), synthetic_split(60).images).argmax(1) == torch.arange(60) % 10
+    assert report["test"]["accuracy"] == pytest.approx(float(right.double().mean()))
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("model", "teacher"), [("vast", "a"), ("a", "vast")])
+def test_answers_that_are_not_finite_are_not_evaluated(model: str, teacher: str, tmp_path: Path) -> None:
+    """As finite weights give that are large enough."""
+    save(tmp_path / "a", 0)
+    net = tiny_net()
+    net.classifier.weight.data.fill_(3e38)
+    save_model(net.state_dict(), tiny_model(), CLASSES, {"name": "vast", "train_md5": "abc"}, tmp_path / "vast")
+    split = tmp_path / "split.safetensors"
+    save_split(synthetic_split(20), split)
+    settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
+    outputs = Outputs(tmp_path / model, tmp_path / "results")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/vast: answers that are not finite, accepted: a model that"):
+        write_report(settings, outputs, tmp_path / teacher, split, split, torch.device("cpu"))
+    assert not outputs.results.exists()
+
+
+def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> None:
+    folder = prepare(tmp_path)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["distill"] |= {
+        "teacher": "previous",
+        "student": tiny_recipe(epochs=3, batch_size=20).model_dump(mode="json"),
+    }
+    for name, seed in (("one", 0), ("other", 1)):
+        held_out = file_hashes(folder / "data/validation.safetensors")[0]
+        save(folder / "models" / name, seed, validation_md5=held_out)
+
+    def run(*command: str, **distill: object) -> "subprocess.CompletedProcess[str]":
+        (folder / "params.yaml").write_text(yaml.safe_dump({**params, "distill": params["distill"] | distill}))
+        return subprocess.run(
+            ["leanresnet", *command], cwd=folder, env=outside_environment(), capture_output=True, text=True
+        )
+
+    made = run("ensemble", "models/one", "models/other")
+    assert made.stdout == "models/previous: 2 members, 10,532 parameters\n"
+    splits = ["--train", "data/train.safetensors", "--validation", "data/validation.safetensors"]
+    distill = ["distill", "--teacher", "models/previous", *splits, "--model", "models/student", "--results", "results"]
+    refused = run(*distill, attention=1.0)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "distill.attention = 1.0 with an ensemble, accepted: 0" in refused.stderr
+    done = run(*distill)
+    assert (done.returncode, done.stderr) == (0, "")
+    about = json.loads((folder / "models/student/model.json").read_text())
+    teacher = json.loads((folder / "models/previous/model.json").read_text())
+    assert about["teacher_sha256"] == teacher["sha256"]
+    assert about["params"]["distill.teacher"] == "ensemble"

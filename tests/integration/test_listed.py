@@ -1,0 +1,79 @@
+"""Code that DVC would record though it never ran."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import copy_checkout
+from imports import ROOT
+
+from leanresnet.errors import ConfigError
+from pipeline.listed import check_listed
+
+LOSSES = "src/leanresnet/training/losses.py"
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another clone, whose training DVC starts with this one's environment."""
+    folder = copy_checkout(tmp_path / "a clone")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    monkeypatch.setenv("DVC_STAGE", "train@baseline")
+    return folder
+
+
+def edit(file: Path) -> None:
+    file.write_text(file.read_text() + "# edited\n")
+
+
+def test_the_same_code_may_lie_elsewhere(clone: Path) -> None:
+    check_listed()
+    edit(clone / "src/leanresnet/analysis/champion.py")
+    check_listed()
+
+
+@pytest.mark.parametrize("file", [LOSSES, "src/leanresnet/files.py"])
+def test_other_code_than_that_which_is_listed_is_refused(file: str, clone: Path) -> None:
+    edit(clone / file)
+    repair = f"`python -m pip install --no-deps --no-build-isolation --editable '{clone}'`"
+    with pytest.raises(ConfigError) as refused:
+        check_listed()
+    message = f"{file}: not the code that runs, which is {ROOT / file}, accepted: this environment after {repair}"
+    assert str(refused.value) == message
+
+
+def test_a_module_that_does_not_run_is_refused(clone: Path) -> None:
+    (clone / "src/leanresnet/training/newer.py").touch()
+    with pytest.raises(ConfigError, match=r"newer\.py: not the code that runs"):
+        check_listed()
+
+
+def test_a_workspace_elsewhere_lists_its_checkout(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = tmp_path / "space"
+    space.mkdir()
+    monkeypatch.chdir(space)
+    monkeypatch.setenv("DVC_ROOT", str(space))
+    shutil.copy(ROOT / "dvc.yaml", space)
+    (space / "src").mkdir()
+    for checkout in (ROOT, clone):
+        (space / "src/leanresnet").unlink(missing_ok=True)
+        (space / "src/leanresnet").symlink_to(checkout / "src/leanresnet")
+        check_listed()
+    edit(clone / LOSSES)
+    with pytest.raises(ConfigError, match=f"{LOSSES}: not the code that runs.*--editable '{clone}'`"):
+        check_listed()
+
+
+def test_an_experiment_runs_the_code_that_it_was_queued_with(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(ROOT))
+    check_listed()
+    edit(clone / LOSSES)
+    with pytest.raises(ConfigError, match=f"{LOSSES}: {ROOT / LOSSES} was edited since the experiment was queued"):
+        check_listed()
+
+
+def test_what_dvc_does_not_record_may_be_any_code(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(clone / "src")
+    monkeypatch.delenv("DVC_STAGE")
+    check_listed()

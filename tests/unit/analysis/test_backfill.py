@@ -1,0 +1,54 @@
+"""What `sync` takes for a model that DVC restored."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from leanresnet.analysis.backfill import _models
+from leanresnet.evaluation.report import report_files
+from leanresnet.files import file_hashes, save_text
+from leanresnet.training.results import Outputs
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Outputs:
+    made = Outputs(tmp_path / "models/baseline", tmp_path / "results/baseline")
+    for path in [*made.files(), *report_files(made)]:
+        save_text(path.name, path)
+    return made
+
+
+def lock(root: Path, outputs: Outputs, unlisted: str = "") -> None:
+    """dvc.lock of a training and its evaluation, which lists all that they made but one file."""
+
+    def entries(paths: list[Path]) -> list[dict[str, str]]:
+        return [{"path": path.relative_to(root).as_posix(), "md5": file_hashes(path)[0]} for path in paths]
+
+    made = [path for path in outputs.files() if path.name != unlisted]
+    measured = [path for path in report_files(outputs) if path.name != unlisted]
+    stages = {"train": {"outs": entries(made)}, "evaluate": {"deps": entries(made), "outs": entries(measured)}}
+    save_text(yaml.safe_dump({"schema": "2.0", "stages": stages}), root / "dvc.lock")
+
+
+def test_a_model_and_its_evaluation_lie_there_as_the_lock_has_them(outputs: Outputs, tmp_path: Path) -> None:
+    lock(tmp_path, outputs)
+    assert list(_models(tmp_path)) == [(outputs, True)]
+    (outputs.results / "test.json").write_text("another one")
+    assert list(_models(tmp_path)) == [(outputs, False)]
+    outputs.summary.write_text("another one")
+    assert list(_models(tmp_path)) == []
+
+
+@pytest.mark.parametrize("name", ["model.json", "history.csv", "curves.png"])
+def test_a_file_that_the_lock_does_not_know_is_not_logged_with_a_model(
+    name: str, outputs: Outputs, tmp_path: Path
+) -> None:
+    lock(tmp_path, outputs, unlisted=name)
+    assert list(_models(tmp_path)) == []
+
+
+@pytest.mark.parametrize("name", ["test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png"])
+def test_nor_with_an_evaluation(name: str, outputs: Outputs, tmp_path: Path) -> None:
+    lock(tmp_path, outputs, unlisted=name)
+    assert list(_models(tmp_path)) == [(outputs, False)]

@@ -1,0 +1,270 @@
+"""Runs of a question side by side, from a real MLflow database."""
+
+from pathlib import Path
+
+import pytest
+
+from leanresnet.analysis import runs as registry
+from leanresnet.analysis.charts import front, overview, trade_off
+from leanresnet.analysis.comparison import compare, differing, select
+from leanresnet.analysis.runs import RunRecord, find_experiments
+from leanresnet.errors import DataError, StorageError
+from leanresnet.tracking import run as reporting
+from leanresnet.tracking.mlflow_client import EXPERIMENT_TAG
+
+
+def recorded(experiment: str, accuracy: float, parameters: float = 1000, **params: str) -> RunRecord:
+    metrics = {
+        "model/parameters": parameters,
+        "model/macs": 2e6,
+        "val/best_accuracy": accuracy + 0.002,
+        "val/evaluated_accuracy": accuracy,
+        "test/accuracy": accuracy - 0.01,
+        "speed/latency_ms": 1.25,
+        "train_seconds": 90.0,
+    }
+    tags = {EXPERIMENT_TAG: experiment, "model": "baseline", "dataset": "cifar10"}
+    return RunRecord(
+        experiment, "", "FINISHED", tags, {"epochs": "3", "budget": "5", **params}, metrics, lambda: [0.1, accuracy]
+    )
+
+
+def track(
+    monkeypatch: pytest.MonkeyPatch, experiment: str, model: str, accuracies: list[float], fail: bool = False
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", experiment)
+    with reporting.start_run(experiment, {"lr": accuracies[-1]}, {"model": model}) as run:
+        for epoch, accuracy in enumerate(accuracies, start=1):
+            run.log_metrics({"val/accuracy": accuracy, "val/best_accuracy": max(accuracies[:epoch])}, epoch)
+        run.log_metrics({"model/parameters": 1000, "model/macs": 2e6}, 1)
+        if fail:
+            raise RuntimeError
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_a_question_finds_its_finished_runs_the_newest_of_each_model(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track(monkeypatch, "optimizers-sgd", "baseline", [0.1, 0.2])
+    track(monkeypatch, "optimizers-sgd", "baseline", [0.3, 0.5, 0.4])
+    track(monkeypatch, "optimizers-sgd", "teacher", [0.6])
+    track(monkeypatch, "optimizers", "baseline", [0.7])
+    track(monkeypatch, "optimizers2-sgd", "baseline", [0.8])
+    with pytest.raises(RuntimeError):
+        track(monkeypatch, "optimizers-adam", "baseline", [0.9], fail=True)
+    found = {(run.experiment, run.model): run for run in find_experiments("optimizers")}
+    assert set(found) == {("optimizers-sgd", "baseline"), ("optimizers-sgd", "teacher"), ("optimizers", "baseline")}
+    newest = found["optimizers-sgd", "baseline"]
+    assert newest.validation() == [0.3, 0.5, 0.4]
+    assert newest.metrics["val/best_accuracy"] == 0.5
+    assert newest.params == {"lr": "0.4"}
+
+
+def test_a_comparison_is_written_as_a_table_and_a_picture(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    track(monkeypatch, "depth-1", "baseline", [0.5])
+    track(monkeypatch, "reference", "baseline", [0.7])
+    found = compare(select([], ["depth", "reference"]))
+    found.write(workspace / "out" / "depth")
+    text = found.markdown()
+    assert (workspace / "out/depth.md").read_text() == text + "\n"
+    assert (workspace / "out/depth.png").read_bytes().startswith(b"\x89PNG")
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| reference", "| depth-1"]
+
+
+def foreign(tags: dict[str, str], metrics: dict[str, float], **params: str) -> RunRecord:
+    """A finished run of somebody else in the same experiment."""
+    return RunRecord(str(len(tags) + len(metrics)), "theirs", "FINISHED", tags, params, metrics, list)
+
+
+def test_runs_of_somebody_else_are_left_out_by_name_and_the_others_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"model/parameters": 1.0, "model/macs": 1.0}
+    runs = [
+        recorded("ours", 0.5),
+        foreign({}, {}),
+        foreign({}, {"val/best_accuracy": 0.9, **sizes}),
+        foreign({"model": "baseline"}, {"val/best_accuracy": float("nan"), **sizes}),
+        foreign({"model": "theirs", "other": ""}, {"val/best_accuracy": 0.4, **sizes}, seed="first"),
+    ]
+    monkeypatch.setattr(registry, "find_finished", lambda: runs)
+    found = compare(select([], []))
+    assert [row[:2] for row in found.rows] == [["ours", "baseline"], ["theirs", "theirs"]]
+    found.write(tmp_path / "all")
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith(f"warning: run {n} theirs: left out, ") for n, line in zip("034", lines, strict=True))
+    assert [line.partition(" and lacks ")[2] for line in lines] == [
+        "model, val/best_accuracy, model/parameters, model/macs",
+        "model",
+        "val/best_accuracy",
+    ]
+
+
+def test_where_no_run_can_be_compared_it_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find_finished", lambda: [foreign({}, {})])
+    with pytest.raises(DataError, match=r"^no run of 1 can be compared, accepted: trainings of leanresnet that"):
+        select([], [])
+
+
+def test_a_question_without_runs_is_a_mistake(workspace: Path) -> None:
+    with pytest.raises(DataError, match=r"^experiment = nothing: no finished run, accepted: "):
+        select([], ["nothing"])
+
+
+def test_a_name_that_mlflow_cannot_search_is_a_mistake(workspace: Path) -> None:
+    with pytest.raises(StorageError, match=r"MLflow does not answer for"):
+        select([], ["it's"])
+
+
+def test_only_params_that_differ_are_shown_and_none_that_follow_from_others() -> None:
+    runs = [recorded("a", 0.5, lr="1", mix="no", budget="1"), recorded("b", 0.6, lr="2", mix="no", budget="2")]
+    assert differing(runs) == ["lr"]
+    assert differing([runs[0], recorded("c", 0.6, lr="1")]) == ["mix"]
+    pools = [recorded("a", 0.5, **{"model.layers": "3", "model.pool": pool}) for pool in ("8", "4")]
+    assert differing(pools) == ["model.pool"]
+
+
+def test_a_row_has_the_figures_of_its_run() -> None:
+    found = compare([recorded("a", 0.75, 1234567, lr="1"), recorded("b", 0.5, lr="2")])
+    assert dict(zip(found.header, found.rows[0], strict=True)) == {
+        "run": "a",
+        "model": "baseline",
+        "lr": "1",
+        "parameters": "1,234,567",
+        "million MACs": "2.0",
+        "latency, ms": "1.25",
+        "validation": "75.00%",
+        "test": "74.00%",
+        "to the paper": "-19.75",
+        "minutes": "1.5",
+    }
+    lines = found.markdown().splitlines()
+    assert lines[2] == "| a | baseline | 75.00% | 74.00% | -19.75 | 1,234,567 | 2.0 | 1.25 | 1.5 | 1 |"
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviation() -> None:
+    runs = [
+        recorded("one-b", 0.52, seed="1", lr="1"),
+        recorded("one-a", 0.50, seed="0", lr="1"),
+        recorded("two", 0.54, seed="0", lr="2"),
+        recorded("one-c", 0.57, seed="2", lr="1"),
+    ]
+    lines = compare(runs).markdown().splitlines()
+    assert [line.strip("| ").split(" | ") for line in lines[2:]] == [
+        ["two", "baseline", "54.00%", "53.00%", "-40.75", "1,000", "2.0", "1.25", "1.5", "0", "2"],
+        # Of 50, 52 and 57: the mean 53, deviations -3, -1, 4, and the root of 26 / 2.
+        [
+            "one-a",
+            "baseline",
+            "53.00% ± 3.61",
+            "52.00% ± 3.61",
+            "-41.75",
+            "1,000",
+            "2.0",
+            "1.25",
+            "1.5",
+            "0, 1, 2",
+            "1",
+        ],
+    ]
+
+
+def test_other_data_or_another_teacher_is_another_line_that_says_so() -> None:
+    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
+    for each, md5 in zip(runs, ("0123456789", "0123456789", "abcdef0123"), strict=True):
+        each.tags["dvc.train_md5"] = md5
+    runs[0].tags["teacher.sha256"] = runs[1].tags["teacher.sha256"] = "taught"
+    found = compare(runs)
+    assert found.header[-2:] == ["seed", "training data"]
+    assert [[row[0], row[2], *row[-2:]] for row in found.rows] == [
+        ["c", "70.00%", "0", "abcdef01"],
+        ["a", "55.00% ± 7.07", "0, 1", "01234567"],
+    ]
+
+
+def test_two_ensembles_are_two_teachers() -> None:
+    """Whom MLflow knows no run of."""
+    runs = [recorded(name, 0.5, seed=seed) for name, seed in (("a", "0"), ("b", "0"), ("c", "1"))]
+    for each, sha256 in zip(runs, ("0123456789", "abcdef0123", "abcdef0123"), strict=True):
+        each.tags["teacher.sha256"] = sha256
+    assert sorted((row[0], row[-1]) for row in compare(runs).rows) == [("a", "01234567"), ("b", "abcdef01")]
+
+
+def test_what_a_picture_names_is_inside_it() -> None:
+    runs = [recorded("a-rather-long-name" * 3, 0.5 + cost / 10, cost * 1e6) for cost in (1, 2, 3)]
+    figure = trade_off([[run] for run in runs], "parameters")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert "2M" in [label.get_text() for label in axes.get_xticklabels()]
+    assert len(axes.texts) == 3
+    for name in axes.texts:
+        box = name.get_window_extent()
+        assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
+
+
+def test_seeds_are_one_point_at_their_mean_so_that_the_luckiest_makes_no_front() -> None:
+    lucky = [recorded("a", accuracy, 1e6, seed=str(seed)) for seed, accuracy in enumerate((0.5, 0.9))]
+    others = [recorded("b", 0.8, 2e6), recorded("c", 0.75, 3e6)]
+    (axes,) = trade_off([lucky, *([other] for other in others)], "parameters").axes
+    assert [tuple(point) for point in axes.collections[0].get_offsets()] == [(1e6, 70), (2e6, 80), (3e6, 75)]
+    assert [text.get_text() for text in axes.texts] == ["a", "b"]
+
+
+def test_of_a_seed_that_ran_twice_the_last_counts() -> None:
+    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
+    (row,) = compare(runs).rows
+    assert row[2] == "65.00% ± 7.07"
+
+
+def test_validation_is_one_measure_in_a_table_and_a_chart_and_is_named() -> None:
+    runs = [recorded(name, accuracy, lr=name) for name, accuracy in (("a", 0.5), ("b", 0.6), ("c", 0.7))]
+    for header, label, best, found in (
+        ("validation", "validation accuracy, %", "70.00%", 70),
+        ("validation in training", "best validation accuracy in training, %", "70.20%", 70.2),
+    ):
+        table = compare(runs)
+        assert (table.header[2], table.rows[0][2]) == (header, best)
+        assert table.markdown().splitlines()[1].startswith("| --- | --- | ---: |")
+        (axes,) = trade_off(table.groups, "parameters").axes
+        assert (axes.get_ylabel(), axes.collections[0].get_offsets()[0][1]) == (label, pytest.approx(found))
+        # The others were evaluated.
+        runs[0].metrics.pop("val/evaluated_accuracy", None)
+
+
+def test_the_best_stand_first_and_seeds_apart_when_asked() -> None:
+    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.7, seed="1"), recorded("c", 0.55, lr="1")]
+    assert [row[0] for row in compare(runs).rows] == ["a", "c"]
+    assert [row[0] for row in compare(runs, by_seed=False).rows] == ["b", "c", "a"]
+
+
+def test_a_group_in_which_a_run_was_not_evaluated_has_no_test_accuracy() -> None:
+    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1")]
+    del runs[1].metrics["test/accuracy"]
+    assert compare(runs).rows[0][2:5] == ["55.00% ± 7.07", "", ""]
+
+
+def test_the_front_is_what_nothing_cheaper_beats() -> None:
+    points = [(3, 0.9, "c"), (1, 0.5, "a"), (2, 0.4, "beaten"), (3, 0.8, "also"), (4, 0.9, "equal"), (1, 0.3, "worse")]
+    assert front(points) == [(1, 0.5, "a"), (3, 0.9, "c")]
+
+
+def test_no_two_of_many_curves_look_alike() -> None:
+    lines = overview([[recorded(str(number), 0.5)] for number in range(25)]).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 25
+
+
+def test_sizes_are_drawn_where_they_differ() -> None:
+    alike = [recorded("a", 0.5), recorded("b", 0.6), recorded("c", 0.7)]
+    assert [axes.get_xlabel() for axes in overview([[run] for run in alike]).axes] == ["epoch"]
+    apart = [
+        recorded(name, accuracy, size) for name, accuracy, size in (("a", 0.5, 10), ("b", 0.6, 20), ("c", 0.7, 30))
+    ]
+    drawn = overview([[run] for run in apart]).axes
+    assert [axes.get_xlabel() for axes in drawn] == ["epoch", "parameters"]
+    assert [line.get_label() for line in drawn[0].lines] == ["a (baseline)", "b (baseline)", "c (baseline)"]

@@ -1,0 +1,105 @@
+"""dvc.lock in every state in which people have it."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from leanresnet.analysis.backfill import log_restored
+from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked, read_lock, read_stages
+from leanresnet.errors import DataError, StorageError
+
+WHOLE = {
+    "schema": "2.0",
+    "stages": {
+        "split": {"cmd": "", "outs": [{"path": "data", "hash": "md5", "md5": "1.dir", "nfiles": 3}]},
+        "train": {
+            "cmd": "",
+            "deps": [{"path": "data", "md5": "1.dir"}, {"path": "code.py", "md5": "2"}],
+            "params": {"params.yaml": {"train.lr": 0.1}},
+            "outs": [{"path": "model.safetensors", "md5": "3"}, {"path": "s3://versioned", "version_id": "4"}],
+        },
+    },
+}
+CONFLICT = "schema: '2.0'\nstages:\n<<<<<<< HEAD\n  a: {}\n=======\n  b: {}\n>>>>>>> other\n"
+DAMAGED = {
+    "line 3 is a mark of a merge conflict": CONFLICT.encode(),
+    "not valid YAML (syntax)": b"\xff\xfe\0\1",
+    "line 1, column 10: not valid YAML (": b"stages: {",
+    "not valid YAML (nested too deeply)": b"[" * 1000,
+    "not valid YAML (month must be in 1..12": b"schema: 2024-99-99\n",
+    "schema is of another kind": b"train: {cmd: x, outs: [{path: a, md5: b}]}",
+    "its top level is of another kind": b"- a\n",
+    "schema is of another kind (Input should be '2.0')": b"schema: '3.0'\nstages: {}\n",
+    "stages is of another kind": b"schema: '2.0'\nstages: []\n",
+    "stages.a is of another kind": b"schema: '2.0'\nstages: {a: 1}\n",
+    "stages.a.outs.0.path is of another kind": b"schema: '2.0'\nstages: {a: {outs: [{md5: x}]}}\n",
+    "stages.a.deps.0.md5 is of another kind": b"schema: '2.0'\nstages: {a: {deps: [{path: x, md5: 5}]}}\n",
+}
+
+
+def write(folder: Path, content: bytes | dict[str, Any]) -> Path:
+    (folder / LOCK).write_bytes(content if isinstance(content, bytes) else yaml.safe_dump(content).encode())
+    return folder
+
+
+@pytest.mark.parametrize("reason", DAMAGED)
+def test_what_dvc_does_not_write_is_one_line_with_the_remedy(tmp_path: Path, reason: str) -> None:
+    write(tmp_path, DAMAGED[reason])
+    for read in (read_lock, log_restored, lambda root: find_locked("3", root)):
+        with pytest.raises(DataError) as caught:
+            read(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path / LOCK}: {reason}")
+        assert str(caught.value).endswith("(`git checkout HEAD -- dvc.lock`, or without it `dvc repro`)")
+
+
+def test_a_lock_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(StorageError, match=r"dvc\.lock: cannot be read \(Is a directory\)$"):
+        read_lock(tmp_path)
+
+
+def test_no_lock_and_an_empty_one_have_no_stage(tmp_path: Path) -> None:
+    assert read_lock(tmp_path) == {}
+    assert read_lock(write(tmp_path, b"")) == {}
+
+
+def test_stages_are_read_with_what_has_a_digest(tmp_path: Path) -> None:
+    found = find_locked("3", write(tmp_path, WHOLE))
+    assert found is not None
+    assert (found.commit, found.stage, found.before()) == (None, "train", ["split", "train"])
+    assert found.outs("train") == {"model.safetensors": "3"}
+    assert found.params() == "train.lr: 0.1\n"
+
+
+def test_stages_in_a_circle_are_listed_once() -> None:
+    a = {"deps": [{"path": "b", "md5": "1"}], "outs": [{"path": "a", "md5": "2"}]}
+    b = {"deps": [{"path": "a", "md5": "2"}], "outs": [{"path": "b", "md5": "1"}]}
+    stages = read_stages(yaml.safe_dump({"schema": "2.0", "stages": {"a": a, "b": b}}))
+    assert Locked(None, "a", stages).before() == ["b", "a"]
+
+
+def test_a_commit_with_a_damaged_lock_is_passed_over(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=tests", "-c", "user.email=tests@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+
+    git("init", "--quiet")
+    damaged = CONFLICT.encode() + b"# 3weights\xff\n"
+    whole = yaml.safe_dump(WHOLE).replace("'3'", "3weights").encode()
+    for content in (whole, b"", damaged, b""):
+        write(tmp_path, content)
+        git("add", LOCK)
+        git("commit", "--quiet", "--message", "lock")
+    found = find_locked("3weights", tmp_path)
+    assert found is not None
+    assert found.commit is not None
+
+
+@pytest.mark.parametrize("folder", ["/elsewhere", "../elsewhere"])
+def test_models_outside_of_the_workspace_are_not_its_own(tmp_path: Path, folder: str) -> None:
+    outs = [{"path": f"{folder}/{name}", "md5": "1"} for name in ("model.safetensors", "model.json", "train.json")]
+    write(tmp_path, {"schema": "2.0", "stages": {"train": {"outs": outs}}})
+    assert log_restored(tmp_path) == 0

@@ -1,0 +1,143 @@
+"""Compilation, its fallback, and when a signal may end it."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import MEAN, STD, pooling_model, random_images, tiny_model
+from torch import Tensor
+from torch._inductor import config
+from torch._inductor.exc import InductorError
+
+from leanresnet import signals as interruption
+from leanresnet.compute.compilation import compiled
+from leanresnet.compute.device import autocast
+from leanresnet.config.schema import Model
+from leanresnet.errors import StoppedError
+from leanresnet.models.resnet import ResNet, build_model
+from leanresnet.signals import stop_requests
+from leanresnet.training.loop import Objective, objective_of
+from leanresnet.training.losses import CrossEntropy, DistillationLoss
+
+CPU = torch.device("cpu")
+
+
+def objective_for(net: ResNet, teacher: ResNet | None = None) -> Objective:
+    return objective_of(net.train(), DistillationLoss(teacher, 0.5, 4.0, None, 0.1) if teacher else CrossEntropy(0.1))
+
+
+def three_steps(
+    net: ResNet, compile_it: bool, precision: str = "fp32", teacher: ResNet | None = None
+) -> tuple[list[float], list[Tensor]]:
+    objective = objective_for(net, teacher)
+    return steps_of(net, compiled(objective) if compile_it else objective, precision)
+
+
+def steps_of(net: ResNet, objective: Objective, precision: str) -> tuple[list[float], list[Tensor]]:
+    """Three of them: their losses; the weights after them, and each one's hits."""
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05)
+    labels, losses, hits = torch.arange(8) % 10, [], []
+    for step in range(3):
+        images = random_images(8, seed=step).contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        with autocast(CPU, precision):
+            loss, right = objective(images, labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        hits.append(right)
+    return losses, [p.detach().clone() for p in net.parameters()] + hits
+
+
+@pytest.mark.parametrize(
+    ("model", "taught", "precision", "tolerance"),
+    [(tiny_model(), True, "fp32", 1e-4), (pooling_model(), False, "bf16", 2e-2)],
+)
+def test_compiled_and_eager_training_agree(
+    model: Model, taught: bool, precision: str, tolerance: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Three steps, losses and weights; a compiled graph rounds to bf16 less often, and each time alike."""
+    alone = tiny_model(layers=1, blocks=(1,), channels=(12,), kernels=(3,), skip_kernels=(1,), pool=32)
+    teacher = build_model(alone, MEAN, STD, seed=9) if taught else None
+    losses, weights = three_steps(build_model(model, MEAN, STD, seed=1), False, precision, teacher)
+    net = build_model(model, MEAN, STD, seed=1)
+    begun = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    step = compiled(objective_for(net, teacher))
+    fast_losses, fast_weights = steps_of(net, step, precision)
+    assert "torch.compile failed" not in capfd.readouterr().err
+    assert fast_losses == pytest.approx(losses, abs=tolerance)
+    for found, expected in zip(fast_weights, weights, strict=True):
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    net.load_state_dict(begun)
+    again_losses, again_weights = steps_of(net, step, precision)
+    assert again_losses == fast_losses
+    assert all(torch.equal(one, other) for one, other in zip(again_weights, fast_weights, strict=True))
+
+
+def no_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Neither this process nor the disk has a compiled graph."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    torch.compiler.reset()
+
+
+def test_without_a_compiler_training_goes_on_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    no_cache(monkeypatch, tmp_path)
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        losses, _ = three_steps(build_model(tiny_model(channels=(12, 20)), MEAN, STD, seed=1), compile_it=True)
+    eager, _ = three_steps(build_model(tiny_model(channels=(12, 20)), MEAN, STD, seed=1), compile_it=False)
+    assert losses == eager
+    said = [line for line in capfd.readouterr().err.splitlines() if "torch.compile failed" in line]
+    assert len(said) == 1
+    assert "training goes on without it" in said[0]
+
+
+def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise InductorError(RuntimeError("no backward here"), None)
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_backward", refuse)
+    no_cache(monkeypatch, tmp_path)
+    losses, _ = three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=True)
+    eager, _ = three_steps(build_model(tiny_model(channels=(12, 24)), MEAN, STD, seed=1), compile_it=False)
+    assert losses == eager
+    assert capfd.readouterr().err.count("torch.compile failed (RuntimeError: no backward here)") == 1
+
+
+def test_a_signal_that_came_before_a_compilation_ends_the_training() -> None:
+    stopped = pytest.raises(StoppedError, match=r"^stopped by SIGTERM during torch\.compile; the same command goes on$")
+    with stop_requests(), stopped as caught:
+        os.kill(os.getpid(), signal.SIGTERM)
+        compiled(lambda x: x)(torch.zeros(1))
+    assert caught.value.exit_code == 143
+
+
+def test_each_shape_is_compiled_once_after_a_save_and_only_then_a_signal_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[object] = []
+
+    def compiled_function(x: Tensor) -> Tensor:
+        events.append("compiling" if interruption._compiling else "running")
+        return x
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled_function)
+    step = compiled(lambda x: x)
+    with interruption.before_a_compilation(lambda: events.append("saved")):
+        for size in (1, 1, 2, 1, 2):
+            step(torch.zeros(size))
+    assert events == ["saved", "compiling", "running", "saved", "compiling", "running", "running"]
+
+
+def test_a_mistake_in_the_function_itself_is_not_swallowed(capfd: pytest.CaptureFixture[str]) -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own"):
+        compiled(broken)(torch.zeros(1))
+    assert "torch.compile failed" not in capfd.readouterr().err

@@ -1,0 +1,94 @@
+"""The engine's settings."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from leanresnet.compute.device import backend_settings, exact_float32
+
+CPU = torch.device("cpu")
+STATE: dict[str, Callable[[], Any]] = {
+    "deterministic": torch.are_deterministic_algorithms_enabled,
+    "filled": lambda: torch.utils.deterministic.fill_uninitialized_memory,
+    "autotuned": lambda: torch.backends.cudnn.benchmark,
+    "products": torch.get_float32_matmul_precision,
+}
+
+
+def state() -> dict[str, Any]:
+    return {name: read() for name, read in STATE.items()}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_an_engine_sets_torch_and_puts_it_back(
+    place: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    before = state()
+    with backend_settings(torch.device(place), deterministic):
+        assert state() == {
+            "deterministic": deterministic,
+            "filled": False,
+            "autotuned": not deterministic,
+            "products": "high" if place == "cuda" else "highest",
+        }
+    assert state() == before
+
+
+def test_an_engine_puts_torch_back_when_training_fails() -> None:
+    def fail() -> None:
+        with backend_settings(CPU, deterministic=True):
+            raise RuntimeError("inside")
+
+    before = state()
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert state() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
+def test_freed_memory_is_kept_and_used_again() -> None:
+    """Page faults of 30 large tensors in turn, in a process of their own."""
+    script = (
+        "import resource, sys, torch; from leanresnet.compute.device import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': assert keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(8): torch.ones(1 << 24)\n"
+        "before = faults()\n"
+        "for _ in range(30): torch.ones(1 << 24)\n"
+        "print(faults() - before)"
+    )
+    plain, kept = (
+        int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("plain", "kept")
+    )
+    assert kept * 10 < plain
+
+
+def test_a_gpu_has_a_fixed_workspace_whatever_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS looks once, and a later deterministic recipe in the same process would be refused."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with backend_settings(torch.device("cuda"), deterministic=False):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_cpu_training_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr("leanresnet.compute.device.keep_freed_memory", lambda: kept.append(True))
+    for place in ("cuda", "cpu"):
+        with backend_settings(torch.device(place), deterministic=False):
+            pass
+    assert kept == [True]
+
+
+def test_exact_float32_is_not_tf32() -> None:
+    assert torch.backends.cudnn.allow_tf32
+    with exact_float32():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32

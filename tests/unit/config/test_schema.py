@@ -1,0 +1,315 @@
+"""What the sections of params.yaml refuse, and that no value has a default in the code."""
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import put
+from imports import ROOT
+from pydantic import ValidationError
+
+from leanresnet.config.load import load_params
+from leanresnet.config.schema import Params, Recipe, flatten
+from leanresnet.errors import ConfigError
+
+
+def load(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+
+
+DEFAULT = load(ROOT / "params.yaml")
+
+
+def dotted(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def refusal(tmp_path: Path, changes: dict[str, Any]) -> str:
+    """What is said of the default params with `changes`."""
+    with pytest.raises(ConfigError) as caught:
+        load_params(write(tmp_path, put(DEFAULT, changes)))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'params.yaml'}: ")
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def write(tmp_path: Path, params: dict[str, Any]) -> Path:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    return tmp_path / "params.yaml"
+
+
+def test_the_file_says_what_it_is_read_as() -> None:
+    assert load_params(ROOT / "params.yaml").model_dump(mode="json") == DEFAULT
+
+
+def test_no_key_has_a_default() -> None:
+    assert [key for key in dotted(DEFAULT) if not _is_required(key)] == []
+
+
+def _is_required(key: str) -> bool:
+    params = copy.deepcopy(DEFAULT)
+    *sections, last = key.split(".")
+    section = params
+    for name in sections:
+        section = section[name]
+    del section[last]
+    try:
+        Params.model_validate(params)
+    except ValidationError as error:
+        return [(".".join(map(str, e["loc"])), e["type"]) for e in error.errors()] == [(key, "missing")]
+    return False
+
+
+def test_recipes_come_in_the_order_of_training() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert list(params.recipes()) == ["baseline", "teacher", "student"]
+    assert params.recipes()["student"] is params.distill.student
+
+
+def test_flatten_has_a_scalar_for_every_key() -> None:
+    params = load_params(ROOT / "params.yaml")
+    flat = flatten(params)
+    assert list(flat) == list(dotted(DEFAULT))
+    assert all(isinstance(value, (str, int, float, bool)) for value in flat.values())
+
+
+def test_flatten_writes_lists_as_text_and_null_as_none() -> None:
+    flat = flatten(load_params(ROOT / "params.yaml").train.teacher, "teacher.")
+    assert flat["teacher.model.blocks"] == "2,2,2,2"
+    assert flat["teacher.optimizer.betas"] == "0.9,0.999"
+    assert flat["teacher.budget"] == "none"
+    assert flat["teacher.epochs"] == 30
+    assert flat["teacher.optimizer.nesterov"] is True
+
+
+def test_sections_cannot_be_changed() -> None:
+    recipe: Recipe = load_params(ROOT / "params.yaml").train.baseline
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.epochs = 3
+
+
+BASE, MODEL = "train.baseline", "train.baseline.model"
+OUT_OF_RANGE: dict[str, list[Any]] = {
+    "download.dataset": ["mnist", 10, None],
+    "download.size": [0, -1, 1.5, "1", True],
+    "download.md5": ["c58f", "C58F30108F718F92721AF3B95E74349A", 5],
+    "download.sha256": ["c58f30108f718f92721af3b95e74349a", "g" * 64],
+    "download.mirrors": [
+        [],
+        ["http://127.0.0.1/x"],
+        ["https://"],
+        ["https://127.0.0.1"],
+        ["file:///etc/passwd"],
+        "https://a/b",
+    ],
+    "split.validation": [0, -5, 10.0, True],
+    "split.training": [0, -5, 10.0, True],
+    "split.seed": [-1, 2**31, 0.0, None],
+    f"{MODEL}.layers": [0, 7],
+    f"{MODEL}.blocks": [[3, 3, 2], [3, 3, 0, 3], [3, 3, 2.0, 3], [True, 1, 1, 1], 3, "3,3,2,3"],
+    f"{MODEL}.channels": [[64, 128, 256], [0, 1, 1, 1], []],
+    f"{MODEL}.kernels": [[3, 3, 4, 3], [3, 3, 3], [-3, 3, 3, 3], [17, 3, 3, 3]],
+    f"{MODEL}.skip_kernels": [[2, 1, 1, 1], [1] * 5],
+    f"{MODEL}.pool": [3, 8, 0],
+    f"{MODEL}.pool_kind": ["sum", None],
+    f"{MODEL}.stem": ["patches"],
+    f"{MODEL}.downsample": ["blur", True],
+    f"{MODEL}.activation": ["swish"],
+    f"{MODEL}.block": ["bottleneck"],
+    f"{MODEL}.squeeze_excite": [-1, 65],
+    f"{BASE}.budget": [0, -1, 5.0e6],
+    f"{BASE}.seed": [-1, 2**31],
+    f"{BASE}.epochs": [0, 7, 1.5],
+    f"{BASE}.batch_size": [1, 0],
+    f"{BASE}.precision": ["fp16", 32],
+    f"{BASE}.label_smoothing": [1.0, -0.1, float("nan")],
+    f"{BASE}.clip_norm": [0.0, float("inf")],
+    f"{BASE}.ema_decay": [0.0, 1.0],
+    f"{BASE}.bn_momentum": [0.0, 1.1],
+    f"{BASE}.sync_batch_norm": [1, "auto"],
+    f"{BASE}.initialization": ["xavier"],
+    f"{BASE}.stochastic_depth": [-0.1, 1.0],
+    f"{BASE}.compile": [1, "true", None],
+    f"{BASE}.deterministic": [0, "no"],
+    f"{BASE}.optimizer.name": ["lion", None],
+    f"{BASE}.optimizer.lr": [0.0, -0.1, float("inf"), float("nan"), True, "0.1"],
+    f"{BASE}.optimizer.weight_decay": [-1.0e-4, float("inf")],
+    f"{BASE}.optimizer.decay_norm_and_bias": [1, "yes", None],
+    f"{BASE}.optimizer.momentum": [1.0, -0.1, 0],
+    f"{BASE}.optimizer.nesterov": [0, "true"],
+    f"{BASE}.optimizer.betas": [[0.9], [0.9, 0.99, 0.999], [0.9, 1.0]],
+    f"{BASE}.optimizer.rho": [1.0],
+    f"{BASE}.schedule.name": ["cosines"],
+    f"{BASE}.schedule.warmup_epochs": [-1.0, 30, 31.5],
+    f"{BASE}.schedule.final_ratio": [0.0, 1.1],
+    f"{BASE}.schedule.factor": [0.0, 1.0],
+    f"{BASE}.schedule.step_epochs": [0],
+    f"{BASE}.schedule.milestones": [[25, 15], [15, 15], [0, 5]],
+    f"{BASE}.schedule.patience": [-1],
+    f"{BASE}.schedule.restart_epochs": [0],
+    f"{BASE}.schedule.restart_mult": [0],
+    f"{BASE}.augmentation.flip": [-0.1, 1.1],
+    f"{BASE}.augmentation.flip_mode": ["vertical"],
+    f"{BASE}.augmentation.crop_padding": [-1, 17],
+    f"{BASE}.augmentation.crop_mode": ["wrap"],
+    f"{BASE}.augmentation.policy": ["auto_augment"],
+    f"{BASE}.augmentation.cutout": [-1, 33],
+    f"{BASE}.augmentation.mix": ["both"],
+    f"{BASE}.augmentation.mix_alpha": [0.0],
+    f"{BASE}.augmentation.mix_share": [-0.1, 1.1],
+    f"{BASE}.progressive.epochs": [-1, 31, 1.5],
+    f"{BASE}.progressive.size": [7, 33],
+    f"{BASE}.sharpness.rho": [-0.1],
+    f"{BASE}.sharpness.adaptive": ["no"],
+    f"{BASE}.normalization.mean": [[0.5, 0.5], [0.5, 0.5, 1.5], [0.5, 0.5, 0.5]],
+    f"{BASE}.normalization.std": [[0.2, 0.2, 0.0], [0.2, 0.2, 0.2]],
+    "distill.teacher": ["student"],
+    "distill.alpha": [-0.1, 1.1],
+    "distill.temperature": [0.0, -1.0],
+    "distill.beta": [0.0],
+    "distill.attention": [-1.0, None],
+    "evaluate.batch_size": [0],
+    "evaluate.calibration_bins": [1],
+    "evaluate.mistakes": [0, 101],
+    "evaluate.timing_repeats": [2],
+}
+CASES = [(key, value) for key, values in OUT_OF_RANGE.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{key}={value}" for key, value in CASES])
+def test_a_value_out_of_range_is_refused_by_its_key(tmp_path: Path, key: str, value: Any) -> None:
+    message = refusal(tmp_path, {key: value})
+    assert set(key.split(".")) <= set(re.findall(r"\w+", message))
+    assert "accepted: " in message
+
+
+def test_the_table_of_refusals_has_every_key() -> None:
+    kept_by_baseline = {key for key in dotted(DEFAULT) if not key.startswith(("train.teacher", "distill.student"))}
+    assert set(OUT_OF_RANGE) == kept_by_baseline
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("split.training", 10),
+        ("split.seed", 2**31 - 1),
+        (f"{MODEL}.pool", 1),
+        (f"{BASE}.budget", None),
+        (f"{BASE}.clip_norm", 1),
+        (f"{BASE}.bn_momentum", 1.0),
+        (f"{BASE}.schedule.warmup_epochs", 0),
+        (f"{BASE}.schedule.milestones", []),
+        (f"{BASE}.augmentation.crop_padding", 16),
+        ("distill.alpha", 0),
+        ("distill.alpha", 1.0),
+        ("distill.teacher", "baseline"),
+        ("distill.teacher", "previous"),
+    ],
+)
+def test_a_value_at_the_edge_of_its_range_is_accepted(tmp_path: Path, key: str, value: Any) -> None:
+    assert flatten(load_params(write(tmp_path, put(DEFAULT, {key: value}))))[key] is not None
+
+
+def test_mean_and_std_are_accepted_together(tmp_path: Path) -> None:
+    params = copy.deepcopy(DEFAULT)
+    params["train"]["baseline"]["normalization"] = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 1]}
+    assert load_params(write(tmp_path, params)).train.baseline.normalization.mean == (0.5, 0.4, 0.3)
+
+
+def test_nesterov_needs_momentum(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {f"{BASE}.optimizer.momentum": 0.0})
+    assert f"{BASE}.optimizer: nesterov = True with momentum = 0, accepted: momentum > 0 or nesterov: false" in message
+
+
+def test_onecycle_alone_needs_a_final_ratio(tmp_path: Path) -> None:
+    assert "final_ratio = 0" in refusal(tmp_path, {f"{BASE}.schedule.final_ratio": 0})
+    params = copy.deepcopy(DEFAULT)
+    params["train"]["baseline"]["schedule"] |= {"name": "plateau", "final_ratio": 0}
+    assert load_params(write(tmp_path, params)).train.baseline.schedule.final_ratio == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"blocks": [0, 3, 2, 3]}, "blocks = [0, 3, 2, 3] with downsample = stride, accepted: >= 1 in each layer"),
+        ({"downsample": "pool"}, "pool = 4 does not divide the last feature map of 2x2, accepted: [1, 2]"),
+    ],
+)
+def test_a_map_that_cannot_be_pooled_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(tmp_path, {f"{MODEL}.{key}": value for key, value in changes.items()})
+
+
+def test_maps_of_a_whitening_stem_are_a_pixel_smaller_and_strides_round_up(tmp_path: Path) -> None:
+    params = load_params(write(tmp_path, put(DEFAULT, {f"{MODEL}.stem": "whitening"})))
+    assert params.train.baseline.model.feature_map_sizes() == [31, 31, 16, 8, 4]
+    assert params.train.teacher.model.feature_map_sizes(24) == [24, 24, 12, 6, 3]
+
+
+@pytest.mark.parametrize("key", ["stem", "downsample"])
+def test_preactivation_is_for_strided_networks_with_a_learned_stem(tmp_path: Path, key: str) -> None:
+    value = {"stem": "whitening", "downsample": "pool"}[key]
+    message = refusal(tmp_path, {f"{MODEL}.block": "preactivation", f"{MODEL}.{key}": value, f"{MODEL}.pool": 1})
+    assert "block = preactivation, accepted: with stem = conv and downsample = stride" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({f"{MODEL}.pool": 2}, "progressive.epochs = 5 with model.pool = 2, accepted: 0, or a pool of the whole"),
+        (
+            {f"{MODEL}.downsample": "pool", f"{MODEL}.pool": 2, f"{BASE}.progressive.size": 15},
+            "progressive.size = 15 leaves no map to pool, accepted: larger, up to 32",
+        ),
+    ],
+)
+def test_small_images_need_a_network_that_takes_them(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(tmp_path, {f"{BASE}.progressive.epochs": 5, **changes})
+
+
+def test_an_alternating_flip_needs_something_to_alternate(tmp_path: Path) -> None:
+    settings = {f"{BASE}.augmentation.flip_mode": "alternating", f"{BASE}.augmentation.flip": 0}
+    assert "flip = 0 with flip_mode = alternating, accepted: between 0 and 1" in refusal(tmp_path, settings)
+
+
+def test_a_teacher_has_to_take_the_students_small_images(tmp_path: Path) -> None:
+    small = {"distill.student.progressive.epochs": 2, "train.teacher.model.pool": 2}
+    assert "progressive.epochs = 2 with a teacher that pools 2 of 4 pixels" in refusal(tmp_path, small)
+    assert load_params(write(tmp_path, put(DEFAULT, small | {"distill.teacher": "baseline"})))
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [
+        (25, "[12, 6, 3, 1] pixels and a teacher's of [25, 13, 7, 4] where progressive.size is 25, accepted: 0, or"),
+        (28, "[14, 7, 3, 1] pixels and a teacher's of [28, 14, 7, 4] where progressive.size is 28, accepted: 0, or"),
+        (16, None),
+        (32, None),
+    ],
+)
+def test_attention_needs_the_same_pairs_of_layers_at_each_size(size: int, sides: str | None, tmp_path: Path) -> None:
+    student = {f"distill.student.model.{key}": value for key, value in {"downsample": "pool", "pool": 2}.items()}
+    small = {"distill.student.progressive.epochs": 2, "distill.student.progressive.size": size}
+    changes = {"distill.attention": 1.5, **student, **small}
+    if sides is None:
+        assert load_params(write(tmp_path, put(DEFAULT, changes)))
+        return
+    assert f"distill.attention = 1.5 with layers of {sides}" in refusal(tmp_path, changes)
+    # No image of that size occurs.
+    assert load_params(write(tmp_path, put(DEFAULT, changes | {"distill.student.progressive.epochs": 0})))
+
+
+def test_attention_needs_layers_of_the_same_side(tmp_path: Path) -> None:
+    pooled = {"stem": "whitening", "downsample": "pool", "pool": 1}
+    changes = {"distill.attention": 1.5} | {f"train.teacher.model.{key}": value for key, value in pooled.items()}
+    said = "distill.attention = 1.5 with layers of [32, 16, 8, 4] pixels and a teacher's of [15, 7, 3, 1], accepted: 0"
+    assert said in refusal(tmp_path, changes)
+    assert load_params(write(tmp_path, put(DEFAULT, changes | {"distill.teacher": "baseline"})))

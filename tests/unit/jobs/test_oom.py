@@ -1,0 +1,78 @@
+"""A batch too large for the memory there is: a process with a limit of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import outside_environment
+from imports import ROOT
+
+from leanresnet.jobs.oom import is_out_of_memory, largest_fit
+
+# The limit is one of addresses, which the C library does not give back where they lie between others. Large tensors
+# find room in what is free; code that oneDNN would compile for another batch might not, so it has to stay out.
+SCRIPT = """
+import resource
+import mlflow.pytorch
+from pathlib import Path
+import torch
+from helpers import synthetic_split, tiny_recipe
+from leanresnet.data.splits import save_split
+from leanresnet.errors import MemoryLimitError
+from leanresnet.jobs.train_job import run_experiment
+from leanresnet.training.results import Outputs
+from leanresnet.training.tasks import TrainingTask
+from leanresnet.training.losses import CrossEntropy
+
+for name in ("train", "validation"):
+    save_split(synthetic_split(2000), Path(name))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+torch.backends.mkldnn.enabled = False
+resource.setrlimit(resource.RLIMIT_AS, (used + 350 * 2**20, resource.RLIM_INFINITY))
+task = TrainingTask("train@baseline", "params.yaml: train.baseline", CrossEntropy(0.0))
+recipe = tiny_recipe(batch_size=2000)
+try:
+    run_experiment(
+        "baseline", recipe, task, (Path("train"), Path("validation")), Outputs(Path("m"), Path("r")),
+        torch.device("cpu"), 60.0,
+    )
+except MemoryLimitError as error:
+    print(error)
+"""
+
+
+def test_the_line_names_the_batch_and_one_that_was_tried(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
+    environment = outside_environment(PYTHONPATH=str(ROOT / "tests"), OMP_NUM_THREADS="1")
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    start = "params.yaml: train.baseline.batch_size = 2000: out of memory, accepted: "
+    assert done.stdout.startswith(start), done.stdout
+    fitting = int(done.stdout.removeprefix(start).split(",")[0])
+    assert fitting in (1000, 500, 250, 125, 62)
+
+
+def test_halves_are_tried_until_one_fits() -> None:
+    tried = []
+
+    def step(count: int) -> None:
+        tried.append(count)
+        if count > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert largest_fit(100, step) == 6
+    assert tried == [50, 25, 12, 6]
+    assert largest_fit(3, step) is None
+
+
+def test_another_mistake_is_not_taken_for_it() -> None:
+    def step(count: int) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        largest_fit(100, step)
+    assert not is_out_of_memory(ValueError("no"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))

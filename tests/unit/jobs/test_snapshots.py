@@ -1,0 +1,109 @@
+"""States on disk: the newest whole one is found, whatever happened to the others."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import files_up_to
+
+from leanresnet.errors import SnapshotError, StorageError
+from leanresnet.jobs.snapshots import Snapshots
+
+
+def filled(folder: Path, count: int = 3) -> Snapshots:
+    snapshots = Snapshots(folder / "kept")
+    for number in range(count):
+        snapshots.save({"number": number, "weights": torch.full((4,), float(number))})
+    return snapshots
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = [truncate, flip_a_bit, empty, replace_by_a_folder]
+
+
+def test_the_last_three_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
+    snapshots = filled(tmp_path, 12)
+    assert [path.name[:8] for path in snapshots.paths()] == ["00000010", "00000011", "00000012"]
+    state = snapshots.load()
+    assert state is not None
+    assert state["number"] == 11
+    assert torch.equal(state["weights"], torch.full((4,), 11.0))
+    assert len(list(snapshots.folder.iterdir())) == 3
+
+
+def test_nothing_saved_is_no_state(tmp_path: Path) -> None:
+    assert Snapshots(tmp_path / "none").load() is None
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_falls_back_to_the_one_before_with_one_warning(
+    damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshots = filled(tmp_path)
+    for count, expected in ((1, 1), (2, 0)):
+        damage(snapshots.paths()[-count])
+        state = snapshots.load()
+        assert state is not None
+        assert state["number"] == expected
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert snapshots.paths()[-1].name in error
+    damage(snapshots.paths()[0])
+    with pytest.raises(SnapshotError, match=r"all 3 snapshots of this training are damaged, accepted: "):
+        snapshots.load()
+
+
+def test_a_snapshot_that_was_renamed_is_damaged(tmp_path: Path) -> None:
+    snapshots = filled(tmp_path)
+    newest = snapshots.paths()[-1]
+    newest.rename(newest.with_name(f"00000009-{'0' * 64}.pt"))
+    state = snapshots.load()
+    assert state is not None
+    assert state["number"] == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_after_a_damaged_one_the_next_are_the_newest(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    snapshots = filled(tmp_path)
+    damage(snapshots.paths()[-1])
+    for number in range(4):
+        snapshots.save({"number": number})
+        assert snapshots.load() == {"number": number}
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    snapshots = filled(tmp_path)
+    (snapshots.folder / f".{snapshots.paths()[-1].name}.k2j3").write_bytes(b"half")
+    snapshots.save({"number": 3})
+    assert len(list(snapshots.folder.iterdir())) == 3
+
+
+def test_a_disk_that_takes_no_more_is_one_line_with_path_and_bytes_and_costs_no_snapshot(tmp_path: Path) -> None:
+    snapshots = filled(tmp_path)
+    before = {path: path.read_bytes() for path in snapshots.folder.iterdir()}
+    with files_up_to(1000), pytest.raises(StorageError) as caught:
+        snapshots.save({"weights": torch.zeros(1000)})
+    message = str(caught.value)
+    assert str(snapshots.folder) in message
+    assert "File too large" in message
+    assert int(message.split("takes ")[1].split(" bytes")[0].replace(",", "")) > 4000
+    assert {path: path.read_bytes() for path in snapshots.folder.iterdir()} == before

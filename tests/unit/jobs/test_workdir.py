@@ -1,0 +1,177 @@
+"""What a training keeps while it lasts, and when it is asked to stop."""
+
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from leanresnet.errors import StoppedError, StorageError
+from leanresnet.jobs import workdir as work
+from leanresnet.jobs.snapshots import Snapshots
+from leanresnet.jobs.workdir import FINISHED_KEPT, SnapshotCallback, open_workdir
+
+CPU = torch.device("cpu")
+MADE_BY = {"params": {"epochs": 3}}
+
+
+class At:
+    """A progress that stands somewhere."""
+
+    device = CPU
+
+    def __init__(self, epoch: int, step: int) -> None:
+        self.epoch, self.step = epoch, step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": [self.epoch, self.step]}
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def places(snapshots: Snapshots) -> Any:
+    state = snapshots.load()
+    return state and state["progress"]["place"]
+
+
+def test_a_state_is_saved_after_the_period_and_each_place_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(work.time, "monotonic", lambda: now)
+    snapshots = Snapshots(Path("kept"))
+    snapshot_callback = SnapshotCallback(snapshots, 60, lambda: None)
+    saved = []
+    for seconds, train_state in (
+        (10, At(1, 1)),
+        (59, At(1, 2)),
+        (60, At(1, 3)),
+        (61, At(2, 0)),
+        (119, At(2, 1)),
+        (120, At(2, 2)),
+    ):
+        now = 100.0 + seconds
+        snapshot_callback(train_state)  # type: ignore[arg-type]
+        saved.append(places(snapshots))
+    assert saved == [None, None, [1, 3], [1, 3], [1, 3], [2, 2]]
+    always = SnapshotCallback(Snapshots(Path("always")), 0, lambda: None)
+    for _ in range(3):
+        always(At(1, 3))  # type: ignore[arg-type]
+    assert len(Snapshots(Path("always")).paths()) == 1
+
+
+def test_a_state_that_cannot_be_saved_costs_a_line_but_a_stop_needs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Snapshots, state: Mapping[str, Any]) -> None:
+        raise StorageError("kept: cannot be written (No space left on device)")
+
+    asked: list[signal.Signals] = []
+    snapshot_callback = SnapshotCallback(Snapshots(Path("kept")), 0, lambda: asked[0] if asked else None)
+    with monkeypatch.context() as patched:
+        patched.setattr(Snapshots, "save", full)
+        snapshot_callback(At(1, 1))  # type: ignore[arg-type]
+        error = capsys.readouterr().err
+        assert (error.count("\n"), "No space left" in error) == (1, True)
+        asked.append(signal.SIGTERM)
+        with pytest.raises(StorageError):
+            snapshot_callback(At(1, 2))  # type: ignore[arg-type]
+    with pytest.raises(StoppedError, match=r"^stopped by SIGTERM after epoch 1, step 2; ") as caught:
+        snapshot_callback(At(1, 2))  # type: ignore[arg-type]
+    assert caught.value.exit_code == 143
+    assert places(Snapshots(Path("kept"))) == [1, 2]
+
+
+def test_the_folder_depends_on_the_values_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(provenance: dict[str, Any]) -> Path:
+        with open_workdir(provenance) as held:
+            return held.snapshots.folder
+
+    assert folder(MADE_BY) == folder({"params": {"epochs": 3}})
+    assert folder(MADE_BY) != folder({"params": {"epochs": 4}})
+    before = folder(MADE_BY)
+    monkeypatch.setattr(work, "_code_digest", lambda: "edited")
+    assert folder(MADE_BY) != before
+
+
+@pytest.mark.parametrize("text", ["../../../victim", "", "x' or '1"])
+def test_the_id_of_a_run_that_is_none_is_refused(text: str) -> None:
+    with open_workdir(MADE_BY) as held:
+        held.keep_run_id(text)
+        with pytest.raises(StorageError, match=r"run_id: .*, accepted: the id of a journal, such as"):
+            _ = held.run_id
+
+
+def test_another_process_that_trains_the_same_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(work, "WAIT_SECONDS", 0.05)
+    with open_workdir(MADE_BY) as held:
+        folder = held.snapshots.folder
+    lock = FileLock(f"{folder}.lock", thread_local=False)
+    lock.acquire()
+    looks = iter([None, None, signal.SIGTERM])
+    with pytest.raises(StoppedError, match="SIGTERM") as caught, open_workdir(MADE_BY, lambda: next(looks)):
+        pass
+    assert caught.value.exit_code == 143
+    assert capsys.readouterr().err == f"warning: {folder}.lock: another process trains this very model; waiting\n"
+    released = threading.Event()
+    threading.Timer(0.3, lambda: (released.set(), lock.release())).start()
+    with open_workdir(MADE_BY):
+        assert released.is_set()
+
+
+def finish(epochs: int, **state: Any) -> Path:
+    with open_workdir({"params": {"epochs": epochs}}) as held:
+        held.snapshots.save(state)
+        held.finish("0a1b")
+        return held.snapshots.folder
+
+
+def test_without_dvc_a_finished_training_is_not_gone_on_with() -> None:
+    finish(3, number=1)
+    with open_workdir(MADE_BY) as held:
+        assert held.snapshots.load() is None
+
+
+def test_under_dvc_it_is_until_the_outputs_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train@baseline")
+    finish(3, number=1)
+    with open_workdir(MADE_BY) as held:
+        assert held.snapshots.load() == {"number": 1}
+    Path("dvc.lock").write_text("outs:\n- path: models/baseline\n  md5: 0a1b\n")
+    with open_workdir(MADE_BY) as held:
+        assert held.snapshots.load() is None
+
+
+def test_of_the_finished_the_newest_stay_and_of_the_stopped_all() -> None:
+    with open_workdir({"params": {"epochs": 100}}) as held:
+        held.snapshots.save({"kept": 1})
+        stopped = held.snapshots.folder
+    folders = [finish(epochs) for epochs in range(1, FINISHED_KEPT + 3)]
+    assert [folder.exists() for folder in folders] == [False] * 2 + [True] * FINISHED_KEPT
+    assert stopped.exists()
+
+
+def test_the_parent_is_the_longest_finished_one_with_fewer_epochs() -> None:
+    for epochs in (2, 4, 9):
+        finish(epochs)
+    with open_workdir({"params": {"epochs": 3, "lr": 1}}) as held:
+        held.finish("0a1b")
+    with open_workdir({"params": {"epochs": 6}}) as held:
+        parent = held.parent()
+        assert parent is not None
+        assert (parent.epochs, held.extended_from) == (4, None)
+        held.extend(parent)
+        shortest = held.parent(2)
+        assert shortest is not None
+        assert (shortest.epochs, held.extended_from) == (2, 4)
+    with open_workdir({"params": {"epochs": 2}}) as held:
+        assert held.parent() is None

@@ -1,0 +1,85 @@
+"""Every part of a recipe reaches what is put together."""
+
+import pytest
+import torch
+from helpers import pooling_model, synthetic_split, tiny_recipe
+
+from leanresnet.analysis.estimate import seconds_per_epoch
+from leanresnet.config.schema import Recipe
+from leanresnet.data.splits import channel_statistics
+from leanresnet.models.resnet import build_model
+from leanresnet.training import build as module
+from leanresnet.training.build import build_training
+from leanresnet.training.loop import Objective, train_one_epoch
+from leanresnet.training.losses import CrossEntropy
+from leanresnet.training.optimizers import Muon
+
+CPU = torch.device("cpu")
+TRAIN = synthetic_split(120)
+
+
+def recipe(**changes: object) -> Recipe:
+    plain = tiny_recipe().model_dump()
+    parts = {
+        "model": pooling_model().model_dump(),
+        "batch_size": 20,
+        "epochs": 4,
+        "initialization": "dirac",
+        "bn_momentum": 0.3,
+        "clip_norm": 2.5,
+        "precision": "bf16",
+        "optimizer": plain["optimizer"] | {"name": "muon", "lr": 0.02},
+        "schedule": plain["schedule"] | {"name": "linear", "warmup_epochs": 0.0, "final_ratio": 0.0},
+        "progressive": {"epochs": 1, "size": 16},
+        "seed": 5,
+    }
+    return Recipe.model_validate(plain | parts | changes)
+
+
+def test_a_recipe_is_put_together_with_nothing_left_out() -> None:
+    made = build_training(recipe(), CrossEntropy(0.0), TRAIN, CPU)
+    mean, std = channel_statistics(TRAIN)
+    expected = build_model(pooling_model(), mean, std, 5, 0.3, "dirac", TRAIN.images)
+    assert made.net.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(t, expected.state_dict()[name]) for name, t in made.net.state_dict().items())
+    assert made.net.layers[0][0][1].momentum == 0.3
+    assert [next(iter(made.batches.epoch(n)))[0].shape for n in (1, 2)] == [(20, 3, 16, 16), (20, 3, 32, 32)]
+    assert isinstance(made.loop.optimizer, Muon)
+    assert made.loop.clip_norm == 2.5
+    with made.loop.autocast:
+        assert torch.is_autocast_enabled("cpu")
+    rates = []
+    for _ in range(4 * 6):
+        rates.append(made.loop.schedule.value)
+        made.loop.optimizer.step()
+        made.loop.schedule.step()
+    assert rates == pytest.approx([0.02 * (1 - step / 24) for step in range(24)])
+
+
+def test_given_constants_come_before_measured_ones() -> None:
+    constants = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    net = build_training(recipe(normalization=constants), CrossEntropy(0.0), TRAIN, CPU).net
+    assert net.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert net.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize("compile_it", [False, True])
+def test_the_switch_decides_whether_a_step_is_compiled(compile_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Objective] = []
+
+    def compiled(objective: Objective) -> Objective:
+        given.append(objective)
+        return objective
+
+    monkeypatch.setattr(module, "compiled", compiled)
+    made = build_training(recipe(compile=compile_it), CrossEntropy(0.0), TRAIN, CPU)
+    assert given == ([made.loop.objective] if compile_it else [])
+    assert train_one_epoch(made.net, made.batches.epoch(1), made.loop)["loss"] > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"epochs": 1, "progressive": {"epochs": 0, "size": 16}}])
+@pytest.mark.parametrize("schedule", ["onecycle", "linear"])
+def test_an_estimate_needs_no_long_schedule(schedule: str, changes: dict[str, object]) -> None:
+    plain = tiny_recipe().schedule.model_dump()
+    settings = plain | {"name": schedule, "warmup_epochs": 0.9, "final_ratio": 0.1}
+    assert seconds_per_epoch(recipe(schedule=settings, **changes), 100, CPU) > 0

@@ -1,0 +1,82 @@
+"""Measures of a trained network against scikit-learn and a count by hand."""
+
+import pytest
+import torch
+from helpers import Brightness, logits_of, softmax, synthetic_split, tiny_net
+from sklearn.metrics import accuracy_score, log_loss
+from torch import Tensor
+
+from leanresnet.training.loader import EvalBatches
+from leanresnet.training.validation import TeacherComparison, evaluate
+
+SPLIT = synthetic_split(53)
+LABELS = SPLIT.labels.numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 53, 100])
+def test_loss_and_accuracy_are_means_over_the_images(batch_size: int) -> None:
+    net = Brightness(0.0)
+    logits = logits_of(net, SPLIT.images)
+    found = evaluate(net, EvalBatches(SPLIT, batch_size))
+    assert found.keys() == {"loss", "accuracy"}
+    assert found["accuracy"] == accuracy_score(LABELS, logits.argmax(1))
+    assert found["loss"] == pytest.approx(log_loss(LABELS, softmax(logits), labels=range(10)), rel=1e-5)
+    assert 0 < found["accuracy"] < 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_runs_in_evaluation_mode_and_restores_the_callers(training: bool) -> None:
+    net = tiny_net().train(training)
+    modes: list[bool] = []
+    net.stem.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    statistics = net.get_buffer("stem.1.running_mean").clone()
+    evaluate(net, EvalBatches(SPLIT, 20))
+    assert modes == [False] * 3
+    assert net.training is training
+    assert net.stem.training is training
+    assert torch.equal(net.get_buffer("stem.1.running_mean"), statistics)
+
+
+def test_evaluation_builds_no_graph() -> None:
+    seen: list[bool] = []
+
+    def measure(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        seen.append(logits.requires_grad)
+        return labels.float()
+
+    evaluate(tiny_net(), EvalBatches(SPLIT, 53), {"label": measure})
+    assert seen == [False]
+
+
+def test_agreement_and_gap_equal_a_count_by_hand() -> None:
+    student, teacher = Brightness(0.0), Brightness(0.7)
+    found = evaluate(student, EvalBatches(SPLIT, 10), TeacherComparison(teacher).measures())
+    said, taught = logits_of(student, SPLIT.images).argmax(1), logits_of(teacher, SPLIT.images).argmax(1)
+    assert found.keys() == {"loss", "accuracy", "teacher_agreement", "teacher_gap"}
+    assert found["teacher_agreement"] == pytest.approx((said == taught).mean())
+    assert found["teacher_gap"] == pytest.approx((taught == LABELS).mean() - (said == LABELS).mean())
+    assert found["teacher_gap"] != 0
+    assert 0 < found["teacher_agreement"] < 1
+
+
+def test_a_network_beside_itself_agrees_without_a_gap() -> None:
+    net = Brightness(0.0)
+    found = evaluate(net, EvalBatches(SPLIT, 10), TeacherComparison(net).measures())
+    assert (found["teacher_agreement"], found["teacher_gap"]) == (1.0, 0.0)
+
+
+def test_the_teacher_runs_once_a_batch_on_that_batch() -> None:
+    student, teacher = Brightness(0.0), Brightness(0.7)
+    measures = TeacherComparison(teacher).measures()
+    for _ in range(2):
+        student.batches.clear()
+        teacher.batches.clear()
+        evaluate(student, EvalBatches(SPLIT, 10), measures)
+        assert len(teacher.batches) == 6
+        assert all(taught is seen for taught, seen in zip(teacher.batches, student.batches, strict=True))
+
+
+def test_the_teacher_is_put_into_evaluation_mode() -> None:
+    teacher = tiny_net().train()
+    TeacherComparison(teacher)
+    assert not any(module.training for module in teacher.modules())
