@@ -26,7 +26,7 @@ def init(folder: Path, preset: str) -> None:
     loaded = load_preset(preset, PRESETS)
     for name in ("params.yaml", "dvc.yaml", ".dvc"):
         if (folder / name).exists():
-            raise ConfigError(f"{folder / name}: exists already, accepted: a folder without it")
+            raise ConfigError(f"{folder / name}: exists already, expected: a folder without it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Made beside their places, the parts of one that fails are not in the way of the next.

@@ -44,10 +44,10 @@ def _wrong(file: Path) -> str:
 
     package = workspace() / LISTED
     if (package / file).resolve() == IMPORTED / file:
-        return f"{IMPORTED / file} was edited since the experiment was queued, accepted: one that is queued now"
+        return f"{IMPORTED / file} was edited since the experiment was queued, expected: one that is queued now"
     checkout = shlex.quote(str(package.resolve().parents[1]))
     repair = f"python -m pip install --no-deps --no-build-isolation --editable {checkout}"
-    return f"not the code that runs, which is {IMPORTED / file}, accepted: this environment after `{repair}`"
+    return f"not the code that runs, which is {IMPORTED / file}, expected: this environment after `{repair}`"
 
 
 def _differ(listed: Path, imported: Path) -> bool:

@@ -21,4 +21,4 @@ def check_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise ConfigError(f"--port = {port}: {error.strerror}, accepted: one that no program uses") from error
+            raise ConfigError(f"--port = {port}: {error.strerror}, expected: one that no program uses") from error

@@ -11,12 +11,12 @@ BASELINE = "train.baseline"
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
-    """Some of `accepted`: `1,2,4`, or `1-4` for all from 1 to 4."""
+    """Some of `expected`: `1,2,4`, or `1-4` for all from 1 to 4."""
 
     name = "numbers"
 
-    def __init__(self, accepted: range) -> None:
-        self._accepted = accepted
+    def __init__(self, expected: range) -> None:
+        self._accepted = expected
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         found: list[int] = []
@@ -27,13 +27,13 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new rele
             if not numbers or not set(numbers) <= set(self._accepted):
                 kind = "odd" if self._accepted.step == 2 else "whole"
                 most = self._accepted[-1]
-                self.fail(f"{value!r}: accepted: {kind} numbers from 1 to {most}, as 1,3 or 1-4", param, ctx)
+                self.fail(f"{value!r}: expected: {kind} numbers from 1 to {most}, as 1,3 or 1-4", param, ctx)
             found += numbers
         return tuple(found)
 
 
-def numbers_option(name: str, accepted: range, default: str, what: str) -> Callable[[Command], Command]:
-    return click.option(name, type=Numbers(accepted), default=default, show_default=True, help=what)
+def numbers_option(name: str, expected: range, default: str, what: str) -> Callable[[Command], Command]:
+    return click.option(name, type=Numbers(expected), default=default, show_default=True, help=what)
 
 
 @click.command()
@@ -75,7 +75,7 @@ def search(
     recipe = load_params(params).train.baseline
     most = budget or recipe.budget
     if most is None:
-        raise ConfigError(f"{params}: {BASELINE}.budget = null, accepted: a number there, or --budget")
+        raise ConfigError(f"{params}: {BASELINE}.budget = null, expected: a number there, or --budget")
     begun = time.perf_counter()
     models = enumerate_models(recipe.model, layers, blocks, channels, kernels, skip_kernels)
     counted, found = near_budget(models, most, least)

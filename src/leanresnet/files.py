@@ -96,7 +96,7 @@ def project() -> Path:
         if (folder / PARAMS).is_file():
             return folder
     made = "`leanresnet init` makes one"
-    raise ConfigError(f"{here}: no workspace, accepted: a folder with {PARAMS}, or one below such a folder; {made}")
+    raise ConfigError(f"{here}: no workspace, expected: a folder with {PARAMS}, or one below such a folder; {made}")
 
 
 def save_bytes(content: bytes | memoryview, path: Path) -> None:
@@ -113,7 +113,7 @@ def save_json(content: Any, path: Path) -> None:
     try:
         text = json.dumps(content, indent=2, allow_nan=False)
     except ValueError as error:
-        raise DataError(f"{path}: a number is NaN or infinite, accepted: finite numbers") from error
+        raise DataError(f"{path}: a number is NaN or infinite, expected: finite numbers") from error
     save_text(text + "\n", path)
 
 

@@ -158,46 +158,46 @@ CASES = [
     ),
     param("misspelt key", {f"{BASE}.epochs": ..., f"{BASE}.epoch": 8}, f"{BASE}.epoch = 8: ", "did you mean epochs?"),
     param(
-        "unknown section", {"trian": {}}, "trian = {}: unknown key (did you mean train?)", "accepted: download, split"
+        "unknown section", {"trian": {}}, "trian = {}: unknown key (did you mean train?)", "expected: download, split"
     ),
-    param("far from any key", {"split.zzz": 1}, "split.zzz = 1: unknown key, accepted: validation, training, seed"),
+    param("far from any key", {"split.zzz": 1}, "split.zzz = 1: unknown key, expected: validation, training, seed"),
     param("missing section", {"evaluate": ...}, "evaluate: missing", "presets/ has complete files"),
     param("missing key", {"distill.student.epochs": ...}, "distill.student.epochs: missing"),
-    param("section as a number", {"split": 5}, "split = 5: accepted: ", "dictionary"),
+    param("section as a number", {"split": 5}, "split = 5: expected: ", "dictionary"),
     # types
-    param("text for a number", {f"{BASE}.epochs": "ten"}, f"{BASE}.epochs = 'ten': accepted: a valid integer"),
-    param("fraction for a count", {f"{BASE}.epochs": 7.5}, f"{BASE}.epochs = 7.5: accepted: ", "integer"),
+    param("text for a number", {f"{BASE}.epochs": "ten"}, f"{BASE}.epochs = 'ten': expected: a valid integer"),
+    param("fraction for a count", {f"{BASE}.epochs": 7.5}, f"{BASE}.epochs = 7.5: expected: ", "integer"),
     param(
         "exponent for a count",
         {f"{BASE}.budget": 5e6},
-        f"{BASE}.budget = 5000000.0: accepted: a valid integer, 5000000",
+        f"{BASE}.budget = 5000000.0: expected: a valid integer, 5000000",
     ),
-    param("yes for a flag", {f"{OPTIMIZER}.nesterov": "yes"}, f"{OPTIMIZER}.nesterov = 'yes': accepted: true or false"),
-    param("boolean for a count", {"split.seed": True}, "split.seed = True: accepted: a valid integer"),
-    param("boolean for a rate", {f"{OPTIMIZER}.lr": True}, f"{OPTIMIZER}.lr = True: accepted: a valid number"),
-    param("number for a boolean", {f"{OPTIMIZER}.nesterov": 1}, f"{OPTIMIZER}.nesterov = 1: accepted: true or false"),
-    param("nothing for a number", {"distill.alpha": None}, "distill.alpha = None: accepted: a valid number"),
-    param("number for a list", {f"{MODEL}.blocks": 1}, f"{MODEL}.blocks = 1: accepted: a valid tuple"),
+    param("yes for a flag", {f"{OPTIMIZER}.nesterov": "yes"}, f"{OPTIMIZER}.nesterov = 'yes': expected: true or false"),
+    param("boolean for a count", {"split.seed": True}, "split.seed = True: expected: a valid integer"),
+    param("boolean for a rate", {f"{OPTIMIZER}.lr": True}, f"{OPTIMIZER}.lr = True: expected: a valid number"),
+    param("number for a boolean", {f"{OPTIMIZER}.nesterov": 1}, f"{OPTIMIZER}.nesterov = 1: expected: true or false"),
+    param("nothing for a number", {"distill.alpha": None}, "distill.alpha = None: expected: a valid number"),
+    param("number for a list", {f"{MODEL}.blocks": 1}, f"{MODEL}.blocks = 1: expected: a valid tuple"),
     # ranges
-    param("negative rate", {f"{OPTIMIZER}.lr": -0.1}, f"{OPTIMIZER}.lr = -0.1: accepted: greater than 0"),
-    param("infinite rate", {f"{OPTIMIZER}.lr": float("inf")}, f"{OPTIMIZER}.lr = inf: accepted: a finite number"),
+    param("negative rate", {f"{OPTIMIZER}.lr": -0.1}, f"{OPTIMIZER}.lr = -0.1: expected: greater than 0"),
+    param("infinite rate", {f"{OPTIMIZER}.lr": float("inf")}, f"{OPTIMIZER}.lr = inf: expected: a finite number"),
     param(
         "negative decay",
         {f"{OPTIMIZER}.weight_decay": -1.0e-4},
-        "weight_decay = -0.0001: accepted: greater than or equal to 0",
+        "weight_decay = -0.0001: expected: greater than or equal to 0",
     ),
-    param("momentum of one", {f"{OPTIMIZER}.momentum": 1.0}, f"{OPTIMIZER}.momentum = 1.0: accepted: less than 1"),
-    param("batch of one", {f"{BASE}.batch_size": 1}, f"{BASE}.batch_size = 1: accepted: greater than or equal to 2"),
+    param("momentum of one", {f"{OPTIMIZER}.momentum": 1.0}, f"{OPTIMIZER}.momentum = 1.0: expected: less than 1"),
+    param("batch of one", {f"{BASE}.batch_size": 1}, f"{BASE}.batch_size = 1: expected: greater than or equal to 2"),
     param(
-        "probability above one", {f"{BASE}.augmentation.flip": 1.5}, f"{BASE}.augmentation.flip = 1.5: accepted: less"
+        "probability above one", {f"{BASE}.augmentation.flip": 1.5}, f"{BASE}.augmentation.flip = 1.5: expected: less"
     ),
     param(
-        "crop beyond the image", {f"{BASE}.augmentation.crop_padding": 17}, "crop_padding = 17: accepted: less", "16"
+        "crop beyond the image", {f"{BASE}.augmentation.crop_padding": 17}, "crop_padding = 17: expected: less", "16"
     ),
-    param("seed too large", {f"{BASE}.seed": 2**31}, f"{BASE}.seed = 2147483648: accepted: less than 2147483648"),
-    param("cold temperature", {"distill.temperature": 0.0}, "distill.temperature = 0.0: accepted: greater than 0"),
-    param("weight above one", {"distill.alpha": 1.1}, "distill.alpha = 1.1: accepted: less than or equal to 1"),
-    param("one calibration bin", {"evaluate.calibration_bins": 1}, "evaluate.calibration_bins = 1: accepted: ", "2"),
+    param("seed too large", {f"{BASE}.seed": 2**31}, f"{BASE}.seed = 2147483648: expected: less than 2147483648"),
+    param("cold temperature", {"distill.temperature": 0.0}, "distill.temperature = 0.0: expected: greater than 0"),
+    param("weight above one", {"distill.alpha": 1.1}, "distill.alpha = 1.1: expected: less than or equal to 1"),
+    param("one calibration bin", {"evaluate.calibration_bins": 1}, "evaluate.calibration_bins = 1: expected: ", "2"),
     # names
     param(
         "unknown optimizer",
@@ -213,19 +213,19 @@ CASES = [
     param("unknown teacher", {"distill.teacher": "student"}, "distill.teacher = 'student'", "'teacher' or 'previous'"),
     param("unknown data set", {"download.dataset": "cifar"}, "download.dataset = 'cifar'", "did you mean cifar10?"),
     # models
-    param("even kernel", {f"{MODEL}.kernels": [3, 4, 3]}, f"{MODEL}: kernels = [3, 4, 3]: 4 is even", "accepted: odd"),
+    param("even kernel", {f"{MODEL}.kernels": [3, 4, 3]}, f"{MODEL}: kernels = [3, 4, 3]: 4 is even", "expected: odd"),
     param(
-        "even shortcut", {f"{MODEL}.skip_kernels": [1, 1, 2]}, "skip_kernels = [1, 1, 2]: 2 is even", "accepted: odd"
+        "even shortcut", {f"{MODEL}.skip_kernels": [1, 1, 2]}, "skip_kernels = [1, 1, 2]: 2 is even", "expected: odd"
     ),
-    param("pool does not divide", {f"{MODEL}.pool": 3}, "pool = 3", "last feature map of 8x8, accepted: [1, 2, 4, 8]"),
+    param("pool does not divide", {f"{MODEL}.pool": 3}, "pool = 3", "last feature map of 8x8, expected: [1, 2, 4, 8]"),
     param(
-        "unequal lists", {f"{MODEL}.channels": [16, 32]}, "channels = [16, 32] has 2 entries", "accepted: layers = 3"
+        "unequal lists", {f"{MODEL}.channels": [16, 32]}, "channels = [16, 32] has 2 entries", "expected: layers = 3"
     ),
-    param("too many layers", {f"{MODEL}.layers": 7}, f"{MODEL}.layers = 7: accepted: less than or equal to 6"),
+    param("too many layers", {f"{MODEL}.layers": 7}, f"{MODEL}.layers = 7: expected: less than or equal to 6"),
     param(
         "layer without blocks",
         {f"{MODEL}.blocks": [1, 0, 1]},
-        f"{MODEL}: blocks = [1, 0, 1] with downsample = stride, accepted: >= 1 in each layer",
+        f"{MODEL}: blocks = [1, 0, 1] with downsample = stride, expected: >= 1 in each layer",
     ),
     param(
         "over the budget",
@@ -240,13 +240,13 @@ CASES = [
     param(
         "warm-up without end",
         {f"{SCHEDULE}.warmup_epochs": 8},
-        "schedule.warmup_epochs = 8, accepted: less than epochs = 8",
+        "schedule.warmup_epochs = 8, expected: less than epochs = 8",
     ),
     param(
         "one-cycle down to zero", {f"{SCHEDULE}.final_ratio": 0.0}, f"{SCHEDULE}: final_ratio = 0", "> 0, e.g. 0.001"
     ),
     param(
-        "milestones out of order", {f"{SCHEDULE}.milestones": [9, 5]}, "milestones = [9, 5], accepted: ", "increasing"
+        "milestones out of order", {f"{SCHEDULE}.milestones": [9, 5]}, "milestones = [9, 5], expected: ", "increasing"
     ),
     param(
         "mean without deviation",
@@ -259,34 +259,34 @@ CASES = [
     param(
         "mirror without TLS",
         {"download.mirrors": ["http://a/b"]},
-        "download.mirrors.0 = 'http://a/b': accepted: ",
+        "download.mirrors.0 = 'http://a/b': expected: ",
         "https://",
     ),
-    param("no mirror", {"download.mirrors": []}, "download.mirrors = []: accepted: ", "at least 1"),
-    param("bad md5", {"download.md5": "c58f"}, "download.md5 = 'c58f': accepted: ", "[0-9a-f]{32}"),
+    param("no mirror", {"download.mirrors": []}, "download.mirrors = []: expected: ", "at least 1"),
+    param("bad md5", {"download.md5": "c58f"}, "download.md5 = 'c58f': expected: ", "[0-9a-f]{32}"),
     param("bad SHA-256", {"download.sha256": "G" * 64}, "download.sha256 = 'GGG", "[0-9a-f]{64}"),
     # the file itself
-    text("empty file", b"", "None at the top level, accepted: a mapping with the sections download, split, train"),
-    text("list at the top", b"- 1\n- 2\n", "[1, 2] at the top level, accepted: a mapping"),
+    text("empty file", b"", "None at the top level, expected: a mapping with the sections download, split, train"),
+    text("list at the top", b"- 1\n- 2\n", "[1, 2] at the top level, expected: a mapping"),
     text("not YAML", b"download: [1,\nsplit: }\n", "line 2, column 8: not valid YAML"),
     text("key given twice", b"split: 1\nsplit: 2\n", 'line 2, column 1: not valid YAML (found duplicate key "split"'),
     text("impossible date", b"split: 2024-13-45\n", "not valid YAML (month must be in 1..12)"),
-    text("not UTF-8", b"split: \xe9\n", "not UTF-8 text (byte 7), accepted: YAML"),
+    text("not UTF-8", b"split: \xe9\n", "not UTF-8 text (byte 7), expected: YAML"),
     Case("no params", "check --params no.yaml", STORAGE, ("no.yaml: cannot be read (No such file or directory)",)),
     Case("folder as params", "check --params data", STORAGE, ("data: cannot be read (Is a directory)",)),
     Case(
         "unknown preset",
         "check --preset demmo",
         CONFIG,
-        ("preset = 'demmo': unknown (did you mean demo?)", "accepted: default, "),
+        ("preset = 'demmo': unknown (did you mean demo?)", "expected: default, "),
     ),
     Case(
         "init with an unknown preset",
         "init new --preset papre",
         CONFIG,
-        ("preset = 'papre'", "mean paper?", "accepted: "),
+        ("preset = 'papre'", "mean paper?", "expected: "),
     ),
-    Case("init over a workspace", "init .", CONFIG, ("params.yaml: exists already, accepted: a folder without it",)),
+    Case("init over a workspace", "init .", CONFIG, ("params.yaml: exists already, expected: a folder without it",)),
     Case(
         "init below a file", "init params.yaml/sub", STORAGE, ("params.yaml/sub: cannot be written (Not a directory)",)
     ),
@@ -295,42 +295,42 @@ CASES = [
         "no archive",
         f"{DOWNLOAD} --archive no.tar.gz",
         DATA,
-        ("no.tar.gz: no such file", "accepted: CIFAR-10's"),
+        ("no.tar.gz: no such file", "expected: CIFAR-10's"),
         params(CIFAR),
     ),
     Case(
         "unofficial archive",
         f"{DOWNLOAD} --archive {ARCHIVE}",
         DATA,
-        (f"{ARCHIVE}: ", " bytes, SHA-256 ", f"accepted: 170498071 bytes, SHA-256 {OFFICIAL}"),
+        (f"{ARCHIVE}: ", " bytes, SHA-256 ", f"expected: 170498071 bytes, SHA-256 {OFFICIAL}"),
         params(CIFAR),
     ),
     Case(
         "wrong stated checksum",
         f"{DOWNLOAD} --archive {ARCHIVE} --sha256 {'0' * 64}",
         DATA,
-        (f"{ARCHIVE}: SHA-256 ", f"accepted: {'0' * 64} as stated by --sha256"),
+        (f"{ARCHIVE}: SHA-256 ", f"expected: {'0' * 64} as stated by --sha256"),
         params(CIFAR),
     ),
     Case(
         "wrong stated checksum of a folder",
         f"{DOWNLOAD} --archive batches --sha256 {'0' * 64}",
         DATA,
-        ("batches: SHA-256 ", f"accepted: {'0' * 64}"),
+        ("batches: SHA-256 ", f"expected: {'0' * 64}"),
         params(CIFAR),
     ),
     Case(
         "unofficial folder",
         f"{DOWNLOAD} --archive batches",
         DATA,
-        ("batches/data_batch_1: md5 ", "accepted: c99cafc15224"),
+        ("batches/data_batch_1: md5 ", "expected: c99cafc15224"),
         params(CIFAR),
     ),
     Case(
         "folder of something else",
         f"{DOWNLOAD} --archive models",
         DATA,
-        ("models/batches.meta: cannot be read", "accepted: "),
+        ("models/batches.meta: cannot be read", "expected: "),
         params(CIFAR),
     ),
     Case(
@@ -342,7 +342,7 @@ CASES = [
             "https://127.0.0.1:1/a.tar.gz: ",
             "https://127.0.0.1:1/b.tar.gz: ",
             "Connection refused",
-            "accepted: a network, or a local copy through --archive or LEANRESNET_CIFAR10",
+            "expected: a network, or a local copy through --archive or LEANRESNET_CIFAR10",
         ),
         params({**CIFAR, "download.mirrors": ["https://127.0.0.1:1/a.tar.gz", "https://127.0.0.1:1/b.tar.gz"]}),
     ),
@@ -357,20 +357,20 @@ CASES = [
         "too many validation images",
         SPLIT,
         CONFIG,
-        ("split.validation = 200: accepted: 10 to 190 of the 200 training images",),
+        ("split.validation = 200: expected: 10 to 190 of the 200 training images",),
     ),
     Case(
         "too few validation images",
         SPLIT,
         CONFIG,
-        ("split.validation = 9: accepted: 10 to 190",),
+        ("split.validation = 9: expected: 10 to 190",),
         params({"split.validation": 9}),
     ),
     Case(
         "too many training images",
         SPLIT,
         CONFIG,
-        ("split.training = 151: accepted: 10 to 140 of the 150 training images",),
+        ("split.training = 151: expected: 10 to 140 of the 150 training images",),
         params({"split.validation": 50, "split.training": 151}),
     ),
     Case(
@@ -394,45 +394,45 @@ CASES = [
         "cut archive",
         SPLIT,
         DATA,
-        (f"{ARCHIVE}: not a readable archive", "accepted: CIFAR-10's python archive"),
+        (f"{ARCHIVE}: not a readable archive", "expected: CIFAR-10's python archive"),
         cut(ARCHIVE),
     ),
     Case(
-        "no archive at all", SPLIT, DATA, (f"{ARCHIVE}: not a readable archive", "accepted: "), file(ARCHIVE, b"<html>")
+        "no archive at all", SPLIT, DATA, (f"{ARCHIVE}: not a readable archive", "expected: "), file(ARCHIVE, b"<html>")
     ),
     Case(
         "archive without a batch",
         SPLIT,
         DATA,
-        (f"{ARCHIVE}: lacks cifar-10-batches-py/data_batch_3, accepted: ",),
+        (f"{ARCHIVE}: lacks cifar-10-batches-py/data_batch_3, expected: ",),
         source({"data_batch_3": None}),
     ),
     Case(
         "code in a pickle",
         SPLIT,
         DATA,
-        (f"{ARCHIVE}: data_batch_2 is refused: it calls os.system", "accepted: a pickle of numbers"),
+        (f"{ARCHIVE}: data_batch_2 is refused: it calls os.system", "expected: a pickle of numbers"),
         source({"data_batch_2": archives.calling("touch ran")}),
     ),
     Case(
         "member outside",
         SPLIT,
         DATA,
-        (f"{ARCHIVE}: member '../evil' lies outside cifar-10-batches-py/", "accepted: "),
+        (f"{ARCHIVE}: member '../evil' lies outside cifar-10-batches-py/", "expected: "),
         source({}, archives.member("../evil")),
     ),
     Case(
         "symbolic link",
         SPLIT,
         DATA,
-        ("cifar-10-batches-py/x' is a link or a device, accepted: files",),
+        ("cifar-10-batches-py/x' is a link or a device, expected: files",),
         source({}, archives.member("cifar-10-batches-py/x", tarfile.SYMTYPE, "/etc/passwd")),
     ),
     Case(
         "label of no class",
         SPLIT,
         DATA,
-        (f"{ARCHIVE}: test_batch has labels that do not fit its 40 images, accepted: one of 0 to 9 each",),
+        (f"{ARCHIVE}: test_batch has labels that do not fit its 40 images, expected: one of 0 to 9 each",),
         source({"test_batch": archives.batch("test_batch", labels=[10] * 40)}),
     ),
     Case(
@@ -446,20 +446,20 @@ CASES = [
         "no GPU",
         f"{TRAIN} --device cuda",
         CONFIG,
-        ("device = 'cuda': 0 CUDA devices found, accepted here: auto or cpu",),
+        ("device = 'cuda': 0 CUDA devices found, expected here: auto or cpu",),
     ),
     Case(
         "no such GPU",
         f"{EVALUATE} --device cuda:3",
         CONFIG,
-        ("device = 'cuda:3': 0 CUDA devices found", "accepted here: "),
+        ("device = 'cuda:3': 0 CUDA devices found", "expected here: "),
     ),
-    Case("unknown device", f"{TRAIN} --device tpu", CONFIG, ("device = 'tpu': accepted: auto, cpu, cuda or cuda:N",)),
+    Case("unknown device", f"{TRAIN} --device tpu", CONFIG, ("device = 'tpu': expected: auto, cpu, cuda or cuda:N",)),
     Case(
         "device that cannot compute",
         f"{DISTILL} --device meta",
         CONFIG,
-        ("device = 'meta': accepted: auto, cpu, cuda or",),
+        ("device = 'meta': expected: auto, cpu, cuda or",),
     ),
     Case(
         "training over the budget",
@@ -472,21 +472,21 @@ CASES = [
         "batch larger than the split",
         TRAIN,
         CONFIG,
-        ("params.yaml: train.baseline.batch_size = 101: accepted: 2 to 100, ", "data/train.safetensors"),
+        ("params.yaml: train.baseline.batch_size = 101: expected: 2 to 100, ", "data/train.safetensors"),
         params({f"{BASE}.batch_size": 101}),
     ),
     Case(
         "no training split",
         TRAIN,
         DATA,
-        ("data/train.safetensors: not a split (No such file", "accepted: a file that `leanresnet split` wrote"),
+        ("data/train.safetensors: not a split (No such file", "expected: a file that `leanresnet split` wrote"),
         file("data/train.safetensors", None),
     ),
     Case(
         "cut validation split",
         TRAIN,
         DATA,
-        ("data/validation.safetensors: not a split", "accepted: "),
+        ("data/validation.safetensors: not a split", "expected: "),
         cut("data/validation.safetensors"),
     ),
     Case(
@@ -508,7 +508,7 @@ CASES = [
         DATA,
         (
             "models/teacher/model.json: validation_md5 = 0123, ",
-            "accepted: ",
+            "expected: ",
             " of data/validation.safetensors; train it",
         ),
         held_out("0123"),
@@ -519,7 +519,7 @@ CASES = [
         "validation images of another data set",
         TRAIN,
         DATA,
-        ("data/validation.safetensors: other of k, l, ", "accepted: ", "data/train.safetensors, synthetic of a, b, "),
+        ("data/validation.safetensors: other of k, l, ", "expected: ", "data/train.safetensors, synthetic of a, b, "),
         other_data("validation"),
     ),
     Case(
@@ -555,14 +555,14 @@ CASES = [
         "damaged weights",
         EVALUATE,
         DATA,
-        ("models/baseline/model.safetensors: SHA-256 ", "accepted: ", " of models/baseline/model.json"),
+        ("models/baseline/model.safetensors: SHA-256 ", "expected: ", " of models/baseline/model.json"),
         flipped("models/baseline/model.safetensors"),
     ),
     Case(
         "damaged teacher",
         EVALUATE,
         DATA,
-        ("models/teacher/model.safetensors: SHA-256 ", "accepted: "),
+        ("models/teacher/model.safetensors: SHA-256 ", "expected: "),
         flipped("models/teacher/model.safetensors"),
     ),
     Case(
@@ -583,7 +583,7 @@ CASES = [
         "description of nothing",
         EVALUATE,
         DATA,
-        ("models/baseline/model.json: not a model's description (sha256: Field required), accepted: ",),
+        ("models/baseline/model.json: not a model's description (sha256: Field required), expected: ",),
         file("models/baseline/model.json", b"{}"),
     ),
     Case(
@@ -597,7 +597,7 @@ CASES = [
         "damaged test split",
         EVALUATE,
         DATA,
-        ("data/test.safetensors: not a split", "accepted: "),
+        ("data/test.safetensors: not a split", "expected: "),
         file("data/test.safetensors", b""),
     ),
     Case(
@@ -611,14 +611,14 @@ CASES = [
         "report of something else",
         "compare --results results",
         DATA,
-        ("results/baseline/test.json: not an evaluation's report (parameters: Field required), accepted: ",),
+        ("results/baseline/test.json: not an evaluation's report (parameters: Field required), expected: ",),
         file("results/baseline/test.json", b"{}"),
     ),
     Case(
         "model of unknown training",
         EVALUATE,
         DATA,
-        ("models/baseline/model.json: not a model's description (stage: Field required), accepted: ",),
+        ("models/baseline/model.json: not a model's description (stage: Field required), expected: ",),
     ),
 ]
 BY_NAME = {case.name: case for case in CASES}

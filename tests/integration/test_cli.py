@@ -132,7 +132,7 @@ def test_search_lists_architectures_that_fill_the_budget() -> None:
 def test_search_refuses_what_are_no_sizes(numbers: str) -> None:
     done = program("search", "--params", str(ROOT / "params.yaml"), f"--kernels={numbers}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "accepted: odd numbers from 1 to 15" in done.stderr
+    assert "expected: odd numbers from 1 to 15" in done.stderr
 
 
 def test_compare_takes_results_or_runs() -> None:
@@ -269,5 +269,5 @@ def test_a_page_is_not_announced_where_another_program_serves(monkeypatch: pytes
         for command in ("ui", "playground"):
             done = CliRunner().invoke(cli, [command, "--port", str(port)])
             assert done.output == ""
-            assert str(done.exception).startswith(f"--port = {port}: Address already in use, accepted: ")
+            assert str(done.exception).startswith(f"--port = {port}: Address already in use, expected: ")
     check_free(port)

@@ -134,7 +134,7 @@ def test_a_batch_that_cannot_be_shared_is_a_mistake(tmp_path: Path, monkeypatch:
         save_split(synthetic_split(30), file)
     task, outputs = TrainingTask("train@baseline", "here", CrossEntropy(0.0)), Outputs(tmp_path / "m", tmp_path / "r")
     with pytest.raises(
-        ConfigError, match=r"^here\.batch_size = 15: accepted: a multiple of the 2 processes that share"
+        ConfigError, match=r"^here\.batch_size = 15: expected: a multiple of the 2 processes that share"
     ):
         run_experiment("baseline", tiny_recipe(batch_size=15), task, files, outputs, torch.device("cpu"), 60)
 

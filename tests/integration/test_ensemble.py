@@ -52,7 +52,7 @@ def test_an_ensemble_of_different_shapes_answers_with_the_mean_of_the_logits(tmp
 def test_members_held_out_the_same_images_and_are_no_ensembles(tmp_path: Path) -> None:
     one, other = load_model(save(tmp_path / "a", 0)), load_model(save(tmp_path / "b", 1))
     stranger = load_model(save(tmp_path / "c", 2, validation_md5="other"))
-    with pytest.raises(DataError, match=r"c/model.json: validation_md5 = other, .*accepted: def of .*a/model.json; "):
+    with pytest.raises(DataError, match=r"c/model.json: validation_md5 = other, .*expected: def of .*a/model.json; "):
         save_ensemble([one, stranger], tmp_path / "more")
     with pytest.raises(DataError, match="a member is named twice"):
         save_ensemble([one, one], tmp_path / "more")
@@ -91,7 +91,7 @@ def test_answers_that_are_not_finite_are_not_evaluated(model: str, teacher: str,
     save_split(synthetic_split(20), split)
     settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
     outputs = Outputs(tmp_path / model, tmp_path / "results")
-    with pytest.raises(DataError, match=rf"^{tmp_path}/vast: answers that are not finite, accepted: a model that"):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/vast: answers that are not finite, expected: a model that"):
         write_report(settings, outputs, tmp_path / teacher, split, split, torch.device("cpu"))
     assert not outputs.results.exists()
 
@@ -119,7 +119,7 @@ def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> N
     distill = ["distill", "--teacher", "models/previous", *splits, "--model", "models/student", "--results", "results"]
     refused = run(*distill, attention=1.0)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "distill.attention = 1.0 with an ensemble, accepted: 0" in refused.stderr
+    assert "distill.attention = 1.0 with an ensemble, expected: 0" in refused.stderr
     done = run(*distill)
     assert (done.returncode, done.stderr) == (0, "")
     about = json.loads((folder / "models/student/model.json").read_text())

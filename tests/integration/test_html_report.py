@@ -105,5 +105,5 @@ def test_answers_that_no_evaluation_wrote_are_a_mistake(
     (tmp_path / "confusion.csv").write_bytes(content)
     monkeypatch.setattr("leanresnet.analysis.runs.download", lambda *_: tmp_path / "confusion.csv")
     run = RunRecord("theirs", "", "", {}, {}, {}, list)
-    with pytest.raises(DataError, match=r"^run theirs: results/confusion\.csv is none of leanresnet's, accepted: "):
+    with pytest.raises(DataError, match=r"^run theirs: results/confusion\.csv is none of leanresnet's, expected: "):
         disagreement(run, run)

@@ -39,7 +39,7 @@ def test_other_code_than_that_which_is_listed_is_refused(file: str, clone: Path)
     repair = f"`python -m pip install --no-deps --no-build-isolation --editable '{clone}'`"
     with pytest.raises(ConfigError) as refused:
         check_listed()
-    message = f"{file}: not the code that runs, which is {ROOT / file}, accepted: this environment after {repair}"
+    message = f"{file}: not the code that runs, which is {ROOT / file}, expected: this environment after {repair}"
     assert str(refused.value) == message
 
 

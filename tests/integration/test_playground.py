@@ -102,7 +102,7 @@ def test_what_is_no_image_and_no_model_is_said_on_the_page(
     visited = page(models, monkeypatch)
     visited.file_uploader[0].upload("![a](b).png", b"no image", "image/png").run()
     # Escaped: in Markdown it would be a picture of another server.
-    assert visited.error[0].value == r"\!\[a\](b).png\: not a whole image, accepted\: JPEG or PNG"
+    assert visited.error[0].value == r"\!\[a\](b).png\: not a whole image, expected\: JPEG or PNG"
     assert not visited.exception
     shutil.copytree(models / "student", tmp_path / "student")
     (tmp_path / "student" / "model.safetensors").write_bytes(b"")
@@ -176,7 +176,7 @@ def test_in_a_browser(served: Served, models: Path, photo: Path, tmp_path: Path)
         tab.call("Page.navigate", url=served.address)
         for file, answer in (
             (big, f"must be {UPLOAD_MB}.0MB or smaller"),
-            (fake, "fake.png: not a whole image, accepted: JPEG or PNG"),
+            (fake, "fake.png: not a whole image, expected: JPEG or PNG"),
             (photo, "The models differ."),
         ):
             wait_for(lambda: tab.value(f"!!document.querySelector({zone!r})"))

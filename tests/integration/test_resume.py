@@ -293,7 +293,7 @@ def test_nothing_to_extend_is_one_line(tmp_path: Path) -> None:
     folder = prepare(tmp_path)
     code, error = train(folder, LEANRESNET_EXTEND="1")
     assert (code, error.count("\n")) == (2, 1)
-    assert f"train.baseline.epochs = {EPOCHS} with --extend: accepted: with a finished training" in error
+    assert f"train.baseline.epochs = {EPOCHS} with --extend: expected: with a finished training" in error
     # One that finished but kept no state is none to go on from, and is not trained anew in silence.
     (lock,) = folder.glob(".work/training/*.lock")
     shorter = lock.with_name(lock.name.replace(f"-{EPOCHS}.lock", "-1"))

@@ -72,7 +72,7 @@ def test_an_address_in_a_message_keeps_its_secrets() -> None:
     text = "http://ann:pw@host:5000/api?token=abc failed\n(see 'https://a.example/c?k=v')"
     assert redacted(text) == "http://***@host:5000/api?*** failed (see 'https://a.example/c?***')"
     assert redacted("http://ann:p@ss/word@host:5000/api") == "http://***@host:5000/api"
-    assert redacted("a = 'b', accepted: c? d@e") == "a = 'b', accepted: c? d@e"
+    assert redacted("a = 'b', expected: c? d@e") == "a = 'b', expected: c? d@e"
 
 
 @contextmanager

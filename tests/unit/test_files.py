@@ -117,7 +117,7 @@ def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_a_number_that_json_has_not_is_neither_written_nor_read(tmp_path: Path, number: float) -> None:
     path = tmp_path / "file.json"
-    with pytest.raises(DataError, match=r"file\.json: a number is NaN or infinite, accepted: finite numbers"):
+    with pytest.raises(DataError, match=r"file\.json: a number is NaN or infinite, expected: finite numbers"):
         save_json({"a": [number]}, path)
     assert not list(tmp_path.iterdir())
     path.write_text(json.dumps({"a": [number]}))
@@ -206,5 +206,5 @@ def test_the_workspace_is_dvcs_root_or_the_nearest_folder_with_params(
 def test_outside_of_a_workspace_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"{tmp_path}: no workspace, accepted: a folder with params.yaml"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: no workspace, expected: a folder with params.yaml"):
         workspace()

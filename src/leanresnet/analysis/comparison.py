@@ -62,7 +62,7 @@ def select(targets: Sequence[str], questions: Sequence[str]) -> list[RunRecord]:
         runs = registry.find_finished()
     if not runs:
         asked = f"experiment = {', '.join(questions)}: " if questions else ""
-        raise DataError(f"{asked}no finished run, accepted: names from `dvc exp list`, run ids, models")
+        raise DataError(f"{asked}no finished run, expected: names from `dvc exp list`, run ids, models")
     usable = []
     for run in {run.run_id: run for run in runs}.values():
         missing = run.lacks(["model"], COMPARED)
@@ -71,7 +71,7 @@ def select(targets: Sequence[str], questions: Sequence[str]) -> list[RunRecord]:
         else:
             usable.append(run)
     if not usable:
-        raise DataError(f"no run of {len(runs)} can be compared, accepted: trainings of leanresnet that finished")
+        raise DataError(f"no run of {len(runs)} can be compared, expected: trainings of leanresnet that finished")
     return usable
 
 

@@ -65,7 +65,7 @@ def disagreement(first: RunRecord, second: RunRecord) -> Disagreement | None:
         return None
     (truth, one), (other_truth, other) = found[0], found[1]
     if truth != other_truth:
-        raise DataError(f"runs {first.run_id} and {second.run_id}: evaluated on different images, accepted: the same")
+        raise DataError(f"runs {first.run_id} and {second.run_id}: evaluated on different images, expected: the same")
     return Disagreement(first, second, truth, (one, other))
 
 
@@ -80,6 +80,6 @@ def _answers(run: RunRecord) -> tuple[list[str], list[str]] | None:
                 pairs = [(row["true"], row["predicted"]) for row in csv.DictReader(file, restval="")]
         except (KeyError, ValueError, csv.Error) as error:
             raise DataError(
-                f"run {run.run_id}: {ANSWERS} is none of leanresnet's, accepted: an evaluation's"
+                f"run {run.run_id}: {ANSWERS} is none of leanresnet's, expected: an evaluation's"
             ) from error
     return [true for true, _ in pairs], [said for _, said in pairs]

@@ -44,7 +44,7 @@ def read_stages(text: str, place: object = LOCK) -> dict[str, Stage]:
     Raises:
         DataError: it is not as DVC writes it; `place` is what the error calls it.
     """
-    remedy = f"accepted: as DVC writes it (`git checkout HEAD -- {LOCK}`, or without it `dvc repro`)"
+    remedy = f"expected: as DVC writes it (`git checkout HEAD -- {LOCK}`, or without it `dvc repro`)"
     conflict = CONFLICT.search(text)
     if conflict:
         line = text.count("\n", 0, conflict.start()) + 1

@@ -35,7 +35,7 @@ def find(target: str) -> RunRecord:
         run, what = registry.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
     if run is None:
         where = redacted(tracking.tracking_uri())
-        raise DataError(f"{target}: {what}, accepted: a run of {where}, or the weights that it made")
+        raise DataError(f"{target}: {what}, expected: a run of {where}, or the weights that it made")
     return run
 
 
@@ -49,7 +49,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
     missing = run.lacks(TOLD, SIZES)
     if missing:
         lacks = f"it is {run.status} and lacks {', '.join(missing)}"
-        raise DataError(f"run {run.run_id}: {lacks}, accepted: a training of leanresnet that wrote a model")
+        raise DataError(f"run {run.run_id}: {lacks}, expected: a training of leanresnet that wrote a model")
     sha256 = run.tags[tracking.WEIGHTS_TAG]
     found = find_locked(run.tags["dvc.weights_md5"], root)
     parts = {

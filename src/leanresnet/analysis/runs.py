@@ -179,7 +179,7 @@ def _model_of(mlflow: Any, client: Any, run_id: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
             if not client.list_artifacts(run_id, CHECKPOINT):
                 reason = f"MLflow has neither its model nor its {CHECKPOINT} any more"
-                raise DataError(f"run {run_id}: {reason}, accepted: a run with one of them (delete this one)")
+                raise DataError(f"run {run_id}: {reason}, expected: a run with one of them (delete this one)")
             log_model(mlflow, run_id, Path(client.download_artifacts(run_id, CHECKPOINT, folder)))
         # It ended when it did.
         client.set_terminated(run_id, info.status, info.end_time)

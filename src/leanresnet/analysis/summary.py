@@ -33,6 +33,6 @@ def comparison(results: Path) -> str:
             )
         )
     if len(rows) == 1:
-        raise StorageError(f"{results}: no evaluated model, accepted: a folder with <model>/test.json")
+        raise StorageError(f"{results}: no evaluated model, expected: a folder with <model>/test.json")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)

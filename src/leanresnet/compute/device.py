@@ -29,10 +29,10 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device = {name!r}: accepted: auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"device = {name!r}: expected: auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = f"{torch.cuda.device_count()} CUDA devices found"
-        raise ConfigError(f"device = {name!r}: {found}, accepted here: auto or cpu")
+        raise ConfigError(f"device = {name!r}: {found}, expected here: auto or cpu")
     return device
 
 

@@ -19,7 +19,7 @@ def load_params(path: Path) -> Params:
     """Read and validate a params file.
 
     Raises:
-        ConfigError: naming the file, the key, the value and what is accepted, in one line.
+        ConfigError: naming the file, the key, the value and what is expected, in one line.
         StorageError: the file cannot be read.
     """
     return validate(read_mapping(path), str(path))
@@ -37,12 +37,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), accepted: YAML") from error
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), expected: YAML") from error
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
         sections = ", ".join(Params.model_fields)
-        raise ConfigError(f"{path}: {_short(raw)} at the top level, accepted: a mapping with the sections {sections}")
+        raise ConfigError(f"{path}: {_short(raw)} at the top level, expected: a mapping with the sections {sections}")
     return raw
 
 
@@ -53,7 +53,7 @@ def validate(values: dict[str, Any], where: str) -> Params:
         where: the file that an error names.
 
     Raises:
-        ConfigError: naming the key, the value and what is accepted, in one line.
+        ConfigError: naming the key, the value and what is expected, in one line.
     """
     try:
         return Params.model_validate(values)
@@ -78,11 +78,11 @@ def load_section(path: Path, kind: type[S], what: str) -> S:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the top level"
         mistake = " ".join(f"{place}: {first['msg']}".split())[:200]
-        raise DataError(f"{path}: not {what} ({mistake}), accepted: a file that this version wrote") from error
+        raise DataError(f"{path}: not {what} ({mistake}), expected: a file that this version wrote") from error
 
 
 def _explain(error: ValidationError) -> str:
-    """The first mistake as `key = value: what is accepted`."""
+    """The first mistake as `key = value: what is expected`."""
     # An unknown key is usually the cause of the missing one beside it, so it is named first.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = " ".join(".".join(str(part) for part in first["loc"]).split())
@@ -91,9 +91,9 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{key} = {_short(value)}: unknown key{hint}, accepted: {', '.join(fields)}"
+        return f"{key} = {_short(value)}: unknown key{hint}, expected: {', '.join(fields)}"
     if first["type"] == "missing":
-        return f"{key}: missing, accepted: a value (presets/ has complete files)"
+        return f"{key}: missing, expected: a value (presets/ has complete files)"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     message = message.removeprefix("Input should be ")
@@ -105,7 +105,7 @@ def _explain(error: ValidationError) -> str:
         message = "true or false"
     if first["type"] == "int_type" and isinstance(value, float) and value.is_integer():
         message += f", {int(value)}"
-    return f"{key} = {_short(value)}: accepted: {message}"
+    return f"{key} = {_short(value)}: expected: {message}"
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:

@@ -120,28 +120,28 @@ class Model(Section):
             values = getattr(self, key)
             if len(values) != self.layers:
                 raise ValueError(
-                    f"{key} = {list(values)} has {len(values)} entries, accepted: layers = {self.layers} entries"
+                    f"{key} = {list(values)} has {len(values)} entries, expected: layers = {self.layers} entries"
                 )
         for key in ("kernels", "skip_kernels"):
             even = [size for size in getattr(self, key) if size % 2 == 0]
             if even:
                 sizes = list(getattr(self, key))
-                raise ValueError(f"{key} = {sizes}: {even[0]} is even and cannot keep the size of a map, accepted: odd")
+                raise ValueError(f"{key} = {sizes}: {even[0]} is even and cannot keep the size of a map, expected: odd")
         if self.downsample == "stride" and 0 in self.blocks:
-            raise ValueError(f"blocks = {list(self.blocks)} with downsample = stride, accepted: >= 1 in each layer")
+            raise ValueError(f"blocks = {list(self.blocks)} with downsample = stride, expected: >= 1 in each layer")
         if self.block == "preactivation" and (self.stem, self.downsample) != ("conv", "stride"):
-            raise ValueError("block = preactivation, accepted: with stem = conv and downsample = stride")
+            raise ValueError("block = preactivation, expected: with stem = conv and downsample = stride")
         if self.squeeze_excite > min(self.channels):
             raise ValueError(
                 f"squeeze_excite = {self.squeeze_excite} leaves nothing of {min(self.channels)} channels, "
-                f"accepted: 0 to {min(self.channels)}"
+                f"expected: 0 to {min(self.channels)}"
             )
         if self.last_map == 0:
-            raise ValueError(f"layers = {self.layers} leave no map to pool, accepted: fewer layers")
+            raise ValueError(f"layers = {self.layers} leave no map to pool, expected: fewer layers")
         if self.last_map % self.pool:
             divisors = [p for p in range(1, self.last_map + 1) if self.last_map % p == 0]
             side = f"{self.last_map}x{self.last_map}"
-            raise ValueError(f"pool = {self.pool} does not divide the last feature map of {side}, accepted: {divisors}")
+            raise ValueError(f"pool = {self.pool} does not divide the last feature map of {side}, expected: {divisors}")
         return self
 
 
@@ -166,7 +166,7 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Optimizer":
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov = True with momentum = 0, accepted: momentum > 0 or nesterov: false")
+            raise ValueError("nesterov = True with momentum = 0, expected: momentum > 0 or nesterov: false")
         return self
 
 
@@ -198,9 +198,9 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _reachable(self) -> "Schedule":
         if self.name == "onecycle" and self.final_ratio == 0:
-            raise ValueError("final_ratio = 0 with name = onecycle, accepted: > 0, e.g. 0.001")
+            raise ValueError("final_ratio = 0 with name = onecycle, expected: > 0, e.g. 0.001")
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones = {list(self.milestones)}, accepted: epochs in increasing order")
+            raise ValueError(f"milestones = {list(self.milestones)}, expected: epochs in increasing order")
         return self
 
 
@@ -234,7 +234,7 @@ class Augmentation(Section):
     @model_validator(mode="after")
     def _alternates_something(self) -> "Augmentation":
         if self.flip_mode == "alternating" and self.flip in (0, 1):
-            raise ValueError(f"flip = {self.flip:g} with flip_mode = alternating, accepted: between 0 and 1, e.g. 0.5")
+            raise ValueError(f"flip = {self.flip:g} with flip_mode = alternating, expected: between 0 and 1, e.g. 0.5")
         return self
 
 
@@ -267,7 +267,7 @@ class Normalization(Section):
     @model_validator(mode="after")
     def _together(self) -> "Normalization":
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together, accepted: three numbers each, or null for both")
+            raise ValueError("mean and std go together, expected: three numbers each, or null for both")
         return self
 
 
@@ -317,15 +317,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _small_images_fit(self) -> "Recipe":
         if self.progressive.epochs > self.epochs:
-            raise ValueError(f"progressive.epochs = {self.progressive.epochs}, accepted: 0 to epochs = {self.epochs}")
+            raise ValueError(f"progressive.epochs = {self.progressive.epochs}, expected: 0 to epochs = {self.epochs}")
         if self.progressive.epochs and self.model.pool != self.model.last_map:
             raise ValueError(
-                f"progressive.epochs = {self.progressive.epochs} with model.pool = {self.model.pool}, accepted: "
+                f"progressive.epochs = {self.progressive.epochs} with model.pool = {self.model.pool}, expected: "
                 f"0, or a pool of the whole last map, {self.model.last_map}"
             )
         if self.progressive.epochs and self.model.feature_map_sizes(self.progressive.size)[-1] == 0:
             raise ValueError(
-                f"progressive.size = {self.progressive.size} leaves no map to pool, accepted: larger, up to 32"
+                f"progressive.size = {self.progressive.size} leaves no map to pool, expected: larger, up to 32"
             )
         return self
 
@@ -333,7 +333,7 @@ class Recipe(Section):
     def _warmup_ends(self) -> "Recipe":
         if self.schedule.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"schedule.warmup_epochs = {self.schedule.warmup_epochs:g}, accepted: less than epochs = {self.epochs}"
+                f"schedule.warmup_epochs = {self.schedule.warmup_epochs:g}, expected: less than epochs = {self.epochs}"
             )
         return self
 
@@ -386,7 +386,7 @@ def check_teacher(key: str, settings: Distill, teacher: Model, name: str) -> Non
     if small.epochs and (teacher.pool != teacher.last_map or teacher.feature_map_sizes(small.size)[-1] == 0):
         raise ValueError(
             f"{key}.student.progressive.epochs = {small.epochs} with a {name} that pools {teacher.pool} of "
-            f"{teacher.last_map} pixels, accepted: 0, or a teacher that takes smaller images"
+            f"{teacher.last_map} pixels, expected: 0, or a teacher that takes smaller images"
         )
     if settings.attention:
         _check_maps(key, settings, teacher, name)
@@ -402,8 +402,8 @@ def _check_maps(key: str, settings: Distill, teacher: Model, name: str) -> None:
         wrong = f"{key}.attention = {settings.attention:g} with layers of {sides} pixels and a {name}'s of {taught}"
         if whole:
             wrong += f" where progressive.size is {image}"
-        accepted = "that pair as those of whole images do" if whole else "of the same side"
-        raise ValueError(f"{wrong}, accepted: 0, or layers {accepted}")
+        expected = "that pair as those of whole images do" if whole else "of the same side"
+        raise ValueError(f"{wrong}, expected: 0, or layers {expected}")
 
 
 class Params(Section):

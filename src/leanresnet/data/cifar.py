@@ -78,10 +78,10 @@ def read_archive(path: Path) -> tuple[Split, Split]:
         classes = tuple(name.decode("ascii") for name in meta[b"label_names"])
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: {META_MEMBER} has no list of class names, accepted: CIFAR-10's python archive"
+            f"{path}: {META_MEMBER} has no list of class names, expected: CIFAR-10's python archive"
         ) from error
     if len(classes) != CLASSES:
-        raise DataError(f"{path}: {META_MEMBER} has {len(classes)} class names, accepted: {CLASSES}")
+        raise DataError(f"{path}: {META_MEMBER} has {len(classes)} class names, expected: {CLASSES}")
     train = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TRAIN_MEMBERS]
     test = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TEST_MEMBERS]
     return _join(train, classes), _join(test, classes)
@@ -100,7 +100,7 @@ def pack_folder(folder: Path) -> bytes:
                 content = (folder / name).read_bytes()
             except OSError as error:
                 raise DataError(
-                    f"{folder / name}: cannot be read ({error.strerror}), accepted: CIFAR-10's batches"
+                    f"{folder / name}: cannot be read ({error.strerror}), expected: CIFAR-10's batches"
                 ) from error
             info = tarfile.TarInfo(f"{FOLDER}/{name}")
             info.size = len(content)
@@ -117,21 +117,21 @@ def _read_members(path: Path) -> dict[str, bytes]:
                 place = PurePosixPath(member.name)
                 if place.is_absolute() or ".." in place.parts or place.parts[:1] != (FOLDER,):
                     raise DataError(
-                        f"{path}: member {member.name!r} lies outside {FOLDER}/, accepted: CIFAR-10's python archive"
+                        f"{path}: member {member.name!r} lies outside {FOLDER}/, expected: CIFAR-10's python archive"
                     )
                 if not (member.isfile() or member.isdir()):
-                    raise DataError(f"{path}: member {member.name!r} is a link or a device, accepted: files alone")
+                    raise DataError(f"{path}: member {member.name!r} is a link or a device, expected: files alone")
                 if place.name in wanted and len(place.parts) == 2 and member.isfile():
                     content = tar.extractfile(member)
                     assert content is not None
                     found[place.name] = content.read()
     except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         raise DataError(
-            f"{path}: not a readable archive ({_one_line(error)}), accepted: CIFAR-10's python archive"
+            f"{path}: not a readable archive ({_one_line(error)}), expected: CIFAR-10's python archive"
         ) from error
     if missing := sorted(wanted - set(found)):
         raise DataError(
-            f"{path}: lacks {FOLDER}/{missing[0]}, accepted: CIFAR-10's python archive with its seven batches"
+            f"{path}: lacks {FOLDER}/{missing[0]}, expected: CIFAR-10's python archive with its seven batches"
         )
     return found
 
@@ -140,9 +140,9 @@ def _unpickle(content: bytes, where: str) -> dict[Any, Any]:
     try:
         value = _BatchReader(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise nearly anything; all of it means the same here
-        raise DataError(f"{where} is refused: {_one_line(error)}, accepted: a pickle of numbers and text") from error
+        raise DataError(f"{where} is refused: {_one_line(error)}, expected: a pickle of numbers and text") from error
     if not isinstance(value, dict):
-        raise DataError(f"{where} holds {type(value).__name__}, accepted: a dictionary")
+        raise DataError(f"{where} holds {type(value).__name__}, expected: a dictionary")
     return value
 
 
@@ -158,16 +158,16 @@ def _batch(content: bytes, where: str, classes: int) -> tuple[np.ndarray, np.nda
         case _Array(state=(_, (int(rows), int(columns)), _Dtype(code=b"u1"), False, bytes(raw))):
             pass
         case _:
-            raise DataError(f"{where} has no array of pixels, accepted: uint8 rows of {PIXELS}")
+            raise DataError(f"{where} has no array of pixels, expected: uint8 rows of {PIXELS}")
     if columns != PIXELS or rows < 1 or len(raw) != rows * columns:
-        raise DataError(f"{where} has {rows} x {columns} pixels in {len(raw)} bytes, accepted: uint8 rows of {PIXELS}")
+        raise DataError(f"{where} has {rows} x {columns} pixels in {len(raw)} bytes, expected: uint8 rows of {PIXELS}")
     if (
         not isinstance(labels, list)
         or len(labels) != rows
         or not all(type(n) is int and 0 <= n < classes for n in labels)
     ):
         raise DataError(
-            f"{where} has labels that do not fit its {rows} images, accepted: one of 0 to {classes - 1} each"
+            f"{where} has labels that do not fit its {rows} images, expected: one of 0 to {classes - 1} each"
         )
     return np.frombuffer(raw, np.uint8).reshape(rows, 3, 32, 32), np.array(labels, np.int64)
 

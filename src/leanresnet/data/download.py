@@ -58,7 +58,7 @@ def fetch(urls: Sequence[str], expected: Download, part: Path) -> Path:
             except OSError as error:
                 raise not_written(part, error, expected.size) from error
     raise DataError(
-        f"no mirror of download.mirrors served the archive ({'; '.join(failures)}), accepted: a network,"
+        f"no mirror of download.mirrors served the archive ({'; '.join(failures)}), expected: a network,"
         " or a local copy through --archive or LEANRESNET_CIFAR10"
     )
 
@@ -69,7 +69,7 @@ def check(path: Path, size: int, md5: str, sha256: str) -> None:
     found_size = path.stat().st_size
     if (found_size, found_md5, found_sha256) != (size, md5, sha256):
         raise DataError(
-            f"{path}: {found_size} bytes, SHA-256 {found_sha256}, accepted: {size} bytes, SHA-256 {sha256}"
+            f"{path}: {found_size} bytes, SHA-256 {found_sha256}, expected: {size} bytes, SHA-256 {sha256}"
             f" ({'md5 agrees' if found_md5 == md5 else f'md5 {found_md5} is not {md5}'})"
         )
 
@@ -78,7 +78,7 @@ def check_stated(path: Path, found: str, stated: str) -> None:
     """Raises DataError unless the SHA-256 found is the one that the copy's owner stated."""
     if found != stated.lower():
         raise DataError(
-            f"{path}: SHA-256 {found}, accepted: {stated} as stated by --sha256 or LEANRESNET_CIFAR10_SHA256"
+            f"{path}: SHA-256 {found}, expected: {stated} as stated by --sha256 or LEANRESNET_CIFAR10_SHA256"
         )
 
 

@@ -58,12 +58,12 @@ def read_source(folder: Path) -> tuple[Split, Split]:
             return digits.read_digits()
         case {"dataset": "cifar10", "archive": name} if name == ARCHIVE:
             return cifar.read_archive(folder / ARCHIVE)
-    raise DataError(f"{folder / DESCRIPTION}: not a source, accepted: a file that `leanresnet download` wrote")
+    raise DataError(f"{folder / DESCRIPTION}: not a source, expected: a file that `leanresnet download` wrote")
 
 
 def _take_archive(local: Path, archive: Path, settings: Download, stated: str | None) -> None:
     if not local.is_file():
-        raise DataError(f"{local}: no such file or directory, accepted: CIFAR-10's archive or its unpacked batches")
+        raise DataError(f"{local}: no such file or directory, expected: CIFAR-10's archive or its unpacked batches")
     if stated is None:
         download.check(local, settings.size, settings.md5, settings.sha256)
     else:
@@ -79,7 +79,7 @@ def _take_folder(local: Path, archive: Path, stated: str | None) -> None:
         for name, md5 in cifar.MEMBER_MD5.items():
             found = file_hashes(folder / name)[0]
             if found != md5:
-                raise DataError(f"{folder / name}: md5 {found}, accepted: {md5}, or a checksum stated by --sha256")
+                raise DataError(f"{folder / name}: md5 {found}, expected: {md5}, or a checksum stated by --sha256")
     else:
         download.check_stated(local, hashlib.sha256(packed).hexdigest(), stated)
     save_bytes(packed, archive)

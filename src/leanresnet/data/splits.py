@@ -63,10 +63,10 @@ def hold_out(split: Split, count: int, seed: int, key: str = "split.validation")
 
     smallest, largest = len(split.classes), len(split) - len(split.classes)
     if not smallest <= count <= largest:
-        raise ConfigError(f"{key} = {count}: accepted: {smallest} to {largest} of the {len(split):,} training images")
+        raise ConfigError(f"{key} = {count}: expected: {smallest} to {largest} of the {len(split):,} training images")
     rarest, images = min(split.counts().items(), key=lambda item: item[1])
     if images < 2:
-        raise DataError(f"training images: {images} of class {rarest!r}, accepted: at least 2 of each class")
+        raise DataError(f"training images: {images} of class {rarest!r}, expected: at least 2 of each class")
     rest, held = train_test_split(
         np.arange(len(split)), test_size=count, random_state=seed, stratify=split.labels.numpy()
     )
@@ -104,7 +104,7 @@ def load_split(path: Path) -> Split:
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
             return _checked(Split(images, labels, tuple(about["classes"]), about["dataset"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a split ({error}), accepted: a file that `leanresnet split` wrote") from error
+        raise DataError(f"{path}: not a split ({error}), expected: a file that `leanresnet split` wrote") from error
 
 
 def load_splits(first: Path, second: Path) -> tuple[Split, Split]:
@@ -115,8 +115,8 @@ def load_splits(first: Path, second: Path) -> tuple[Split, Split]:
     """
     one, other = load_split(first), load_split(second)
     if (one.dataset, one.classes) != (other.dataset, other.classes):
-        accepted = f"the data set and the classes of {first}, {one.dataset} of {', '.join(one.classes)}"
-        raise DataError(f"{second}: {other.dataset} of {', '.join(other.classes)}, accepted: {accepted}")
+        expected = f"the data set and the classes of {first}, {one.dataset} of {', '.join(one.classes)}"
+        raise DataError(f"{second}: {other.dataset} of {', '.join(other.classes)}, expected: {expected}")
     return one, other
 
 

@@ -99,7 +99,7 @@ def write_report(
         taught = said if master.sha256 == model.sha256 else [predict(master.net, each) for each in batches]
         for folder, answers in ((outputs.model, said), (teacher, taught)):
             if not all(each.probabilities.isfinite().all() for each in answers):
-                raise DataError(f"{folder}: answers that are not finite, accepted: a model that did not diverge")
+                raise DataError(f"{folder}: answers that are not finite, expected: a model that did not diverge")
         speed = measure_speed(model.net, images, settings.timing_repeats)
     on_validation, on_test = (own.metrics(other) for own, other in zip(said, taught, strict=True))
     predictions = said[1]

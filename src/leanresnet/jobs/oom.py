@@ -33,7 +33,7 @@ def run_or_name_batch(
     batch_size, processes = training.recipe.batch_size, training.world.size
     share = largest_fit(batch_size // processes, training.try_step)
     hint = "none was found" if share is None else f"{share * processes}, which was tried and fits"
-    raise MemoryLimitError(f"{training.task.key}.batch_size = {batch_size}: out of memory, accepted: {hint}")
+    raise MemoryLimitError(f"{training.task.key}.batch_size = {batch_size}: out of memory, expected: {hint}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -64,7 +64,7 @@ class Snapshots:
         if damaged:
             raise SnapshotError(
                 f"{self.folder}: all {len(damaged)} snapshots of this training are damaged, "
-                "accepted: none (remove the folder to train from the start)"
+                "expected: none (remove the folder to train from the start)"
             )
         return None
 

@@ -63,12 +63,12 @@ def run_experiment(
     train, validation = load_splits(*data)
     if recipe.batch_size > len(train):
         most = f"2 to {len(train)}, the training images of {data[0]}"
-        raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: accepted: {most}")
+        raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: expected: {most}")
     provenance = describe_provenance(name, recipe, task, train, data)
     with stop_requests() as requested, distributed_context() as processes:
         if recipe.batch_size % processes.size:
-            accepted = f"a multiple of the {processes.size} processes that share a batch"
-            raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: accepted: {accepted}")
+            expected = f"a multiple of the {processes.size} processes that share a batch"
+            raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: expected: {expected}")
         training = Training(recipe, task, train, validation, device, processes)
         if not processes.is_main_process:
             _run(training, None, lambda metrics, step: None, SnapshotCallback(None, seconds, requested, processes))
@@ -117,7 +117,7 @@ def _extend(work: TrainingWorkdir, training: Training) -> tuple[dict[str, Any], 
     parent = work.parent(work.extended_from)
     state, environment_diff = load_state(parent.snapshots, training.device, training.world) if parent else (None, None)
     if parent is None or state is None:
-        kept = f"accepted: with a finished training of the same but fewer epochs; the last {FINISHED_KEPT} are kept"
+        kept = f"expected: with a finished training of the same but fewer epochs; the last {FINISHED_KEPT} are kept"
         raise ConfigError(f"{training.task.key}.epochs = {work.epochs} with --extend: {kept}")
     work.extend(parent)
     return state, environment_diff

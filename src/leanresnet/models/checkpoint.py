@@ -53,9 +53,9 @@ class Description(Section):
     @model_validator(mode="after")
     def _is_one_or_several(self) -> "Description":
         if (self.model is None) == (self.members is None):
-            raise ValueError("it has both or none of model and members, accepted: one of them")
+            raise ValueError("it has both or none of model and members, expected: one of them")
         if len(set(self.classes)) < CLASSES:
-            raise ValueError(f"classes = {list(self.classes)}, accepted: each name once")
+            raise ValueError(f"classes = {list(self.classes)}, expected: each name once")
         return self
 
     @property
@@ -80,7 +80,7 @@ class Origin(Section):
     def _params_name_the_run(self) -> "Origin":
         needed = {"optimizer.name", "epochs", "seed"} | ({"distill.teacher"} if self.teacher_sha256 else set())
         if not needed <= self.params.keys():
-            raise ValueError(f"params lack {', '.join(sorted(needed - self.params.keys()))}, accepted: all of a recipe")
+            raise ValueError(f"params lack {', '.join(sorted(needed - self.params.keys()))}, expected: all of a recipe")
         return self
 
 
@@ -133,10 +133,10 @@ def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
     for model in models:
         _check_held_out(model, held_out, models[0].folder / DESCRIPTION)
     if len({model.sha256 for model in models}) < len(models):
-        raise DataError("a member is named twice, accepted: each once")
+        raise DataError("a member is named twice, expected: each once")
     nets = [model.net for model in models if isinstance(model.net, ResNet)]
     if len(nets) < len(models):
-        raise DataError("a member is an ensemble, accepted: single models")
+        raise DataError("a member is an ensemble, expected: single models")
     weights = Ensemble(nets).state_dict()
     save_safetensors({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     members = [{key: model.about[key] for key in ("name", "sha256", "model", "train_md5")} for model in models]
@@ -166,12 +166,12 @@ def check_held_out(model: Checkpoint, validation: Path) -> None:
     _check_held_out(model, file_hashes(validation)[0], validation)
 
 
-def _check_held_out(model: Checkpoint, accepted: str | None, of: Path) -> None:
+def _check_held_out(model: Checkpoint, expected: str | None, of: Path) -> None:
     found = model.about.get("validation_md5")
-    if found is None or found != accepted:
+    if found is None or found != expected:
         wrong = f"validation_md5 = {found}, so it may have learned from images that are held out here"
         remedy = "train it again on these splits, or set `split` to what it was trained with"
-        raise DataError(f"{model.folder / DESCRIPTION}: {wrong}, accepted: {accepted} of {of}; {remedy}")
+        raise DataError(f"{model.folder / DESCRIPTION}: {wrong}, expected: {accepted} of {of}; {remedy}")
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
@@ -185,7 +185,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
     described = load_section(place, Description, WHAT)
     md5, sha256 = file_hashes(folder / WEIGHTS)
     if sha256 != described.sha256:
-        raise DataError(f"{folder / WEIGHTS}: SHA-256 {sha256}, accepted: {described.sha256} of {place}")
+        raise DataError(f"{folder / WEIGHTS}: SHA-256 {sha256}, expected: {described.sha256} of {place}")
     models, size = described.models, (folder / WEIGHTS).stat().st_size
     parameters, macs = (sum(count(model) for model in models) for count in (count_parameters, count_macs))
     try:

@@ -25,6 +25,6 @@ class Served(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pixels = (images >= 0) & (images <= 255) & (images == images.round())
         # On a GPU, a failed assertion would end all that the process does there.
-        torch._assert_async(pixels.all().cpu(), "images: a number is no pixel, accepted: whole numbers from 0 to 255")
+        torch._assert_async(pixels.all().cpu(), "images: a number is no pixel, expected: whole numbers from 0 to 255")
         logits: Tensor = self.net(images)
         return logits

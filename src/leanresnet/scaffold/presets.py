@@ -53,7 +53,7 @@ def _merged(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"preset = {name!r}: unknown{hint}, accepted: {', '.join(known)}")
+        raise ConfigError(f"preset = {name!r}: unknown{hint}, expected: {', '.join(known)}")
     own = dict(read_mapping(folder / f"{name}.yaml"))
     base = own.pop("base", None if name == DEFAULT else DEFAULT)
     values = _merged(str(base), folder, (*above, name)) if base is not None else {}

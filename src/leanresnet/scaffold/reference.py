@@ -96,7 +96,7 @@ def explain(name: str | None) -> str:
     if not found:
         near = difflib.get_close_matches(str(name), [part for key in everything for part in (key.path, key.name)], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"{name}: unknown key{hint}, accepted: a key of params.yaml, such as train.baseline.epochs")
+        raise ConfigError(f"{name}: unknown key{hint}, expected: a key of params.yaml, such as train.baseline.epochs")
     return "\n".join(f"{key.path}: {key.meaning}{f' [{key.values}]' if key.values else ''}" for key in found)
 
 

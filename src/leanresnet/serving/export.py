@@ -56,7 +56,7 @@ def export(model: Checkpoint, form: Format, path: Path) -> Exported:
         batches = [_images(count, generator) for count in CHECKED_BATCHES]
         difference = max(float((run(batch) - net(batch)).abs().max()) for batch in batches)
         if not difference <= TOLERANCE:
-            raise DataError(f"{path}: its logits differ by {difference:.2g}, accepted: up to {TOLERANCE:g}")
+            raise DataError(f"{path}: its logits differ by {difference:.2g}, expected: up to {TOLERANCE:g}")
         latencies = [1000 * median_seconds(each, batches[0], REPEATS) for each in (run, net)]
     save_bytes(content, path)
     return Exported(difference, *latencies)
@@ -79,7 +79,7 @@ class _OfBytes(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
-            raise TypeError("images: accepted: uint8")
+            raise TypeError("images: expected: uint8")
         logits: Tensor = self.net(images)
         return logits
 

@@ -42,7 +42,7 @@ def find_models(folder: Path) -> list[str]:
     """
     found = [name for name in MODELS if (folder / name / DESCRIPTION).exists()]
     if not found:
-        raise StorageError(f"{folder}: holds no model, accepted: a folder with any of {', '.join(MODELS)}")
+        raise StorageError(f"{folder}: holds no model, expected: a folder with any of {', '.join(MODELS)}")
     return found
 
 
@@ -55,12 +55,12 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if not place.exists():
-            raise StorageError(f"{place}: does not exist, accepted: images ({', '.join(SUFFIXES)}) and folders of them")
+            raise StorageError(f"{place}: does not exist, expected: images ({', '.join(SUFFIXES)}) and folders of them")
         images = [place]
         if place.is_dir():
             images = sorted(path for path in place.rglob("*") if _is_image(path, place))
         if not images:
-            raise StorageError(f"{place}: holds no image, accepted: {', '.join(SUFFIXES)}")
+            raise StorageError(f"{place}: holds no image, expected: {', '.join(SUFFIXES)}")
         found += images
     return found
 
@@ -102,8 +102,8 @@ def decode(content: bytes, name: str) -> Tensor:
             if width * height <= MOST_PIXELS:
                 return _scaled(image)
     except Exception as error:  # on damaged files, Pillow raises nearly everything
-        raise DataError(f"{name}: not a whole image, accepted: JPEG or PNG") from error
-    raise DataError(f"{name}: {width:,} x {height:,} pixels, accepted: up to {MOST_PIXELS:,}")
+        raise DataError(f"{name}: not a whole image, expected: JPEG or PNG") from error
+    raise DataError(f"{name}: {width:,} x {height:,} pixels, expected: up to {MOST_PIXELS:,}")
 
 
 def _open(content: bytes) -> ImageFile:
@@ -163,7 +163,7 @@ def probabilities(model: Checkpoint, images: Tensor) -> Tensor:
     parts = [model.net(part.to(device)).float().softmax(1).cpu() for part in images.split(BATCH_SIZE)]
     found = torch.cat(parts)
     if not found.isfinite().all():
-        raise DataError(f"model {model.about['name']}: an answer is NaN, accepted: a model whose training went well")
+        raise DataError(f"model {model.about['name']}: an answer is NaN, expected: a model whose training went well")
     return found
 
 

@@ -19,7 +19,7 @@ JOURNAL_ID = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
 def _reports_no_reserved(tags: dict[str, str]) -> dict[str, str]:
     for name in tags:
         if name.startswith("mlflow.") or name == JOURNAL_TAG:
-            raise ValueError(f"tag {name} is set by MLflow or by its delivery, accepted: another name")
+            raise ValueError(f"tag {name} is set by MLflow or by its delivery, expected: another name")
     return tags
 
 

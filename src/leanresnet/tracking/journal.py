@@ -64,7 +64,7 @@ class Journal:
             except ValueError as error:
                 raise StorageError(f"{self._lines}: line {number} is damaged ({error})") from error
         if not isinstance(events[0], Begin):
-            raise StorageError(f"{self._lines}: line 1 has the type {events[0].type}, accepted: begin")
+            raise StorageError(f"{self._lines}: line 1 has the type {events[0].type}, expected: begin")
         return events
 
     @cached_property
@@ -73,7 +73,7 @@ class Journal:
             return b""
         size = self.file("events.jsonl").stat().st_size
         if size > MOST_BYTES:
-            raise StorageError(f"{self._lines}: {size:,} bytes, accepted: at most {MOST_BYTES:,}")
+            raise StorageError(f"{self._lines}: {size:,} bytes, expected: at most {MOST_BYTES:,}")
         content = self._lines.read_bytes()
         return content[: content.rfind(b"\n") + 1]
 
@@ -85,7 +85,7 @@ class Journal:
         """
         path = _without_link(self.folder.joinpath(*names))
         if not path.is_file():
-            raise StorageError(f"{path}: not there or no file, accepted: a file of the journal")
+            raise StorageError(f"{path}: not there or no file, expected: a file of the journal")
         return path
 
 
@@ -138,7 +138,7 @@ def new_id() -> str:
 def check_id(text: str, place: Path) -> str:
     """Raises StorageError unless the text, which was found in `place`, is what `new_id` gives."""
     if not re.fullmatch(JOURNAL_ID, text):
-        raise StorageError(f"{place}: {text[:60]!r}, accepted: the id of a journal, such as {new_id()}")
+        raise StorageError(f"{place}: {text[:60]!r}, expected: the id of a journal, such as {new_id()}")
     return text
 
 
@@ -205,7 +205,7 @@ def _unused(lock: Path) -> Iterator[bool]:
 def _without_link(path: Path) -> Path:
     """Raises StorageError where a link leads to it."""
     if os.path.realpath(path) != str(path):
-        raise StorageError(f"{path}: a link leads to it, accepted: a file or folder of the journal itself")
+        raise StorageError(f"{path}: a link leads to it, expected: a file or folder of the journal itself")
     return path
 
 

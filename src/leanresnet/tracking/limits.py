@@ -1,6 +1,6 @@
 """What MLflow's database takes. A server's columns have a width, which sqlite does not hold anybody to.
 
-tests/test_limits.py compares the numbers with MLflow's own tables and checks.
+tests/unit/tracking/test_limits.py compares the numbers with MLflow's own tables and checks.
 """
 
 import re

@@ -45,7 +45,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"{path}: not a history ({error}), accepted: a file that training wrote") from error
+        raise DataError(f"{path}: not a history ({error}), expected: a file that training wrote") from error
 
 
 def _finite(text: str) -> float:

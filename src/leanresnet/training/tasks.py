@@ -69,7 +69,7 @@ def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> Tra
         if isinstance(teacher.net, ResNet):
             check_teacher(f"{where}: distill", settings, teacher.net.model, "previous model")
         elif settings.attention:
-            raise ConfigError(f"{where}: distill.attention = {settings.attention} with an ensemble, accepted: 0")
+            raise ConfigError(f"{where}: distill.attention = {settings.attention} with an ensemble, expected: 0")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return TrainingTask(

@@ -107,12 +107,12 @@ def test_runs_of_somebody_else_are_left_out_by_name_and_the_others_compared(
 
 def test_where_no_run_can_be_compared_it_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "find_finished", lambda: [foreign({}, {})])
-    with pytest.raises(DataError, match=r"^no run of 1 can be compared, accepted: trainings of leanresnet that"):
+    with pytest.raises(DataError, match=r"^no run of 1 can be compared, expected: trainings of leanresnet that"):
         select([], [])
 
 
 def test_a_question_without_runs_is_a_mistake(workspace: Path) -> None:
-    with pytest.raises(DataError, match=r"^experiment = nothing: no finished run, accepted: "):
+    with pytest.raises(DataError, match=r"^experiment = nothing: no finished run, expected: "):
         select([], ["nothing"])
 
 

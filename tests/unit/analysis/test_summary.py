@@ -45,7 +45,7 @@ def test_a_row_a_model(tmp_path: Path) -> None:
 )
 def test_a_report_of_other_content_is_refused(tmp_path: Path, key: str, value: object) -> None:
     save_json(put(REPORT, {key: value}), tmp_path / "student" / "test.json")
-    with pytest.raises(DataError, match=rf"test\.json: not an evaluation's report \({key}: .*\), accepted: "):
+    with pytest.raises(DataError, match=rf"test\.json: not an evaluation's report \({key}: .*\), expected: "):
         comparison(tmp_path)
 
 

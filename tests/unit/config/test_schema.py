@@ -189,7 +189,7 @@ CASES = [(key, value) for key, values in OUT_OF_RANGE.items() for value in value
 def test_a_value_out_of_range_is_refused_by_its_key(tmp_path: Path, key: str, value: Any) -> None:
     message = refusal(tmp_path, {key: value})
     assert set(key.split(".")) <= set(re.findall(r"\w+", message))
-    assert "accepted: " in message
+    assert "expected: " in message
 
 
 def test_the_table_of_refusals_has_every_key() -> None:
@@ -227,7 +227,7 @@ def test_mean_and_std_are_accepted_together(tmp_path: Path) -> None:
 
 def test_nesterov_needs_momentum(tmp_path: Path) -> None:
     message = refusal(tmp_path, {f"{BASE}.optimizer.momentum": 0.0})
-    assert f"{BASE}.optimizer: nesterov = True with momentum = 0, accepted: momentum > 0 or nesterov: false" in message
+    assert f"{BASE}.optimizer: nesterov = True with momentum = 0, expected: momentum > 0 or nesterov: false" in message
 
 
 def test_onecycle_alone_needs_a_final_ratio(tmp_path: Path) -> None:
@@ -240,8 +240,8 @@ def test_onecycle_alone_needs_a_final_ratio(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"blocks": [0, 3, 2, 3]}, "blocks = [0, 3, 2, 3] with downsample = stride, accepted: >= 1 in each layer"),
-        ({"downsample": "pool"}, "pool = 4 does not divide the last feature map of 2x2, accepted: [1, 2]"),
+        ({"blocks": [0, 3, 2, 3]}, "blocks = [0, 3, 2, 3] with downsample = stride, expected: >= 1 in each layer"),
+        ({"downsample": "pool"}, "pool = 4 does not divide the last feature map of 2x2, expected: [1, 2]"),
     ],
 )
 def test_a_map_that_cannot_be_pooled_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -258,16 +258,16 @@ def test_maps_of_a_whitening_stem_are_a_pixel_smaller_and_strides_round_up(tmp_p
 def test_preactivation_is_for_strided_networks_with_a_learned_stem(tmp_path: Path, key: str) -> None:
     value = {"stem": "whitening", "downsample": "pool"}[key]
     message = refusal(tmp_path, {f"{MODEL}.block": "preactivation", f"{MODEL}.{key}": value, f"{MODEL}.pool": 1})
-    assert "block = preactivation, accepted: with stem = conv and downsample = stride" in message
+    assert "block = preactivation, expected: with stem = conv and downsample = stride" in message
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({f"{MODEL}.pool": 2}, "progressive.epochs = 5 with model.pool = 2, accepted: 0, or a pool of the whole"),
+        ({f"{MODEL}.pool": 2}, "progressive.epochs = 5 with model.pool = 2, expected: 0, or a pool of the whole"),
         (
             {f"{MODEL}.downsample": "pool", f"{MODEL}.pool": 2, f"{BASE}.progressive.size": 15},
-            "progressive.size = 15 leaves no map to pool, accepted: larger, up to 32",
+            "progressive.size = 15 leaves no map to pool, expected: larger, up to 32",
         ),
     ],
 )
@@ -277,7 +277,7 @@ def test_small_images_need_a_network_that_takes_them(tmp_path: Path, changes: di
 
 def test_an_alternating_flip_needs_something_to_alternate(tmp_path: Path) -> None:
     settings = {f"{BASE}.augmentation.flip_mode": "alternating", f"{BASE}.augmentation.flip": 0}
-    assert "flip = 0 with flip_mode = alternating, accepted: between 0 and 1" in refusal(tmp_path, settings)
+    assert "flip = 0 with flip_mode = alternating, expected: between 0 and 1" in refusal(tmp_path, settings)
 
 
 def test_a_teacher_has_to_take_the_students_small_images(tmp_path: Path) -> None:
@@ -289,8 +289,8 @@ def test_a_teacher_has_to_take_the_students_small_images(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("size", "sides"),
     [
-        (25, "[12, 6, 3, 1] pixels and a teacher's of [25, 13, 7, 4] where progressive.size is 25, accepted: 0, or"),
-        (28, "[14, 7, 3, 1] pixels and a teacher's of [28, 14, 7, 4] where progressive.size is 28, accepted: 0, or"),
+        (25, "[12, 6, 3, 1] pixels and a teacher's of [25, 13, 7, 4] where progressive.size is 25, expected: 0, or"),
+        (28, "[14, 7, 3, 1] pixels and a teacher's of [28, 14, 7, 4] where progressive.size is 28, expected: 0, or"),
         (16, None),
         (32, None),
     ],
@@ -310,6 +310,6 @@ def test_attention_needs_the_same_pairs_of_layers_at_each_size(size: int, sides:
 def test_attention_needs_layers_of_the_same_side(tmp_path: Path) -> None:
     pooled = {"stem": "whitening", "downsample": "pool", "pool": 1}
     changes = {"distill.attention": 1.5} | {f"train.teacher.model.{key}": value for key, value in pooled.items()}
-    said = "distill.attention = 1.5 with layers of [32, 16, 8, 4] pixels and a teacher's of [15, 7, 3, 1], accepted: 0"
+    said = "distill.attention = 1.5 with layers of [32, 16, 8, 4] pixels and a teacher's of [15, 7, 3, 1], expected: 0"
     assert said in refusal(tmp_path, changes)
     assert load_params(write(tmp_path, put(DEFAULT, changes | {"distill.teacher": "baseline"})))

@@ -115,7 +115,7 @@ BAD_BATCHES: dict[str, bytes] = {
 def test_a_batch_that_does_not_fit_is_refused(tmp_path: Path, name: str) -> None:
     message = refusal(archives.write_archive(tmp_path / "cifar.tar.gz", {"test_batch": BAD_BATCHES[name]}))
     assert "test_batch" in message
-    assert "accepted: " in message
+    assert "expected: " in message
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_packed_folder_reads_like_the_archive(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_batch_is_refused(tmp_path: Path) -> None:
     folder = archives.write_folder(tmp_path / "batches", {"data_batch_4": None})
-    with pytest.raises(DataError, match=r"data_batch_4: cannot be read \(No such file or directory\), accepted: "):
+    with pytest.raises(DataError, match=r"data_batch_4: cannot be read \(No such file or directory\), expected: "):
         pack_folder(folder)
 
 
@@ -185,6 +185,6 @@ def refusal(path: Path) -> str:
         read_archive(path)
     message = str(caught.value)
     assert message.startswith(str(path))
-    assert "accepted: " in message
+    assert "expected: " in message
     assert len(message.splitlines()) == 1
     return message

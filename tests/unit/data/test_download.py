@@ -170,7 +170,7 @@ SERVED: dict[str, tuple[bytes, list[str], list[tuple[str, int]]]] = {
 }
 # (the mirror, its reason, the bytes that stay to be resumed)
 REFUSED: dict[str, tuple[str, str, int]] = {
-    "other bytes": ("corrupted", f"accepted: {SIZE} bytes, SHA-256 {EXPECTED.sha256}", 0),
+    "other bytes": ("corrupted", f"expected: {SIZE} bytes, SHA-256 {EXPECTED.sha256}", 0),
     "a length that is too large": ("longer", f"offers {SIZE + 1} bytes instead of {SIZE}", 0),
     "a length that is too small": ("shorter", f"offers {SIZE - 1} bytes instead of {SIZE}", 0),
     "a length that is not kept": ("interrupted", f"ended after {THIRD} of {SIZE} bytes", THIRD),
@@ -230,7 +230,7 @@ def test_no_mirror_at_all_names_each_with_its_reason(mirrors: Mirrors, part: Pat
     message = str(caught.value)
     for said in (f"{closed}/a: ", "Connection refused", f"{mirrors.url('absent')}: Not Found", f"{closed}/b: "):
         assert said in message
-    assert "accepted: a network, or a local copy through --archive" in message
+    assert "expected: a network, or a local copy through --archive" in message
     assert len(message.splitlines()) == 1
     assert not part.exists()
 
@@ -341,7 +341,7 @@ def test_a_local_folder_is_taken_with_its_stated_checksum(tmp_path: Path, out: P
 
 def test_a_local_folder_without_a_checksum_must_be_the_official_one(tmp_path: Path, out: Path) -> None:
     local = archives.write_folder(tmp_path / "batches")
-    with pytest.raises(DataError, match=r"batches/data_batch_1: md5 \w+, accepted: c99cafc152244af753f735de768cd75f"):
+    with pytest.raises(DataError, match=r"batches/data_batch_1: md5 \w+, expected: c99cafc152244af753f735de768cd75f"):
         fetch_source(EXPECTED, out, local, None)
     assert not out.exists()
 
@@ -361,7 +361,7 @@ def test_a_refused_copy_leaves_what_was_there(tmp_path: Path, out: Path, kind: s
 
 
 def test_a_copy_that_is_not_there_is_refused(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(DataError, match="nowhere: no such file or directory, accepted: "):
+    with pytest.raises(DataError, match="nowhere: no such file or directory, expected: "):
         fetch_source(EXPECTED, out, tmp_path / "nowhere", None)
 
 

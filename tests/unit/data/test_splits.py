@@ -67,7 +67,7 @@ def test_the_seed_alone_decides() -> None:
 
 @pytest.mark.parametrize("count", [9, 91])
 def test_a_side_without_every_class_is_refused(count: int) -> None:
-    with pytest.raises(ConfigError, match=f"split.validation = {count}: accepted: 10 to 90 of the 100 training images"):
+    with pytest.raises(ConfigError, match=f"split.validation = {count}: expected: 10 to 90 of the 100 training images"):
         hold_out(numbered([10] * 10), count, seed=0)
 
 
@@ -79,7 +79,7 @@ def test_the_smallest_and_the_largest_hold_out_have_every_class(count: int) -> N
 
 @pytest.mark.parametrize("rarest", [0, 1])
 def test_a_class_that_cannot_be_on_both_sides_is_refused(rarest: int) -> None:
-    with pytest.raises(DataError, match=f"{rarest} of class 'b', accepted: at least 2 of each class"):
+    with pytest.raises(DataError, match=f"{rarest} of class 'b', expected: at least 2 of each class"):
         hold_out(numbered([20, rarest, 20]), 10, seed=0)
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_is_no_split_is_refused(tmp_path: Path, content: bytes | Non
     if content is not None:
         save_split(numbered([5] * 10), path)
         path.write_bytes(path.read_bytes()[:-100] if content == b"cut" else content)
-    with pytest.raises(DataError, match=r"split.safetensors: not a split .*, accepted: "):
+    with pytest.raises(DataError, match=r"split.safetensors: not a split .*, expected: "):
         load_split(path)
 
 
@@ -159,7 +159,7 @@ def test_tensors_of_something_else_are_refused(tmp_path: Path) -> None:
 def test_what_does_not_fit_a_split_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     """Otherwise it would be an error somewhere in a training, or none."""
     save_split(dataclasses.replace(synthetic_split(20), **changes), tmp_path / "split.safetensors")
-    with pytest.raises(DataError, match=rf"split\.safetensors: not a split \({says}.*\), accepted: "):
+    with pytest.raises(DataError, match=rf"split\.safetensors: not a split \({says}.*\), expected: "):
         load_split(tmp_path / "split.safetensors")
 
 

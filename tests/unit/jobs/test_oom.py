@@ -48,7 +48,7 @@ def test_the_line_names_the_batch_and_one_that_was_tried(tmp_path: Path) -> None
     environment = outside_environment(PYTHONPATH=str(ROOT / "tests"), OMP_NUM_THREADS="1")
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    start = "params.yaml: train.baseline.batch_size = 2000: out of memory, accepted: "
+    start = "params.yaml: train.baseline.batch_size = 2000: out of memory, expected: "
     assert done.stdout.startswith(start), done.stdout
     fitting = int(done.stdout.removeprefix(start).split(",")[0])
     assert fitting in (1000, 500, 250, 125, 62)

@@ -68,7 +68,7 @@ def test_a_damaged_one_falls_back_to_the_one_before_with_one_warning(
         assert error.count("\n") == 1
         assert snapshots.paths()[-1].name in error
     damage(snapshots.paths()[0])
-    with pytest.raises(SnapshotError, match=r"all 3 snapshots of this training are damaged, accepted: "):
+    with pytest.raises(SnapshotError, match=r"all 3 snapshots of this training are damaged, expected: "):
         snapshots.load()
 
 

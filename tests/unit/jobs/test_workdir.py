@@ -105,7 +105,7 @@ def test_the_folder_depends_on_the_values_and_the_code(monkeypatch: pytest.Monke
 def test_the_id_of_a_run_that_is_none_is_refused(text: str) -> None:
     with open_workdir(MADE_BY) as held:
         held.keep_run_id(text)
-        with pytest.raises(StorageError, match=r"run_id: .*, accepted: the id of a journal, such as"):
+        with pytest.raises(StorageError, match=r"run_id: .*, expected: the id of a journal, such as"):
             _ = held.run_id
 
 

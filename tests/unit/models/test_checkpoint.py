@@ -81,7 +81,7 @@ def test_a_flipped_bit_is_refused(tmp_path: Path, place: int) -> None:
     content = bytearray(weights.read_bytes())
     content[place] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(DataError, match=r"model\.safetensors: SHA-256 \w{64}, accepted: \w{64} of .*model\.json"):
+    with pytest.raises(DataError, match=r"model\.safetensors: SHA-256 \w{64}, expected: \w{64} of .*model\.json"):
         load_model(tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
 def test_a_description_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     save(trained_net(), tmp_path)
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(DataError, match=r"model\.json: not a model's description \(.*\), accepted: "):
+    with pytest.raises(DataError, match=r"model\.json: not a model's description \(.*\), expected: "):
         load_model(tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_a_description_is_held_to_the_types_of_params(tmp_path: Path, key: str, 
         place = place[part]
     place[last] = value
     (tmp_path / "model.json").write_text(json.dumps(about))
-    with pytest.raises(DataError, match=r"model\.json: not a model's description \(.*\), accepted: ") as caught:
+    with pytest.raises(DataError, match=r"model\.json: not a model's description \(.*\), expected: ") as caught:
         load_model(tmp_path)
     assert len(str(caught.value)) < 500
 

@@ -26,7 +26,7 @@ def served(request: pytest.FixtureRequest) -> nn.Module:
     shapes = ({0: torch.export.Dim.AUTO},)
     program = torch.export.export(Served(tiny_net()).eval(), (torch.zeros(2, 3, 32, 32),), dynamic_shapes=shapes)
     with warnings.catch_warnings():
-        # As in tracking.py.
+        # As in tracking/mlflow_client.py.
         warnings.filterwarnings("ignore", "No complete tensor found")
         torch.export.save(program, file)
     return torch.export.load(io.BytesIO(file.getvalue())).module()
@@ -43,7 +43,7 @@ def test_pixels_are_answered_as_ever(served: nn.Module) -> None:
 def test_another_number_among_them_is_refused(served: nn.Module, number: float) -> None:
     images = random_images(3).float()
     images[1, 2, 3, 4] = number
-    with pytest.raises(RuntimeError, match="a number is no pixel, accepted: whole numbers from 0 to 255"):
+    with pytest.raises(RuntimeError, match="a number is no pixel, expected: whole numbers from 0 to 255"):
         served(images)
 
 

@@ -101,10 +101,10 @@ def test_what_a_preset_does_not_name_is_the_defaults(folder: Path) -> None:
     [
         ("recipe:\n  epoch: 3\n", r"mine\.yaml: train\.baseline\.epoch = 3: unknown key \(did you mean epochs\?\)"),
         ("recipes:\n  epochs: 3\n", r"mine\.yaml: recipes = .*: unknown key"),
-        ("recipe: 3\n", r"mine\.yaml: train\.baseline = 3: accepted: "),
+        ("recipe: 3\n", r"mine\.yaml: train\.baseline = 3: expected: "),
         ("base: mine\n", r"preset mine: it is its own base \(mine -> mine\)"),
-        ("base: demos\n", r"preset = 'demos': unknown, accepted: default, mine"),
-        ("- 1\n", r"mine\.yaml: \[1\] at the top level, accepted: a mapping"),
+        ("base: demos\n", r"preset = 'demos': unknown, expected: default, mine"),
+        ("- 1\n", r"mine\.yaml: \[1\] at the top level, expected: a mapping"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_key(text: str, message: str, folder: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_mistake_names_the_file_and_the_key(text: str, message: str, folder: P
 
 
 def test_an_unknown_preset_is_one_line_with_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match=r"preset = 'dmeo': unknown \(did you mean demo\?\), accepted: default, best"):
+    with pytest.raises(ConfigError, match=r"preset = 'dmeo': unknown \(did you mean demo\?\), expected: default, best"):
         load_preset("dmeo", PRESETS)
 
 

@@ -54,7 +54,7 @@ def test_torchs_own_formats_say_the_same(model: Checkpoint, tmp_path: Path) -> N
         loaded = load(path.read_bytes())
         torch.testing.assert_close(loaded(batch), model.net(batch), atol=1e-5, rtol=1e-4)
         # Normalised images, which must get no confident answer.
-        with pytest.raises((torch.jit.Error, RuntimeError, AssertionError), match=r"dtype|Byte|accepted: uint8"):
+        with pytest.raises((torch.jit.Error, RuntimeError, AssertionError), match=r"dtype|Byte|expected: uint8"):
             loaded(batch.float() / 255)
 
 
@@ -67,7 +67,7 @@ def test_a_file_that_says_something_else_does_not_appear(
 ) -> None:
     load = module._load_torchscript
     monkeypatch.setattr(module, "_load_torchscript", lambda content: lambda images: 1.01 * load(content)(images))
-    with pytest.raises(DataError, match=r"wrong\.ts: its logits differ by .*, accepted: up to 0\.0001"):
+    with pytest.raises(DataError, match=r"wrong\.ts: its logits differ by .*, expected: up to 0\.0001"):
         export(model, "torchscript", tmp_path / "new" / "wrong.ts")
     assert not (tmp_path / "new").exists()
 

@@ -197,7 +197,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("leanresnet.serving.inference._scaled", lambda _: pytest.fail("decoded"))
-    with pytest.raises(DataError, match=rf"^big: {size[0]:,} x {size[1]:,} pixels, accepted: up to 67,108,864$"):
+    with pytest.raises(DataError, match=rf"^big: {size[0]:,} x {size[1]:,} pixels, expected: up to 67,108,864$"):
         decode(png(size, 8, 2, b""), "big")
 
 
@@ -264,7 +264,7 @@ def test_damaged_files_are_read_or_refused() -> None:
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
 def test_what_is_no_image_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(content)
-    with pytest.raises(DataError, match=r"image\.png: not a whole image, accepted: JPEG or PNG"):
+    with pytest.raises(DataError, match=r"image\.png: not a whole image, expected: JPEG or PNG"):
         read_image(tmp_path / "image.png")
 
 
@@ -276,7 +276,7 @@ def test_nothing_to_predict_is_named(tmp_path: Path) -> None:
 
 
 def test_the_pipelines_models_are_found_in_order(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="holds no model, accepted: a folder with any of baseline, teacher, student"):
+    with pytest.raises(StorageError, match="holds no model, expected: a folder with any of baseline, teacher, student"):
         find_models(tmp_path)
     for name in ("student", "baseline", "other"):
         shutil.copytree(model, tmp_path / name)
@@ -309,7 +309,7 @@ def test_a_file_that_is_no_image_is_named_and_the_others_are_predicted(
         assert run() == DataError.exit_code
         said = capsys.readouterr()
         assert said.err.splitlines() == [
-            f"error: photos/{name}: not a whole image, accepted: JPEG or PNG" for name in ("2.png", "3.jpg")
+            f"error: photos/{name}: not a whole image, expected: JPEG or PNG" for name in ("2.png", "3.jpg")
         ]
         files = [each["file"] for each in json.loads(said.out)] if form == "json" else said.out.split()[::7]
         assert files == ["photos/1.png", "photos/4.png"]
@@ -335,7 +335,7 @@ def test_an_answer_that_is_no_number_is_refused(tmp_path: Path) -> None:
     """The weights are finite, and what they make of an image is not."""
     weights = tiny_net().state_dict() | {"stem.1.running_var": torch.full((8,), -1.0)}
     save_model(weights, tiny_model(), CLASSES, {"name": "tiny"}, tmp_path)
-    with pytest.raises(DataError, match="model tiny: an answer is NaN, accepted: "):
+    with pytest.raises(DataError, match="model tiny: an answer is NaN, expected: "):
         probabilities(load_model(tmp_path), random_images(1))
 
 

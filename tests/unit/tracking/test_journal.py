@@ -88,7 +88,7 @@ def test_half_a_line_is_passed_over_by_who_reads_and_replaced_by_who_writes(jour
     [
         ("no JSON", "line 1 is damaged (Invalid JSON: "),
         ("[" * 10_000, "line 1 is damaged (Invalid JSON: recursion limit exceeded"),
-        (End(status="FAILED").model_dump_json(), "line 1 has the type end, accepted: begin"),
+        (End(status="FAILED").model_dump_json(), "line 1 has the type end, expected: begin"),
         (line(type="later"), "line 1 is damaged (Input tag 'later' found using 'type'"),
         (line(extra=1), "line 1 is damaged (begin: extra: Extra inputs are not permitted)"),
         (line(time=2**70), "line 1 is damaged (begin: time: Input should be less than"),
@@ -158,7 +158,7 @@ def test_an_artifact_is_a_file_of_the_journal_itself(
     spoil: Callable[[Path, Path], None], journal: OwnJournal, tmp_path: Path
 ) -> None:
     spoil(journal.folder, tmp_path)
-    with pytest.raises(StorageError, match=r"note\.txt: (a link leads to it|not there or no file), accepted: a file"):
+    with pytest.raises(StorageError, match=r"note\.txt: (a link leads to it|not there or no file), expected: a file"):
         journal.file("files", "results", "note.txt")
 
 
@@ -183,13 +183,13 @@ def test_nothing_is_written_through_a_link(journal: OwnJournal, tmp_path: Path) 
 def test_events_in_a_pipe_are_refused_unread(journal: OwnJournal) -> None:
     (journal.folder / "events.jsonl").unlink()
     os.mkfifo(journal.folder / "events.jsonl")
-    with pytest.raises(StorageError, match="no file, accepted: a file of the journal"):
+    with pytest.raises(StorageError, match="no file, expected: a file of the journal"):
         _ = Journal(journal.folder).events
 
 
 def test_too_many_events_are_refused_unread(journal: OwnJournal) -> None:
     os.truncate(journal.folder / "events.jsonl", 1 << 40)  # a sparse file
-    with pytest.raises(StorageError, match=r"1,099,511,627,776 bytes, accepted: at most 268,435,456"):
+    with pytest.raises(StorageError, match=r"1,099,511,627,776 bytes, expected: at most 268,435,456"):
         _ = Journal(journal.folder).events
 
 
@@ -197,7 +197,7 @@ def test_too_many_events_are_refused_unread(journal: OwnJournal) -> None:
 def test_a_journal_has_an_id(text: str, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
-    with pytest.raises(StorageError, match="accepted: the id of a journal, such as"), open_journal(text):
+    with pytest.raises(StorageError, match="expected: the id of a journal, such as"), open_journal(text):
         pass
     assert list(victim.iterdir()) == []
 
@@ -205,7 +205,7 @@ def test_a_journal_has_an_id(text: str, tmp_path: Path) -> None:
 def test_a_folder_with_another_name_is_no_journal(journal: OwnJournal) -> None:
     other = journal.folder.with_name("x' and 'y\x1b[2J")
     journal.folder.rename(other)
-    with pytest.raises(StorageError, match=r"accepted: the id of a journal") as caught:
+    with pytest.raises(StorageError, match=r"expected: the id of a journal") as caught:
         _ = Journal(other).events
     assert str(caught.value).isprintable()
 
