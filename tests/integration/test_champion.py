@@ -239,7 +239,7 @@ def test_who_registers_at_the_same_time_does_not_make_it_fail(another: Registry)
 def test_a_model_that_did_not_arrive_whole_is_none(another: Registry) -> None:
     another.models.append(SimpleNamespace(model_id="m", status=LoggedModelStatus.PENDING))
     with pytest.raises(
-        DataError, match=r"^run 0\.5: MLflow has neither its model nor its checkpoint any more, accepted"
+        DataError, match=r"^run 0\.5: MLflow has neither its model nor its checkpoint any more, expected"
     ):
         registry.register(run(0.5), "name", "champion", "card")
 

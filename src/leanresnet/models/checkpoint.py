@@ -171,7 +171,7 @@ def _check_held_out(model: Checkpoint, expected: str | None, of: Path) -> None:
     if found is None or found != expected:
         wrong = f"validation_md5 = {found}, so it may have learned from images that are held out here"
         remedy = "train it again on these splits, or set `split` to what it was trained with"
-        raise DataError(f"{model.folder / DESCRIPTION}: {wrong}, expected: {accepted} of {of}; {remedy}")
+        raise DataError(f"{model.folder / DESCRIPTION}: {wrong}, expected: {expected} of {of}; {remedy}")
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
