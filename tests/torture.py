@@ -1,4 +1,4 @@
-"""`make torture`: the long form of tests/integration/test_resume.py. Kills and damage at random; it ends at the first loss, non-zero."""
+"""`make torture`, the long form of test_resume.py: kills and damage at random. It ends at the first loss, non-zero."""
 
 import random
 import re
