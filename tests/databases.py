@@ -11,7 +11,7 @@ from leanresnet.tracking.mlflow_client import _create_database
 def _empty() -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder, "mlflow.db")
-        _create_database(f"sqlite:///{path}")
+        _create_database(path)
         return path.read_bytes()
 
 

@@ -142,7 +142,7 @@ def test_a_batch_that_cannot_be_shared_is_a_mistake(tmp_path: Path, monkeypatch:
 def test_shares_make_up_the_batch() -> None:
     batch = torch.arange(14).view(7, 2)
     for size in (1, 2, 3):
-        shares = [DistributedContext(rank, size).share(batch) for rank in range(size)]
+        shares = [DistributedContext(rank, size).shard(batch) for rank in range(size)]
         assert torch.equal(torch.cat(shares), batch)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -83,12 +83,22 @@ def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monke
 @pytest.mark.parametrize(("model", "teacher"), [("vast", "a"), ("a", "vast")])
 def test_answers_that_are_not_finite_are_not_evaluated(model: str, teacher: str, tmp_path: Path) -> None:
     """As finite weights give that are large enough."""
-    save(tmp_path / "a", 0)
-    net = tiny_net()
-    net.classifier.weight.data.fill_(3e38)
-    save_model(net.state_dict(), tiny_model(), CLASSES, {"name": "vast", "train_md5": "abc"}, tmp_path / "vast")
     split = tmp_path / "split.safetensors"
     save_split(synthetic_split(20), split)
+    provenance = {
+        "name": "a",
+        "stage": "train@a",
+        "params": {"optimizer.name": "sgd", "epochs": 1, "seed": 0},
+        "dataset": "synthetic",
+        "train_md5": "0" * 32,
+        "validation_md5": file_hashes(split)[0],
+        "teacher_sha256": None,
+    }
+    for name in ("a", "vast"):
+        net = tiny_net()
+        if name == "vast":
+            net.classifier.weight.data.fill_(3e38)
+        save_model(net.state_dict(), tiny_model(), CLASSES, provenance, tmp_path / name)
     settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
     outputs = Outputs(tmp_path / model, tmp_path / "results")
     with pytest.raises(DataError, match=rf"^{tmp_path}/vast: answers that are not finite, expected: a model that"):
