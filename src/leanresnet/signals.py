@@ -107,7 +107,7 @@ def _held(call: Callable[[], None], calls: list[Callable[[], None]]) -> Iterator
 
 
 def _stopped(stop: signal.Signals) -> StoppedError:
-    return StoppedError(f"stopped by {stop.name} during torch.compile; the same command goes on", stop)
+    return StoppedError(f"stopped by {stop.name} during torch.compile; the same command resumes", stop)
 
 
 def _end(error: StoppedError) -> NoReturn:

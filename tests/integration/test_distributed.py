@@ -90,7 +90,7 @@ def test_a_lost_process_or_a_signal_ends_all_and_the_next_goes_on(whole: Path, t
     worker(launcher, 1).kill()
     error = launcher.communicate()[1]
     assert launcher.returncode == 8
-    lost = "error: a process of this training ended before its time; the same command goes on from the last snapshot"
+    lost = "error: a process of this training ended early; the same command resumes from the last snapshot"
     assert error.splitlines()[-1] == lost
     left = newest(folder)
     launcher = start(folder, *command)

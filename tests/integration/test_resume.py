@@ -163,7 +163,7 @@ def test_a_signal_saves_and_ends_the_run_as_killed(
     returned, error = die(folder, 9, number)
     assert returned == code
     # It came while the fourth snapshot was written, that of the first epoch's end; the step after it was the last.
-    assert f"error: stopped by {number.name} after epoch 2, step 1; the same command goes on from" in error
+    assert f"error: stopped by {number.name} after epoch 2, step 1; the same command resumes from" in error
     assert newest(folder) == 5
     # So soon after its start, MLflow may not have been imported yet.
     subprocess.run(["leanresnet", "sync"], cwd=folder, env=outside_environment(), check=True, capture_output=True)
@@ -191,7 +191,7 @@ def test_a_signal_to_all_processes_of_a_compilation_ends_the_run(tmp_path: Path)
         with suppress(ProcessLookupError):
             os.killpg(training.pid, signal.SIGKILL)
     assert training.returncode == 143
-    assert "error: stopped by SIGTERM during torch.compile; the same command goes on" in error
+    assert "error: stopped by SIGTERM during torch.compile; the same command resumes" in error
     subprocess.run(["leanresnet", "sync"], cwd=folder, env=outside_environment(), check=True, capture_output=True)
     assert the_run(folder)[0].info.status == "KILLED"
 
@@ -263,7 +263,7 @@ def test_damaged_states_fall_back_or_end_the_command_and_another_machine_is_name
     assert code == 0
     damaged, environment_diff = error.splitlines()
     assert damaged.startswith(f"warning: {paths[0].parent}: damaged, so an earlier one is used: ")
-    assert environment_diff.startswith("warning: this training began elsewhere, so its bytes may differ: device: ")
+    assert environment_diff.startswith("warning: this training began in another environment, so its bytes may differ: device: ")
     assert "1 threads, now " in the_run(folder)[0].data.tags["leanresnet.resumed_from"]
     assert [step for step, _ in the_run(folder)[1]["train/loss"]] == list(range(1, EPOCHS + 1))
 
@@ -339,7 +339,7 @@ def test_what_the_system_refuses_to_write_costs_no_snapshot(stopped: Path, whole
     weights, mlflow, snapshot = sorted(error.splitlines())
     kept = next(tmp_path.glob(".work/training/*/"))
     refused = r"cannot be written \(File too large\); it takes [\d,]+ bytes"
-    assert re.fullmatch(rf"warning: not saved, training goes on: {kept}/00000004-\S+: {refused}", snapshot)
+    assert re.fullmatch(rf"warning: not saved, training continues: {kept}/00000004-\S+: {refused}", snapshot)
     assert mlflow.startswith("warning: MLflow has not got all of this run")
     assert re.fullmatch(rf"error: models/baseline/model.safetensors: {refused}", weights)
     assert snapshots(tmp_path) == snapshots(stopped)

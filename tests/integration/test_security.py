@@ -37,9 +37,9 @@ def test_five_planted_secrets_are_found_in_no_database_artifact_or_log(tmp_path:
     ]
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     # On the command line of the runs that train, too.
-    environment_diff = tmp_path / SECRETS["command"] / "params.yaml"
-    environment_diff.parent.mkdir()
-    environment_diff.symlink_to(folder / "params.yaml")
+    other = tmp_path / SECRETS["command"] / "params.yaml"
+    other.parent.mkdir()
+    other.symlink_to(folder / "params.yaml")
     remote = f"https://ann:{SECRETS['remote']}@example.org/repository.git"
     for command in (["git", "init", "--quiet"], ["git", "remote", "add", "origin", remote]):
         subprocess.run(command, cwd=folder, check=True)
@@ -49,7 +49,7 @@ def test_five_planted_secrets_are_found_in_no_database_artifact_or_log(tmp_path:
         environment = outside_environment(
             MLFLOW_TRACKING_URI=uri, AWS_SECRET_ACCESS_KEY=SECRETS["environment"], OMP_NUM_THREADS="1"
         )
-        for extra in (["--params", str(environment_diff)], [f"--token={SECRETS['command']}"]):
+        for extra in (["--params", str(other)], [f"--token={SECRETS['command']}"]):
             done = subprocess.run([*COMMAND, *extra], cwd=folder, env=environment, capture_output=True, text=True)
             trains = extra[0] == "--params"
             # An option that is wrong is shown back to the person who typed it, and to nobody else.

@@ -43,7 +43,7 @@ def run(script: str, name: str, before: tuple[str, ...] = ()) -> tuple[int, str,
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_a_compilation_ends_with_its_process_and_without_an_exception(name: str, code: int) -> None:
     """Which would come up wherever the compiler is, in callbacks of C++ that let none pass too."""
-    said = f"error: stopped by {name} during torch.compile; the same command goes on\n"
+    said = f"error: stopped by {name} during torch.compile; the same command resumes\n"
     assert run(COMPILING, name) == (code, "owed\n", said)
 
 

@@ -1,4 +1,4 @@
-"""The hardware: devices and precision, ``torch.compile``, and one training in several processes.
+"""Access to the hardware: devices and precision, ``torch.compile``, and one training in several processes.
 
-Nothing here knows what is computed.
+Code that depends on what is computed does not belong here.
 """

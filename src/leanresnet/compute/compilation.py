@@ -1,4 +1,4 @@
-"""torch.compile, where it works, and as long as no signal ends it."""
+"""A wrapper of torch.compile that falls back to eager execution and is safe to interrupt by a signal."""
 
 import sys
 from collections.abc import Callable
@@ -16,14 +16,15 @@ R = TypeVar("R")
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """`torch.compile`, one graph for each shape; where that fails, one line says so and `function` runs as it is.
+    """Compile `function` with `torch.compile`, one graph per combination of argument shapes.
 
-    The backward graph is compiled with the forward one, so that it fails here too or not at all.
+    If the compilation fails, a warning is printed and `function` runs uncompiled from then on. The backward graph is
+    compiled together with the forward graph, so that its failure is handled here as well.
 
-    A signal that comes during a compilation ends the process: see `interruption.compilation`.
+    A signal that arrives during a compilation ends the process, see `signals.compilation`.
 
     Raises:
-        StoppedError: by a signal that came before a compilation.
+        StoppedError: when called, if a signal arrived before a compilation starts.
     """
     chosen: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True)
     known: list[list[torch.Size]] = []
@@ -38,10 +39,10 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
                 with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
                     result = chosen(*args, **kwargs)
             except (TorchDynamoException, InductorError) as error:
-                # A mistake of the function itself comes up again here, as what it is.
+                # If the error is the function's own, this call raises it again, without the compiler's wrapping.
                 result = function(*args, **kwargs)
                 reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                message = f"torch.compile failed ({reason[:200]}); training goes on without it"
+                message = f"torch.compile failed ({reason[:200]}); training continues without it"
                 print(f"leanresnet: {message}", file=sys.stderr)
                 chosen = function
         if shapes not in known:

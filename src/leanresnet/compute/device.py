@@ -1,4 +1,4 @@
-"""Where to compute, in which precision, and how close to the hardware."""
+"""The choice of the device and the precision, and torch's process-wide settings for them."""
 
 import ctypes
 import os
@@ -15,10 +15,14 @@ from leanresnet.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes a CUDA device if there is one; of several processes that torchrun started, each has its own.
+    """Return the device of a name.
+
+    Args:
+        name: cpu, cuda, cuda:N, or auto for a CUDA device if there is one. For cuda, each of several processes that
+            torchrun started gets the device of its local rank.
 
     Raises:
-        ConfigError: an unknown name, or CUDA asked for and absent.
+        ConfigError: if the name is unknown, or the CUDA device does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,11 +41,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process reuse the memory of freed tensors instead of handing it back to the system each time.
+    """Make the C library reuse the memory of freed tensors instead of returning it to the system each time.
 
-    glibc maps every large block anew, and a training step on a CPU then spends up to a third
-    of its time on page faults (docs/performance.md). Says whether the C library took it; only
-    glibc knows the call.
+    By default, glibc maps every large block anew, and a training step on a CPU spends up to a third of its time on
+    page faults (docs/performance.md).
+
+    Returns:
+        Whether the C library accepted the settings. Only glibc has them.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -53,7 +59,7 @@ def keep_freed_memory() -> bool:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products run in hardware: Ampere or newer, AMX or AVX512-BF16."""
+    """Return whether the hardware multiplies bfloat16: a GPU from Ampere on, a CPU with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
@@ -62,17 +68,17 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def backend_settings(device: torch.device, deterministic: bool) -> Iterator[None]:
-    """torch's process-wide settings for a training; afterwards they are what they were before.
+    """Apply torch's process-wide settings for a training, and restore the previous ones on exit.
 
-    On a GPU, cudnn chooses the fastest kernels by trying them, and what remains in float32
-    uses TF32; `deterministic` admits only kernels that give the same bytes again, there and on
-    the CPU. Two settings stay: a CPU training keeps the memory of freed tensors, and a GPU's
-    products have a workspace of fixed size.
+    On a GPU, float32 matrix products use TF32, and cuDNN benchmarks its kernels and chooses the fastest. With
+    `deterministic`, cuDNN does not benchmark, and only kernels that return the same bytes on each run are allowed, on
+    a GPU and on a CPU. Two settings are not restored: a process that trained on a CPU keeps the memory of freed
+    tensors, and cuBLAS has a workspace of fixed size.
     """
     if device.type == "cpu":
         keep_freed_memory()
     else:
-        # cuBLAS reads this once, at the first product, deterministic or not.
+        # cuBLAS reads this variable only at the first product of the process, which may precede a deterministic run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     filling: Any = torch.utils.deterministic
     before = (
@@ -82,7 +88,7 @@ def backend_settings(device: torch.device, deterministic: bool) -> Iterator[None
         torch.get_float32_matmul_precision(),
     )
     torch.use_deterministic_algorithms(deterministic)
-    # A guard against reading memory that nothing wrote: no training here does, and it costs a pass over each tensor.
+    # Filling guards against reads of uninitialized memory. No training here does that, and it costs a pass per tensor.
     filling.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not deterministic
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
@@ -96,19 +102,23 @@ def backend_settings(device: torch.device, deterministic: bool) -> Iterator[None
 
 
 def exact_float32() -> AbstractContextManager[object]:
-    """A context in which a GPU's convolutions are float32 and not TF32, which is torch's default for them."""
+    """Return a context in which a GPU computes convolutions in float32 instead of TF32, torch's default for them."""
     context: AbstractContextManager[object] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     return context
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """A context for forward passes: float32 weights, bfloat16 products where `precision` says so."""
+    """Return a context for forward passes, in which products of float32 weights are computed in bfloat16 or float32.
+
+    Args:
+        precision: bf16, fp32, or auto for bfloat16 where `has_fast_bf16` holds.
+    """
     bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def describe(device: torch.device) -> str:
-    """The device's name as a person knows it."""
+    """Return the name of the device's model; for a CPU also the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

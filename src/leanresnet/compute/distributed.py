@@ -1,8 +1,8 @@
-"""One training in several processes, each with its share of every batch: torchrun's, by DistributedDataParallel.
+"""One training in several processes that torchrun started, by DistributedDataParallel.
 
-All processes draw the same batches, and each computes its share of them; gradients, losses and hits
-are brought together after it. So the network, the optimizer and the history are the same
-everywhere, one process, the first, reports and saves, and what is saved goes on in any number of them.
+All processes draw the same batches, and each computes its shard of them. Then gradients, losses and numbers of correct
+predictions are reduced over the processes. So the network, the optimizer and the history are the same in all of them.
+Only the first process reports and saves, and a saved state can be resumed in any number of processes.
 """
 
 import io
@@ -21,7 +21,12 @@ from leanresnet.errors import LostProcessError
 
 
 class DistributedContext:
-    """The processes of a training, of which this one is number `rank` of `size`."""
+    """The processes of a training.
+
+    Args:
+        rank: number of this process, from 0.
+        size: number of processes.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank = rank
@@ -29,21 +34,24 @@ class DistributedContext:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process is the one that reports and saves."""
+        """Whether this is the process that reports and saves."""
         return self.rank == 0
 
     def shard(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch (B, ...): (B / size, ...), or one more where that has a remainder."""
+        """Return this process's part of a batch.
+
+        Shapes: (B, ...) -> (B // size, ...); the first B % size processes get one more.
+        """
         return batch.tensor_split(self.size)[self.rank]
 
     def wrap_objective(
         self, net: nn.Module, objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """The objective of `net` on a share; a backward pass through it leaves the whole batch's mean gradient."""
-        return DistributedDataParallel(_Step(net, objective)) if self.size > 1 else objective
+        """Wrap `objective(images, labels)` of `net`, so that its backward pass averages gradients over processes."""
+        return DistributedDataParallel(_ObjectiveModule(net, objective)) if self.size > 1 else objective
 
     def reduce_step(self, loss: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of the shares' losses, and the sum of their hits; without gradient."""
+        """Return the mean over processes of their losses and the sum of their correct predictions, both detached."""
         if self.size == 1:
             return loss.detach(), hits
         both = torch.stack([loss.detach().float() / self.size, hits.float()])
@@ -51,19 +59,19 @@ class DistributedContext:
         return both[0], both[1]
 
     def sum_over_processes(self, sums: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """Return `sums`, summed in place over all processes."""
         if self.size > 1:
             dist.all_reduce(sums)
         return sums
 
     def broadcast_buffers(self, net: nn.Module) -> None:
-        """Give every process the first one's buffers, as DistributedDataParallel does before each step."""
+        """Copy the buffers of the first process to all others, as DistributedDataParallel does before each step."""
         if self.size > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
 
     def any_rank_signal(self, signal: Signals | None) -> Signals | None:
-        """The signal that any of the processes got, so that all stop after the same step."""
+        """Return the signal that any of the processes received, or None, so that all stop after the same step."""
         if self.size == 1:
             return signal
         number = torch.tensor(0 if signal is None else int(signal))
@@ -71,7 +79,11 @@ class DistributedContext:
         return Signals(int(number)) if number else None
 
     def broadcast_state(self, state: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        """The first process's `state`; tensors, numbers, text and containers of them."""
+        """Return the `state` of the first process in all processes.
+
+        Args:
+            state: tensors, numbers, text and containers of them; ignored in the other processes.
+        """
         if self.size == 1:
             return state
         buffer = io.BytesIO()
@@ -92,8 +104,8 @@ class DistributedContext:
 SINGLE_PROCESS = DistributedContext()
 
 
-class _Step(nn.Module):
-    """A network's objective as a module, since DistributedDataParallel sees to what a module's `forward` calls."""
+class _ObjectiveModule(nn.Module):
+    """A network's objective as a module, because DistributedDataParallel wraps the `forward` of a module."""
 
     def __init__(self, net: nn.Module, objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         super().__init__()
@@ -105,21 +117,23 @@ class _Step(nn.Module):
 
 
 def is_launched() -> bool:
-    """Whether torchrun started this process, as one of several or alone."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextmanager
 def distributed_context() -> Iterator[DistributedContext]:
-    """The processes that torchrun started together with this one; this one alone where it was started without.
+    """Connect the processes that torchrun started, and disconnect them on exit.
+
+    Without torchrun, the context is `SINGLE_PROCESS`.
 
     Raises:
-        LostProcessError: inside, another process ended before its time.
+        LostProcessError: inside the block, if another process ended early.
     """
     if not is_launched():
         yield SINGLE_PROCESS
         return
-    # Signals and states are the CPU's, also where gradients are a GPU's.
+    # Signals and states are exchanged as CPU tensors, even if gradients are on a GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo")
     try:
         yield DistributedContext(dist.get_rank(), dist.get_world_size())
@@ -127,19 +141,19 @@ def distributed_context() -> Iterator[DistributedContext]:
         if not _is_lost(error):
             raise
         raise LostProcessError(
-            "a process of this training ended before its time; the same command goes on from the last snapshot"
+            "a process of this training ended early; the same command resumes from the last snapshot"
         ) from error
     finally:
         dist.destroy_process_group()
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    # gloo says it in words alone.
+    # gloo raises a plain RuntimeError, which only its message identifies.
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; each one's gradient is the sum of the gradients of all that saw it."""
+    """The sum over all processes; its gradient in each process is the sum of the gradients in all processes."""
 
     @staticmethod
     def forward(context: Any, share: Tensor) -> Tensor:
@@ -153,17 +167,17 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the shares of all processes, for a CPU, which torch's own one refuses.
+    """Batch norm over the shards of all processes on a CPU, which `torch.nn.SyncBatchNorm` does not support.
 
-    Means and variances of equal shares are put together in float32: the variance of all is the
-    mean of theirs plus the variance of their means. No difference of large squares is taken, so a
-    mean of 10,000 standard deviations costs no more than in one process.
+    The shards have equal sizes. Their means and variances are combined in float32: the variance of the batch is the
+    mean of the shards' variances plus the variance of their means. This takes no difference of large squares, so a
+    mean of 10,000 standard deviations loses no more precision than in one process.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            eval_model: Tensor = super().forward(x)
-            return eval_model
+            output: Tensor = super().forward(x)
+            return output
         size = dist.get_world_size()
         own_variance, own_mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
         mean: Tensor = _Sum.apply(own_mean) / size
@@ -186,7 +200,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def convert_sync_batch_norm(net: nn.Module) -> None:
-    """Each batch norm within `net` over the whole batch; its parameters and buffers stay the same tensors."""
+    """Make each batch norm within `net` compute its statistics over all processes.
+
+    Parameters and buffers stay the same tensors.
+    """
     if next(net.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(net)
         return

@@ -90,7 +90,7 @@ def run_experiment(
                 if parent is not None and parent.run_id is not None:
                     run.log_parent(parent.run_id)
                 if environment_diff:
-                    warning = f"this training began elsewhere, so its bytes may differ: {environment_diff}"
+                    warning = f"this training began in another environment, so its bytes may differ: {environment_diff}"
                     warn(warning)
                     run.set_tags({"leanresnet.resumed_from": environment_diff})
                 fitted = _run(training, start, run.log_metrics, snapshot_callback)

@@ -197,7 +197,7 @@ class SnapshotCallback:
         if signal is not None:
             self._save(train_state)
             place = f"epoch {train_state.epoch}, step {train_state.step}"
-            raise StoppedError(f"stopped by {signal.name} after {place}; the same command goes on from there", signal)
+            raise StoppedError(f"stopped by {signal.name} after {place}; the same command resumes from there", signal)
         if time.monotonic() - self._saved_at >= self._seconds:
             self.save(train_state)
             self._saved_at = time.monotonic()
@@ -212,7 +212,7 @@ class SnapshotCallback:
         try:
             self._save(train_state)
         except StorageError as error:
-            warn(f"not saved, training goes on: {error}")
+            warn(f"not saved, training continues: {error}")
 
     def _save(self, train_state: TrainState) -> None:
         # The batches of validation come between one place and the next.

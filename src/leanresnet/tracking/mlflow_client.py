@@ -336,8 +336,8 @@ def _follow_move(uri: str, before: str, now: str) -> None:
     from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
     from sqlalchemy import create_engine, func, update
 
-    backend_settings = create_engine(uri)
-    with backend_settings.begin() as connection:
+    engine = create_engine(uri)
+    with engine.begin() as connection:
         for place in (
             SqlExperiment.artifact_location,
             SqlRun.artifact_uri,
@@ -348,4 +348,4 @@ def _follow_move(uri: str, before: str, now: str) -> None:
             is_inside = func.substr(place + "/", 1, len(before) + 1) == f"{before}/"
             moved = update(place.class_).where(is_inside).values({place: now + func.substr(place, len(before) + 1)})
             connection.execute(moved)
-    backend_settings.dispose()
+    engine.dispose()

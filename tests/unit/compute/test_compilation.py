@@ -92,7 +92,7 @@ def test_without_a_compiler_training_goes_on_and_says_so_once(
     assert losses == eager
     said = [line for line in capfd.readouterr().err.splitlines() if "torch.compile failed" in line]
     assert len(said) == 1
-    assert "training goes on without it" in said[0]
+    assert "training continues without it" in said[0]
 
 
 def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
@@ -110,7 +110,7 @@ def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
 
 
 def test_a_signal_that_came_before_a_compilation_ends_the_training() -> None:
-    stopped = pytest.raises(StoppedError, match=r"^stopped by SIGTERM during torch\.compile; the same command goes on$")
+    stopped = pytest.raises(StoppedError, match=r"^stopped by SIGTERM during torch\.compile; the same command resumes$")
     with stop_requests(), stopped as caught:
         os.kill(os.getpid(), signal.SIGTERM)
         compiled(lambda x: x)(torch.zeros(1))

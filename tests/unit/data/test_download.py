@@ -51,7 +51,7 @@ class Mirrors:
     payload: bytes = PAYLOAD
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     address: str = ""
-    environment_diff: str = ""
+    location: str = ""
 
     def url(self, behaviour: str) -> str:
         return f"{self.address}/{behaviour}"
@@ -76,7 +76,7 @@ class Mirrors:
             "busy": (503, {"Content-Length": "0"}, b""),
             "moved": (302, {"Location": self.url("whole")}, b""),
             "moved-in-a-circle": (302, {"Location": self.url("moved-in-a-circle")}, b""),
-            "moved-elsewhere": (302, {"Location": self.environment_diff}, b""),
+            "moved-elsewhere": (302, {"Location": self.location}, b""),
             "moved-to-a-file": (302, {"Location": "file:///etc/hostname"}, b""),
         }
         return answers.get(behaviour, (404, {"Content-Length": "0"}, b""))
@@ -244,7 +244,7 @@ def closed() -> str:
 
 @pytest.mark.parametrize("scheme", ["http", "ftp"])
 def test_a_redirect_away_from_https_is_refused(mirrors: Mirrors, secure: Mirrors, part: Path, scheme: str) -> None:
-    secure.environment_diff = mirrors.url("whole").replace("http", scheme)
+    secure.location = mirrors.url("whole").replace("http", scheme)
     with pytest.raises(DataError, match=f"moved-elsewhere: redirected to {scheme}:, which is not https"):
         fetch([secure.url("moved-elsewhere")], EXPECTED, part)
     assert (mirrors.asked, part.exists()) == ([], False)
