@@ -54,18 +54,18 @@ def time_to_target(data: Path, preset: str, seeds: int, device: torch.device) ->
 def _train(recipe: Recipe, train: Split, device: torch.device) -> tuple[float, float, float, nn.Module]:
     """Seconds of set-up, of compilation and of training, and the network."""
     begun = time.perf_counter()
-    assembly = build_training(recipe, CrossEntropy(recipe.label_smoothing), train, device)
-    net, batches = assembly.net, assembly.batches
+    setup = build_training(recipe, CrossEntropy(recipe.label_smoothing), train, device)
+    net, batches = setup.net, setup.batches
     wait(device)
     ready = time.perf_counter()
     fresh = copy.deepcopy(net.state_dict())
     for epoch in {1, recipe.progressive.epochs + 1}:
-        train_one_epoch(net, [next(iter(batches.epoch(epoch)))] * 2, assembly.loop)
+        train_one_epoch(net, [next(iter(batches.epoch(epoch)))] * 2, setup.step_config)
     # The graphs stay compiled; weights, optimizer and schedule begin anew.
     net.load_state_dict(fresh)
     optimizer = build_optimizer(net, recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, recipe.epochs, len(batches))
-    loop = replace(assembly.loop, optimizer=optimizer, schedule=schedule)
+    loop = replace(setup.step_config, optimizer=optimizer, schedule=schedule)
     wait(device)
     compiled_at = time.perf_counter()
     for epoch in range(1, recipe.epochs + 1):

@@ -56,8 +56,8 @@ class Engine:
     def __post_init__(self) -> None:
         images = random_split(self.steps * self.recipe.batch_size)
         recipe = Recipe.model_validate(self.recipe.model_dump() | {"compile": self.compile})
-        assembly = build_training(recipe, CrossEntropy(recipe.label_smoothing), images, self.device)
-        self.net, self.batches, self.loop = assembly.net, assembly.batches, assembly.loop
+        setup = build_training(recipe, CrossEntropy(recipe.label_smoothing), images, self.device)
+        self.net, self.batches, self.loop = setup.net, setup.batches, setup.step_config
         self.batch = next(iter(self.batches.epoch(1)))
         self.epoch = 0
 

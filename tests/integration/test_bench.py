@@ -45,13 +45,13 @@ def test_the_plain_loop_trains_the_same_network_on_its_own_pictures() -> None:
 
 @pytest.mark.parametrize("action", ["run", "bare"])
 def test_the_engine_and_the_bare_step_take_as_many_steps(action: str) -> None:
-    backend_settings = Engine(tiny_recipe(batch_size=10), steps=3, device=CPU, compile=False)
+    trainer = Engine(tiny_recipe(batch_size=10), steps=3, device=CPU, compile=False)
     steps: list[int] = []
-    hook = backend_settings.loop.optimizer.register_step_post_hook(lambda *_: steps.append(1))
-    getattr(backend_settings, action)()
+    hook = trainer.loop.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    getattr(trainer, action)()
     hook.remove()
     assert len(steps) == 3
-    assert backend_settings.images == 30
+    assert trainer.images == 30
 
 
 def test_the_plain_loop_runs_beside_in_a_process_of_its_own() -> None:

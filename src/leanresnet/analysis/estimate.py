@@ -22,12 +22,12 @@ def seconds_per_epoch(recipe: Recipe, images: int, device: torch.device) -> floa
     pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     split = Split(pixels, torch.arange(count) % CLASSES, (), "random")
     with backend_settings(device, recipe.deterministic):
-        assembly = build_training(recipe.model_copy(update={"compile": False}), CrossEntropy(0.0), split, device)
-        batch = next(iter(assembly.batches.epoch(recipe.epochs)))
+        setup = build_training(recipe.model_copy(update={"compile": False}), CrossEntropy(0.0), split, device)
+        batch = next(iter(setup.batches.epoch(recipe.epochs)))
         seconds = []
         for _ in range(4):
             start = time.perf_counter()
-            train_one_epoch(assembly.net, [batch], assembly.loop)
+            train_one_epoch(setup.net, [batch], setup.step_config)
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:]) * images / recipe.batch_size
 

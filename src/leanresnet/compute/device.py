@@ -70,7 +70,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 def backend_settings(device: torch.device, deterministic: bool) -> Iterator[None]:
     """Apply torch's process-wide settings for a training, and restore the previous ones on exit.
 
-    On a GPU, float32 matrix products use TF32, and cuDNN benchmarks its kernels and chooses the fastest. With
+    On a GPU, float32 products use TF32, and cuDNN benchmarks its kernels and chooses the fastest. With
     `deterministic`, cuDNN does not benchmark, and only kernels that return the same bytes on each run are allowed, on
     a GPU and on a CPU. Two settings are not restored: a process that trained on a CPU keeps the memory of freed
     tensors, and cuBLAS has a workspace of fixed size.

@@ -1,7 +1,7 @@
-"""What training does to images: whole batches of uint8 at once, on the device they lie on.
+"""Augmentation of training images: whole batches of uint8 at once, on the device that holds them.
 
-Every random choice is a function of (seed, epoch): those of an image are drawn at the
-epoch's start, those of a pair from the epoch's and the step's number.
+Every random choice is a function of (seed, epoch, step). The choices of single images are drawn for the whole epoch at
+its start, and those of mixed pairs for each step.
 """
 
 from collections.abc import Iterator
@@ -15,19 +15,22 @@ from torchvision.transforms import v2
 
 from leanresnet.config.schema import CLASSES, IMAGE_SIZE, Augmentation
 
-# Images that share what a policy drew: alone, each takes 16 times as long. They are any of the epoch's, so that those
-# of a batch have little in common.
+# Number of images that share the operations drawn by a policy; drawing them for each image takes 16 times as long.
+# The images of a group are chosen at random from the epoch, so few of them are in the same batch.
 POLICY_GROUP = 64
-# What else an epoch draws has a number beside those of its steps, which count from 0: no two share a stream.
+# Numbers of the random streams of an epoch that belong to no step. Steps use the numbers from 0 on.
 POLICY, NETWORK = -1, -2
 
 
 @dataclass(frozen=True)
 class AugmentationDraws:
-    """The random choices of one epoch, a row an image of the split, in the order of training.
+    """The random choices of one epoch, one row per image, in the order of training.
 
-    Shapes: order (N,) int64; rows, columns (N,) int64 in 0..2*padding; flips (N,) bool;
-    holes (N, 2) int64, row and column of the centre of a cutout, in 0..31.
+    Shapes:
+        order: (N,) int64, index of the image in the split.
+        rows, columns: (N,) int64 in 0..2*padding, offset of the crop.
+        flips: (N,) bool, whether the image is mirrored.
+        holes: (N, 2) int64 in 0..31, row and column of the centre of a cutout.
     """
 
     order: Tensor
@@ -41,7 +44,7 @@ class AugmentationDraws:
 
 
 def draw(count: int, augmentation: Augmentation, seed: int, epoch: int) -> AugmentationDraws:
-    """The choices of an epoch, drawn on the CPU so that every device sees the same ones."""
+    """Draw the choices of an epoch of `count` images on the CPU, so that they are the same for every device."""
     generator = torch.Generator().manual_seed(seed_of(seed, epoch))
     offsets = 2 * augmentation.crop_padding + 1
     order = torch.randperm(count, generator=generator)
@@ -55,19 +58,28 @@ def draw(count: int, augmentation: Augmentation, seed: int, epoch: int) -> Augme
 
 
 def draw_flips(count: int, flip: float, seed: int) -> Tensor:
-    """(count,) bool, which images an alternating flip mirrors in the odd epochs; the even ones mirror the others.
+    """Draw which images an alternating flip mirrors in the odd epochs; the even epochs mirror the others.
 
-    So two epochs show each image once as it is and once mirrored (Jordan, arXiv:2404.00498, section 3.6).
+    So two successive epochs show each image once unchanged and once mirrored.
+
+    Source: Jordan, arXiv:2404.00498, section 3.6.
+
+    Args:
+        flip: probability that an image is mirrored in the odd epochs.
+
+    Returns:
+        (count,) bool.
     """
     generator = torch.Generator().manual_seed(seed_of(seed, 0))
     return torch.rand(count, generator=generator) < flip
 
 
 def apply_policy(images: Tensor, name: str, seed: int, epoch: int) -> Tensor:
-    """An epoch's images (N, 3, H, W) uint8, each under operations that torchvision's policy drew.
+    """Transform an epoch's images (N, 3, H, W) uint8 by one of torchvision's policies.
 
-    trivial_augment: Müller and Hutter, "TrivialAugment" (arXiv:2103.10158), the wide space;
-    rand_augment: Cubuk et al., "RandAugment" (arXiv:1909.13719), two operations of magnitude 9.
+    Args:
+        name: trivial_augment, by Müller and Hutter, "TrivialAugment" (arXiv:2103.10158), with the wide space; or
+            rand_augment, by Cubuk et al., "RandAugment" (arXiv:1909.13719), with two operations of magnitude 9.
     """
     policy = {"trivial_augment": v2.TrivialAugmentWide, "rand_augment": v2.RandAugment}[name]()
     changed = torch.empty_like(images)
@@ -78,21 +90,31 @@ def apply_policy(images: Tensor, name: str, seed: int, epoch: int) -> Tensor:
 
 
 def pad(images: Tensor, padding: int, mode: str) -> Tensor:
-    """(N, 3, H, W) with `padding` pixels more on each side, as (N, H + 2p, W + 2p, 3)."""
+    """Add `padding` pixels on each side and move the channels to the end.
+
+    Args:
+        mode: constant for black pixels, or reflect for the mirrored image without its edge.
+
+    Shapes: (N, 3, H, W) -> (N, H + 2 * padding, W + 2 * padding, 3).
+    """
     last = images.permute(0, 2, 3, 1)
     if mode == "constant":
         return F.pad(last, (0, 0, padding, padding, padding, padding)).contiguous()
-    # torch reflects no uint8, and a float copy of CIFAR-10 takes most of a gigabyte.
+    # F.pad does not reflect uint8, and a float copy of CIFAR-10 takes most of a gigabyte.
     end = last.shape[1] - 1
     place = end - (end - torch.arange(-padding, end + 1 + padding, device=images.device).abs()).abs()
     return last[:, place[:, None], place].contiguous()
 
 
 def crop_and_flip(padded: Tensor, chosen: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
-    """Crop each chosen image at its own offset and mirror those of `flips`, in one gather.
+    """Crop each chosen image at its own offset and mirror those selected by `flips`, in one gather.
 
-    Shapes: padded (N, H, W, 3); chosen (B,) places in it; rows, columns (B,) the top left
-        corner; flips (B,) bool -> (B, 3, 32, 32) in channels_last memory.
+    Shapes:
+        padded: (N, H, W, 3).
+        chosen: (B,) int64, indices of the images in `padded`.
+        rows, columns: (B,) int64, top left corners of the crops.
+        flips: (B,) bool.
+        output: (B, 3, 32, 32) in channels_last memory.
     """
     span = torch.arange(IMAGE_SIZE, device=padded.device)
     across = torch.where(flips[:, None], span.flip(0), span)
@@ -101,12 +123,14 @@ def crop_and_flip(padded: Tensor, chosen: Tensor, rows: Tensor, columns: Tensor,
 
 
 def cut_out(images: Tensor, holes: Tensor, side: int, color: Tensor) -> Tensor:
-    """Fill a square of `side` pixels in each image; at the edge, what of it lies within.
+    """Fill a square of `side` pixels in each image with `color`. At the edge, the square is cut off.
 
-    DeVries and Taylor, "Cutout" (arXiv:1708.04552).
+    Source: DeVries and Taylor, "Cutout" (arXiv:1708.04552).
 
-    Shapes: images (B, 3, H, W); holes (B, 2), row and column of the pixel in, or behind, the
-        middle; color (3,) of the images' type.
+    Shapes:
+        images: (B, 3, 32, 32).
+        holes: (B, 2), row and column of the pixel `side // 2` pixels below and right of the square's first one.
+        color: (3,), with the type of the images.
     """
     span = torch.arange(IMAGE_SIZE, device=images.device)
     first = holes - side // 2
@@ -118,12 +142,15 @@ def cut_out(images: Tensor, holes: Tensor, side: int, color: Tensor) -> Tensor:
 def mix_pairs(
     images: Tensor, labels: Tensor, augmentation: Augmentation, seed: int, epoch: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image of a batch with the next one, and their labels, by torchvision's MixUp or CutMix.
+    """Mix neighbouring images of a batch, and their labels, by torchvision's MixUp or CutMix.
 
-    Zhang et al., "mixup" (arXiv:1710.09412); Yun et al., "CutMix" (arXiv:1905.04899).
+    A batch is mixed with probability `augmentation.mix_share`. The labels have the same shape if it is not mixed.
 
-    Shapes: images (B, 3, H, W), labels (B,) -> images, float for mixup; labels (B, 10), in a
-        batch that stays as it is too.
+    Sources: Zhang et al., "mixup" (arXiv:1710.09412); Yun et al., "CutMix" (arXiv:1905.04899).
+
+    Shapes:
+        images: (B, 3, H, W) -> the same, in channels_last memory, float for mixup.
+        labels: (B,) int64 -> (B, 10) float, the share of each class.
     """
     mixing = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[augmentation.mix]
     images = images.float() if augmentation.mix == "mixup" else images
@@ -136,9 +163,9 @@ def mix_pairs(
 
 @contextmanager
 def _global_draws(seed: int) -> Iterator[None]:
-    """Inside, the CPU's global generator, which is all that torchvision draws from, begins at `seed`.
+    """Seed the CPU's global generator, from which torchvision draws, and restore its state on exit.
 
-    The network draws from the GPUs', which `torch.manual_seed` would set too.
+    The generators of the GPUs are left alone, because the network draws from them; `torch.manual_seed` would set them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -146,5 +173,5 @@ def _global_draws(seed: int) -> Iterator[None]:
 
 
 def seed_of(seed: int, number: int) -> int:
-    """A generator's seed, of 32 bits; Knuth's multiplier sets one seed's numbers far from the next one's."""
+    """Return a seed of 32 bits for stream `number` of `seed`; Knuth's multiplier keeps the streams of seeds apart."""
     return (seed * 2654435761 + number) % 2**32

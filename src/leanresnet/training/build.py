@@ -1,4 +1,4 @@
-"""A recipe, its data and a device put together: the network, its batches and what a step needs."""
+"""The construction of a training from a recipe: the network, its batches, the loss, the optimizer and the schedule."""
 
 from dataclasses import dataclass
 
@@ -16,23 +16,26 @@ from leanresnet.training.optimizers import build_optimizer
 from leanresnet.training.sam import SharpnessAware
 from leanresnet.training.schedules import build_schedule
 
-# As many as Jordan takes, Page takes 10,000; their 4.8 million patches say all there is to know of 12 directions.
+# Jordan uses 5,000 images and Page 10,000. 5,000 images have 4.8 million patches, plenty to estimate 12 directions.
 WHITENING_IMAGES = 5000
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
+    """The objects that the training loop works on."""
+
     net: ResNet
     batches: TrainBatches
-    loop: StepConfig
+    step_config: StepConfig
 
 
 def build_training(
     recipe: Recipe, criterion: Criterion, train: Split, device: torch.device, world: DistributedContext = SINGLE_PROCESS
 ) -> TrainingSetup:
-    """Everything that training `recipe` on `train` with `criterion` takes, on `device`, in this process of `world`.
+    """Build everything that one process of `world` needs to train `recipe` on `train` with `criterion`.
 
-    To be called and used inside `engine(device, recipe.deterministic)`.
+    The result depends on process-wide settings: build and use it inside
+    `backend_settings(device, recipe.deterministic)`.
     """
     measured = channel_statistics(train)
     net = build_model(
@@ -50,7 +53,7 @@ def build_training(
     batches = TrainBatches(train, recipe.batch_size, recipe.augmentation, recipe.seed, device, recipe.progressive)
     optimizer = build_optimizer(net, recipe.optimizer)
     objective = objective_of(net, criterion)
-    loop = StepConfig(
+    step_config = StepConfig(
         objective=world.wrap_objective(net, compiled(objective) if recipe.compile else objective),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, recipe.schedule, recipe.epochs, len(batches)),
@@ -59,4 +62,4 @@ def build_training(
         sharpness=SharpnessAware(net, recipe.sharpness) if recipe.sharpness.rho else None,
         world=world,
     )
-    return TrainingSetup(net, batches, loop)
+    return TrainingSetup(net, batches, step_config)

@@ -1,4 +1,4 @@
-"""The picture of a training, as a matplotlib figure; it needs no display."""
+"""The curves of a training as a matplotlib figure, which needs no display."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -7,7 +7,7 @@ from leanresnet.training.validation import Metrics
 
 
 def curves(history: list[Metrics], best_epoch: int) -> Figure:
-    """Loss and accuracy by epoch, on training and validation."""
+    """Plot loss and accuracy by epoch, on training and validation images."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     epochs = range(1, len(history) + 1)
     for place, name in enumerate(("loss", "accuracy"), start=1):

@@ -20,7 +20,15 @@ from leanresnet.training.validation import Metrics
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that a training needs except its state; it is the same in each process."""
+    """Everything that a training needs except its state; it is the same in each process.
+
+    Args:
+        recipe: the section of params.yaml.
+        task: the loss and the measures.
+        train, validation: the splits.
+        device: the device of this process.
+        world: the processes of the training.
+    """
 
     recipe: Recipe
     task: TrainingTask
@@ -47,12 +55,12 @@ class Training:
         """
         recipe = self.recipe
         with backend_settings(self.device, recipe.deterministic):
-            assembly = build_training(recipe, self.task.criterion, self.train, self.device, self.world)
+            setup = build_training(recipe, self.task.criterion, self.train, self.device, self.world)
             return fit(
-                assembly.net,
-                assembly.batches,
+                setup.net,
+                setup.batches,
                 EvalBatches(self.validation, recipe.batch_size, self.device),
-                assembly.loop,
+                setup.step_config,
                 epochs=recipe.epochs,
                 seed=recipe.seed,
                 ema_decay=recipe.ema_decay,
@@ -63,9 +71,9 @@ class Training:
             )
 
     def try_step(self, images: int) -> None:
-        """Take one step on `images` images in this process alone, not compiled, with a network of its own."""
+        """Take one step on `images` images with a new network, uncompiled and in this process alone."""
         recipe = self.recipe.model_copy(update={"compile": False, "sync_batch_norm": False})
         with backend_settings(self.device, recipe.deterministic):
-            assembly = build_training(recipe, self.task.criterion, self.train, self.device, SINGLE_PROCESS)
-            batch, labels = next(assembly.batches.epoch(1))
-            train_one_epoch(assembly.net, [(batch[:images], labels[:images])], assembly.loop)
+            setup = build_training(recipe, self.task.criterion, self.train, self.device, SINGLE_PROCESS)
+            batch, labels = next(setup.batches.epoch(1))
+            train_one_epoch(setup.net, [(batch[:images], labels[:images])], setup.step_config)

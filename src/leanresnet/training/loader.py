@@ -1,6 +1,7 @@
-"""Batches from images that stay on the device as uint8: one gather a batch, no workers.
+"""Batches from images that stay on the device as uint8: one gather per batch, without worker processes.
 
-What an epoch sees is a function of (seed, epoch) alone, and step k reads the k-th slice of it.
+The images of an epoch are a function of (seed, epoch), and step k reads the k-th slice of them. So an epoch can be
+resumed at any step.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,11 @@ from leanresnet.training.augmentation import apply_policy, crop_and_flip, cut_ou
 
 
 class TrainBatches:
-    """Shuffled, augmented batches of one size; the incomplete one at an epoch's end is dropped."""
+    """Shuffled and augmented batches of training images; an incomplete last batch of an epoch is dropped.
+
+    Args:
+        progressive: size of the images in the first epochs, or None for the full size in all epochs.
+    """
 
     def __init__(
         self,
@@ -27,7 +32,7 @@ class TrainBatches:
         progressive: Progressive | None = None,
     ) -> None:
         self._images = split.images.to(device)
-        # Padded images, and the epoch under whose policy they are: 0, as they came.
+        # Padded images, and the epoch for which a policy transformed them; 0 means not transformed.
         self._padded = 0, pad(self._images, augmentation.crop_padding, augmentation.crop_mode)
         self._labels = split.labels.to(device)
         self._color = (255 * torch.tensor(channel_statistics(split)[0])).round().to(torch.uint8).to(device)
@@ -40,10 +45,16 @@ class TrainBatches:
         return len(self._labels) // self.batch_size
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, 3, 32, 32) in 0..255, labels) of one epoch, without its `first` batches.
+        """Iterate over the batches of one epoch.
 
-        Images are uint8 in channels_last memory, float where mixup or scaling made them so.
-        Labels are (B,) int64, or (B, 10) shares where pairs are mixed.
+        Args:
+            number: the epoch, from 1.
+            first: number of batches to skip at the start.
+
+        Yields:
+            images: (B, 3, 32, 32) in 0..255, uint8 in channels_last memory. They are float after mixup or resizing,
+                and smaller after resizing.
+            labels: (B,) int64, or with mixing (B, 10) float, the share of each class.
         """
         settings, device = self._augmentation, self._labels.device
         draws = draw(len(self._labels), settings, self._seed, number).to(device)
@@ -62,7 +73,10 @@ class TrainBatches:
             yield images, labels
 
     def _padded_in(self, number: int) -> Tensor:
-        """The epoch's images, padded; kept, for averaged weights ask for an epoch twice."""
+        """Return the padded images of an epoch, (N, H, W, 3).
+
+        They are cached, because averaged weights read the start of an epoch once more.
+        """
         settings = self._augmentation
         if settings.policy != "none" and self._padded[0] != number:
             images = apply_policy(self._images, settings.policy, self._seed, number)
@@ -71,7 +85,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every image once, in order, unchanged."""
+    """Batches of all images of a split, in order and unchanged."""
 
     def __init__(self, split: Split, batch_size: int, device: torch.device | None = None) -> None:
         self._images = split.images.contiguous(memory_format=torch.channels_last).to(device)

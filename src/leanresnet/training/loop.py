@@ -1,5 +1,8 @@
-"""The one training loop. It knows no recipe: the loss, the optimizer, the schedule, the data and
-what is measured on validation are handed in; only `log_metrics(metrics, step)` leads out."""
+"""The training loop, the only one of the project.
+
+It does not know the recipe: the loss, the optimizer, the schedule, the data and the measures on validation are
+arguments. It reports through two callbacks, `log_metrics` and `on_step_end`.
+"""
 
 import math
 import time
@@ -23,23 +26,23 @@ from leanresnet.training.schedules import LearningRate
 from leanresnet.training.state import EpochMeter, TrainState
 from leanresnet.training.validation import Measure, Metrics, evaluate
 
-# (network, images, labels) -> the loss, and the network's logits.
+# (network, images, labels) -> (loss, logits)
 Criterion = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
-# (images, labels) -> the loss, and how many of them the network got right; what a step differentiates.
+# (images, labels) -> (loss, number of correct predictions); a step differentiates the loss.
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-# Training images from which the averaged weights take batch norm's statistics, each epoch.
+# Number of training images from which batch norm's statistics are computed for the averaged weights, in each epoch.
 NORM_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What a step needs beside the network and the data.
+    """What a training step needs besides the network and the data.
 
     Args:
         objective: see `objective_of`; compiled or not.
-        autocast: entered around each forward pass; it may be entered many times.
-        clip_norm: the gradient's greatest L2 norm, or None.
-        sharpness: where a second pass takes the gradient, or None: a step has one pass.
+        autocast: a reusable context, entered around each forward pass.
+        clip_norm: largest L2 norm of the gradient, or None for no clipping.
+        sharpness: the perturbation of the weights for a second pass, or None for steps of one pass.
         world: the processes that share each batch.
     """
 
@@ -53,9 +56,10 @@ class StepConfig:
 
 
 def objective_of(net: nn.Module, criterion: Criterion) -> Objective:
-    """The network and its loss as one function, which `torch.compile` takes as one graph.
+    """Join the network and its loss to one function, which `torch.compile` compiles to one graph.
 
-    Labels are (B,) classes or (B, classes) shares; of shares, the largest is the right answer.
+    The function takes images (B, 3, H, W) and labels, and returns the loss and the number of correct predictions.
+    Labels are classes (B,), or shares of classes (B, 10), of which the largest counts as the correct class.
     """
 
     def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +74,7 @@ def fit(
     net: nn.Module,
     train: TrainBatches,
     validation: EvalBatches,
-    loop: StepConfig,
+    step_config: StepConfig,
     *,
     epochs: int,
     seed: int,
@@ -80,54 +84,71 @@ def fit(
     start: Mapping[str, Any] | None = None,
     on_step_end: Callable[[TrainState], None] = lambda train_state: None,
 ) -> TrainState:
-    """Train for `epochs` epochs, counted from 1; validate the averaged weights where `ema_decay` is given.
+    """Train `net` and validate it after each epoch.
 
-    The averaged weights belong to no step, so neither do the statistics that a batch norm kept on
-    the way: they are taken anew, from the epoch's first batches. That is part of the time that training takes, of
-    which `images_per_second` and `train_seconds` tell; validation is not.
-
-    The caller's random state is left as it was.
+    With `ema_decay`, the averaged weights are validated. The running statistics of batch norm do not fit them, so they
+    are computed anew from the first batches of the epoch. The logged `images_per_second` and `train_seconds` include
+    the time that this takes, and exclude validation. The caller's random state is restored.
 
     Args:
-        start: a state of `TrainState`, from which a training goes on as if it had never stopped.
-        offer: is shown the progress after each step, each epoch and each batch of validation; it may keep
-            the state, or end the training by an exception.
+        epochs: number of the last epoch; epochs are counted from 1.
+        seed: seed of what the network draws, such as stochastic depth.
+        ema_decay: decay of the exponential moving average of the weights, or None for no average.
+        measures: what is measured on the validation images, by name.
+        log_metrics: called after each epoch with its metrics and its number.
+        start: a `TrainState.state_dict()` from which to resume, or None. A resumed training equals one that was never
+            interrupted.
+        on_step_end: called with the state of the training after each step, each epoch, and each batch of validation
+            and of batch norm's statistics. It may save the state, or end the training by an exception.
+
+    Returns:
+        The state after the last epoch, with the history and the best weights.
 
     Raises:
-        DivergedError: a loss, a metric or a weight is NaN or infinite.
+        DivergedError: if a loss, a metric or a weight is NaN or infinite.
     """
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
     eval_model = average.module if average else net
     gpus = {parameter.device for parameter in net.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(gpus):
-        train_state = TrainState(net, loop.optimizer, loop.schedule, average, seed)
+        train_state = TrainState(net, step_config.optimizer, step_config.schedule, average, seed)
         if start is not None:
             train_state.load_state_dict(start)
         first = train_state.epoch
-        bar = tqdm(range(first, epochs + 1), "epochs", epochs, initial=first - 1, unit="epoch", disable=_quiet(loop))
+        bar = tqdm(
+            range(first, epochs + 1), "epochs", epochs, initial=first - 1, unit="epoch", disable=_quiet(step_config)
+        )
         with bar:
             for epoch in bar:
                 meter, rate = train_state.meter, train_state.rate
                 try:
                     after_step = partial(on_step_end, train_state)
                     trained = train_one_epoch(
-                        net, _steps(train, train_state, epochs, _quiet(loop)), loop, average, meter, after_step
+                        net,
+                        _steps(train, train_state, epochs, _quiet(step_config)),
+                        step_config,
+                        average,
+                        meter,
+                        after_step,
                     )
                 except DivergedError as error:
                     raise DivergedError(f"epoch {epoch}, {error}") from None
-                with loop.autocast:
+                with step_config.autocast:
                     begun = time.perf_counter()
                     if average is not None:
                         train_state.seed_draws()
                         images = islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size))
-                        update_bn(_offering(images, after_step), eval_model)
+                        update_bn(_with_callback(images, after_step), eval_model)
                         train_state.wait()
                     norm_seconds = time.perf_counter() - begun
-                    loop.world.broadcast_buffers(eval_model)
-                    validated = evaluate(eval_model, _offering(validation, after_step), measures, loop.world)
-                # Not before: a training that goes on from a state of the validation takes the statistics once more.
+                    step_config.world.broadcast_buffers(eval_model)
+                    validated = evaluate(
+                        eval_model, _with_callback(validation, after_step), measures, step_config.world
+                    )
+                # Only now, because a training that is resumed from a state saved during validation computes the
+                # statistics once more.
                 meter.seconds += norm_seconds
-                loop.schedule.end_epoch(validated["loss"])
+                step_config.schedule.end_epoch(validated["loss"])
                 row = {"lr": rate}
                 row |= {f"train/{name}": value for name, value in trained.items()}
                 row |= {f"val/{name}": value for name, value in validated.items()}
@@ -145,43 +166,46 @@ def fit(
 def train_one_epoch(
     net: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    loop: StepConfig,
+    step_config: StepConfig,
     average: AveragedModel | None = None,
     meter: EpochMeter | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> Metrics:
-    """One pass over `batches`; the device is waited for once, at the end.
+    """Take one step for each of `batches`, and wait for the device at the end.
 
     Args:
-        tally: of the epoch's earlier steps, where it goes on.
+        batches: pairs of images (B, 3, H, W) and labels, (B,) or (B, 10).
+        average: moving average of the weights, updated after each step, or None.
+        meter: the earlier steps of a resumed epoch, or None.
+        after_step: called after each step.
 
     Returns:
-        loss and accuracy, means over the augmented images as they were seen.
+        `loss` and `accuracy`, as means over the augmented images, each measured in its step.
 
     Raises:
-        DivergedError: a loss is NaN or infinite.
+        DivergedError: if a loss is NaN or infinite.
     """
     net.train()
     meter = meter or EpochMeter()
     begun = time.perf_counter() - meter.seconds
     for whole_images, whole_labels in batches:
-        images, labels = loop.world.shard(whole_images), loop.world.shard(whole_labels)
-        loop.optimizer.zero_grad(set_to_none=True)
-        with loop.autocast:
-            loss, right = loop.objective(images, labels)
+        images, labels = step_config.world.shard(whole_images), step_config.world.shard(whole_labels)
+        step_config.optimizer.zero_grad(set_to_none=True)
+        with step_config.autocast:
+            loss, right = step_config.objective(images, labels)
         loss.backward()
-        if loop.sharpness is not None:
-            with loop.sharpness.perturbed_weights():
-                loop.optimizer.zero_grad(set_to_none=True)
-                with loop.autocast:
-                    perturbed_weights, _ = loop.objective(images, labels)
-                perturbed_weights.backward()
-        if loop.clip_norm is not None:
-            nn.utils.clip_grad_norm_(net.parameters(), loop.clip_norm)
-        loss, right = loop.world.reduce_step(loss, right)
-        meter.watch.see(loss, len(meter.losses) + 1, loop.schedule.value)
-        loop.optimizer.step()
-        loop.schedule.step()
+        if step_config.sharpness is not None:
+            with step_config.sharpness.perturbed_weights():
+                step_config.optimizer.zero_grad(set_to_none=True)
+                with step_config.autocast:
+                    perturbed_loss, _ = step_config.objective(images, labels)
+                perturbed_loss.backward()
+        if step_config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), step_config.clip_norm)
+        loss, right = step_config.world.reduce_step(loss, right)
+        meter.watch.see(loss, len(meter.losses) + 1, step_config.schedule.value)
+        step_config.optimizer.step()
+        step_config.schedule.step()
         if average is not None:
             average.update_parameters(net)
         meter.add(loss, right, len(whole_labels))
@@ -193,23 +217,24 @@ def train_one_epoch(
     return metrics
 
 
-def _quiet(loop: StepConfig) -> bool | None:
-    """tqdm's `disable`: None leaves it to the terminal."""
-    return None if loop.world.is_main_process else True
+def _quiet(step_config: StepConfig) -> bool | None:
+    """Return tqdm's `disable`: None shows a bar if there is a terminal, True shows none."""
+    return None if step_config.world.is_main_process else True
 
 
 def _steps(
     train: TrainBatches, train_state: TrainState, epochs: int, quiet: bool | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rest of the epoch's batches behind a bar, where there is a terminal."""
+    """Iterate over the remaining batches of the epoch, with a progress bar if there is a terminal."""
     label, done = f"epoch {train_state.epoch}/{epochs}", train_state.step
     rest = train.epoch(train_state.epoch, done)
     yield from tqdm(rest, label, len(train), leave=False, initial=done, position=1, unit="step", disable=quiet)
 
 
-def _offering(
+def _with_callback(
     batches: Iterable[tuple[Tensor, Tensor]], on_step_end: Callable[[], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Call `on_step_end` after each of the batches."""
     for batch in batches:
         yield batch
         on_step_end()

@@ -1,7 +1,7 @@
 """Losses as plain callables, criterion(net, images, labels) -> (scalar, logits).
 
-A recipe is a loss handed to the one training loop; the loop never asks which it is. A loss
-runs the network itself, since one may want more of it than its answers.
+The training loop takes a loss as an argument and does not know which one it is. A loss runs the network itself,
+because it may need more than the logits, such as the feature maps.
 """
 
 import torch
@@ -12,6 +12,8 @@ from leanresnet.config.schema import same_side
 
 
 class CrossEntropy:
+    """Cross entropy with label smoothing, for labels (B,), or (B, 10) shares of classes."""
+
     def __init__(self, label_smoothing: float) -> None:
         self.label_smoothing = label_smoothing
 
@@ -24,22 +26,23 @@ class CrossEntropy:
 
 
 class DistillationLoss:
-    """(1 - alpha) * cross entropy + alpha * T^2 * divergence of the student's answers from the teacher's,
-    + attention * distance of their attention maps.
+    """Distillation loss of a student.
 
-    The divergence is KL(teacher_T || student_T) of Hinton, Vinyals and Dean, "Distilling the
-    Knowledge in a Neural Network" (arXiv:1503.02531), or, with `beta`, that of `decoupled`;
-    T^2 keeps the gradient's size when the temperature changes. For the maps see
-    `attention_distance`. The teacher sees the same augmented images as the student, stays in
-    evaluation mode and gets no gradient.
+    loss = (1 - alpha) * cross entropy + alpha * T^2 * divergence + attention * attention_distance
+
+    The divergence is KL(teacher_T || student_T) of Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural
+    Network" (arXiv:1503.02531), or the one of `decoupled` if `beta` is given. The factor T^2 keeps the size of the
+    gradient when the temperature changes. The teacher processes the same augmented images as the student, in
+    evaluation mode and without gradient.
 
     Args:
-        teacher: a network whose logits have the student's shape (B, 10). With `attention`, both
-            have `ResNet.forward_features`, some of the same side.
+        teacher: a network with logits (B, 10). With `attention`, teacher and student have
+            `ResNet.forward_features`, and some of their feature maps have the same side.
         alpha: weight of the teacher, 0 to 1.
         temperature: T > 0, softens both distributions.
-        beta: weight of the wrong classes beside the right one, or None.
-        attention: weight of the maps, >= 0.
+        beta: weight of the divergence among the wrong classes, see `decoupled`; None for the plain divergence.
+        label_smoothing: of the cross entropy.
+        attention: weight of the distance of the attention maps, >= 0.
     """
 
     def __init__(
@@ -75,18 +78,20 @@ class DistillationLoss:
 
 
 def _maps(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    found: tuple[list[Tensor], Tensor] = net.forward_features(images)  # type: ignore[operator]
-    return found
+    features: tuple[list[Tensor], Tensor] = net.forward_features(images)  # type: ignore[operator]
+    return features
 
 
 def attention_distance(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """Squared distance of two networks' attention maps, 0 to 2 a layer, summed over layers; the mean over images.
+    """Squared distance of the attention maps of two networks, summed over pairs of layers, averaged over images.
 
-    An attention map is the mean over channels of a layer's squared activations, as a vector of
-    length 1: Zagoruyko and Komodakis, "Paying More Attention to Attention" (arXiv:1612.03928),
-    equation 2, with squares as in their code. Layers are paired by `same_side`; at least one pair is needed.
+    The attention map of a layer is the mean of its squared activations over channels, normalized to a vector of length
+    1, so each layer contributes 0 to 2. Source: Zagoruyko and Komodakis, "Paying More Attention to Attention"
+    (arXiv:1612.03928), equation 2, with squared distances as in their code.
 
-    Shapes: each (B, any, side, side).
+    Args:
+        student, teacher: feature maps of the layers, each (B, C, side, side). Layers are paired by `same_side`; there
+            must be at least one pair.
     """
     pairs = same_side(*([each.shape[-1] for each in maps] for maps in (student, teacher)))
     distances = [_attention(student[own]) - _attention(teacher[other]) for own, other in pairs]
@@ -98,17 +103,21 @@ def _attention(activations: Tensor) -> Tensor:
 
 
 def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, beta: float) -> Tensor:
-    """KL of (right class, any wrong one), plus beta times KL among the wrong classes; the mean over images.
+    """Decoupled divergence of the student from the teacher, averaged over images.
 
-    Zhao et al., "Decoupled Knowledge Distillation" (arXiv:2203.08679), equation 7 with alpha = 1.
-    A beta that is the teacher's doubt of the label, image by image, would give the plain KL
-    back: a teacher that is sure hides what it knows of the other classes, and this shows it.
+    It is the KL divergence of the pair (right class, all wrong classes), plus `beta` times the KL divergence among the
+    wrong classes. If `beta` were the probability that the teacher gives to the wrong classes, image by image, this
+    would be the plain KL divergence; there, the wrong classes hardly count for images of which the teacher is certain.
 
-    Shapes: student, teacher (B, 10) log probabilities; labels (B,), or (B, 10) shares, of which
-        the largest is the right class.
+    Source: Zhao et al., "Decoupled Knowledge Distillation" (arXiv:2203.08679), equation 7 with alpha = 1.
+
+    Args:
+        student, teacher: log probabilities (B, 10).
+        labels: (B,) classes, or (B, 10) shares, of which the largest is the right class.
+        beta: weight of the divergence among the wrong classes.
     """
     right = (labels if labels.ndim == 1 else labels.argmax(1))[:, None]
-    # Finite, so that no infinity meets another; the probability is 0 all the same.
+    # A finite number avoids inf - inf; its probability rounds to 0 all the same.
     absent = torch.zeros_like(student).scatter(1, right, -1e4)
 
     def parts(logs: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Optimizers by name: torch's own, and Muon for convolutions."""
+"""Optimizers by name: those of torch, and Muon for convolutions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,19 +12,26 @@ from leanresnet.models.blocks import filters_before_norm
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on the convolution filters that a batch norm follows, AdamW on all else, as one optimizer.
+    """Muon for the convolution filters that a batch norm follows, and AdamW for all other parameters.
 
-    A filter bank (out, in, k, k) is moved as the matrix (out, in*k*k): its momentum with every
-    singular value brought near 1 (Jordan et al., "Muon", 2024). Each bank, however large, moves by
-    `lr` of its norm and is brought back to that norm: behind it stands a batch norm, which makes
-    the network blind to the norm, so what a step does is turn the bank, by about `lr` radians. All
-    layers turn alike; a step of fixed size would turn small banks less, and all of them less as
-    their norms grow. Weight decay, which such a bank would only feel as a larger step, is for the
-    rest, which AdamW moves at `REST` of the learning rate. Banks that no batch norm follows belong
-    to the rest, since their norm is what scales their branch: in a pre-activation network the stem,
-    the shortcuts and the second convolution of each block, elsewhere those of squeeze-and-excitation.
-    torch's own Muon takes matrices alone and iterates in bfloat16, which a CPU without bfloat16
-    products does 60 times slower than in float32.
+    Source: Jordan et al., "Muon" (2024). A filter bank (out, in, k, k) is treated as a matrix (out, in*k*k). Its update
+    is its momentum with all singular values brought near 1, scaled to `lr` times the norm of the bank, and then the
+    bank is scaled back to its norm before the step. A batch norm makes the network independent of that norm, so a
+    step only turns the bank, by about `lr` radians, the same in all layers. A step of fixed size would turn small
+    banks less than large ones, and all of them less as their norms grow.
+
+    The other parameters are updated by AdamW with `REST` times the learning rate. Only they have weight decay, which
+    would merely enlarge the steps of the filter banks. Filter banks that no batch norm follows belong to them as well,
+    because their norm scales their branch: in a pre-activation network the stem, the shortcuts and the second
+    convolution of each block, and in all networks the convolutions of squeeze-and-excitation.
+
+    `torch.optim.Muon` accepts only matrices and iterates in bfloat16, which is 60 times slower than float32 on a CPU
+    without bfloat16 products.
+
+    Args:
+        filters: filter banks (out, in, k, k) for Muon.
+        rest: parameter groups for AdamW.
+        settings: learning rate, momentum and so on.
     """
 
     REST = 0.1
@@ -39,7 +46,7 @@ class Muon(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        # A schedule writes to the groups here; AdamW has its own, for its share of the learning rate.
+        # A schedule sets the learning rate of this optimizer's groups. AdamW has copies of them, with its own rate.
         self._adamw.param_groups = [dict(group) for group in self.param_groups[1:]]
         self._adamw.state = self.state
 
@@ -71,10 +78,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """A matrix with the singular vectors of `matrix` and singular values near 1, most of them in 0.7 to 1.2.
+    """Return a matrix with the singular vectors of `matrix` and singular values near 1, most of them in 0.7 to 1.2.
 
-    Five steps of Jordan's quintic Newton-Schulz iteration, in bfloat16 where the hardware has
-    it, whatever the precision of the network: the iteration is as tolerant as it is approximate.
+    It takes five steps of the quintic Newton-Schulz iteration of Jordan et al., "Muon" (2024). They are computed in
+    bfloat16 where the hardware supports it, independent of the network's precision, because the iteration is
+    approximate anyway.
+
+    Shapes: (out, in) -> (out, in).
     """
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     x = wide.bfloat16() if has_fast_bf16(matrix.device) else wide.float()
@@ -87,7 +97,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 def build_optimizer(net: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of `settings.name`; keys that it has no use for are ignored."""
+    """Return the optimizer of `settings.name`; settings that it does not have are ignored."""
     trained = [p for p in net.parameters() if p.requires_grad]
     weights = [p for p in trained if p.ndim > 1]
     others = [p for p in trained if p.ndim <= 1]

@@ -1,4 +1,4 @@
-"""The files that a training writes to results/, and where they are."""
+"""The files that a training writes, their paths, and how they are read."""
 
 import csv
 import math
@@ -14,7 +14,7 @@ from leanresnet.training.validation import Metrics
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a model and its results go; both folders are given by dvc.yaml."""
+    """The folders of a model and of its results, which dvc.yaml determines, and the paths of the files in them."""
 
     model: Path
     results: Path
@@ -37,7 +37,12 @@ class Outputs:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The rows of history.csv without the epoch, which is the row's number."""
+    """Return the rows of history.csv without the epoch, which is the row's number from 1.
+
+    Raises:
+        StorageError: if the file cannot be read.
+        DataError: if the file is not a history.
+    """
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -56,7 +61,11 @@ def _finite(text: str) -> float:
 
 
 def save_results(history: list[Metrics], best_epoch: int, outputs: Outputs) -> None:
-    """The rows of epochs 1, 2, ..., the best of them, and a picture of all."""
+    """Write the rows of all epochs, the row of the best epoch, and the curves.
+
+    Args:
+        history: the metrics of epochs 1, 2, ...
+    """
     rows = [[epoch, *row.values()] for epoch, row in enumerate(history, start=1)]
     save_csv(["epoch", *history[0]], rows, outputs.history)
     save_json({"best_epoch": best_epoch, **history[best_epoch - 1]}, outputs.summary)

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient of a step is taken a little uphill."""
+"""Sharpness-aware minimisation: a step takes its gradient where the loss nearby is about the highest."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ from leanresnet.config.schema import Sharpness
 
 
 class SharpnessAware:
-    """Weights moved to where the loss is about the greatest within a ball of radius `rho`.
+    """Perturbation of weights w to where, to first order, the loss is highest within a ball of radius `rho`.
 
-    SAM: Foret et al., arXiv:2010.01412, equation 2, e = rho * g / |g|. Adaptive: Kwon et al.,
-    "ASAM", arXiv:2102.11600, equation 8, e = rho * T^2 * g / |T * g|, which hardly changes when a
-    batch norm lets weights grow. As in their code T = |w| + `FLOOR`, and 1 for biases.
+    SAM adds e = rho * g / |g| for the gradient g: Foret et al., arXiv:2010.01412, equation 2. The adaptive form adds
+    e = rho * T^2 * g / |T * g|: Kwon et al., "ASAM", arXiv:2102.11600, equation 8. It hardly changes when weights
+    before a batch norm grow. As in their code, T = |w| + `FLOOR`, and T = 1 for biases.
     """
 
     FLOOR = 0.01
@@ -26,9 +26,9 @@ class SharpnessAware:
 
     @contextmanager
     def perturbed_weights(self) -> Iterator[None]:
-        """Inside, the weights are moved along the gradients they have; afterwards they are what they were.
+        """Perturb the weights along their gradients, and restore them on exit.
 
-        So are the buffers: the second pass of a step does not count for batch norm's statistics.
+        The buffers are restored as well, so that the second pass of a step does not count for batch norm's statistics.
         """
         moved = {name: p for name, p in self._net.named_parameters() if p.grad is not None}
         kept = [*moved.values(), *self._net.buffers()]
@@ -45,7 +45,7 @@ class SharpnessAware:
                 tensor.copy_(value)
 
     def _scale(self, name: str, parameter: Tensor) -> Tensor | float:
-        """T of a parameter."""
+        """Return T of a parameter, see the class."""
         if not self._adaptive or name.endswith("bias"):
             return 1.0
         return parameter.abs() + self.FLOOR

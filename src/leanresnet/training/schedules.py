@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name, all of them torch's."""
+"""Learning-rate schedules by name, all of them from torch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,15 @@ from leanresnet.config.schema import Schedule
 
 
 class LearningRate:
-    """A schedule as the loop uses it: one call a step, and one an epoch for what watches validation.
+    """A schedule as the loop uses it: `step` is called after each step and `end_epoch` after each epoch.
 
-    The learning rate of a step is a function of the step's number, whatever came before: a state of this
-    class only says how many steps were made, so it can go on under the schedule of more epochs.
+    The learning rate is a function of the number of the step. The state holds only that number and the state of
+    `plateau`, so a training can be resumed under the schedule of more epochs.
 
     Args:
-        rates: the learning rate of each step; after the last one it stays.
-        plateau: what may reduce it from there on. Epochs that end before, in the warm-up, do not count for it.
+        rates: the learning rate of each step; it stays constant after the last one.
+        plateau: may reduce the learning rate after the last of `rates`, or None. Epochs that end earlier, during the
+            warm-up, do not count for it.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class LearningRate:
         return {"step": self._step, "plateau": plateau}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """To be called after that of the optimizer, which keeps the learning rate that a plateau left."""
+        """Load a state, after that of the optimizer, which holds the learning rate that a plateau has set."""
         if self._plateau is not None:
             self._plateau.load_state_dict(state["plateau"])
         self._go_to(state["step"])
@@ -57,18 +58,18 @@ class LearningRate:
 
 
 def build_schedule(optimizer: Optimizer, settings: Schedule, epochs: int, steps: int) -> LearningRate:
-    """The schedule of `settings.name` over `epochs` epochs of `steps` steps.
+    """Return the schedule of `settings.name` over `epochs` epochs of `steps` steps.
 
-    The learning rate rises linearly during `warmup_epochs`; for one-cycle they are the
-    rising part of the cycle. Cosine and linear fall from there to the end; a first restart comes
-    `restart_epochs` after the warm-up, and a plateau is looked for after it.
+    The learning rate rises linearly during the first `warmup_epochs`; for onecycle they are the rising part of the
+    cycle. After the warm-up, cosine and linear fall until the end, the first restart of cosine_restarts comes
+    `restart_epochs` later, and a plateau is detected only from then on.
     """
     peak = float(optimizer.param_groups[0]["lr"])
     warmup, total = round(settings.warmup_epochs * steps), epochs * steps
-    # torch computes a learning rate from the one before, which it keeps in an optimizer.
+    # torch's schedules compute each learning rate from the previous one, which they keep in an optimizer.
     carrier = torch.optim.SGD([torch.zeros(1)], lr=peak)
     schedule = _torch_schedule(carrier, settings, warmup, total, steps)
-    # torch warns where its schedules step before an optimizer did.
+    # torch warns if a schedule steps before its optimizer does.
     carrier.step()
     plateau = None
     if settings.name == "plateau":
@@ -86,7 +87,7 @@ def build_schedule(optimizer: Optimizer, settings: Schedule, epochs: int, steps:
 def _torch_schedule(
     optimizer: Optimizer, settings: Schedule, warmup: int, total: int, steps: int
 ) -> lr_scheduler.LRScheduler:
-    """The schedule over `total` steps, `steps` an epoch, of which the first `warmup` rise."""
+    """Return torch's schedule over `total` steps, `steps` per epoch, of which the first `warmup` are the warm-up."""
     peak = optimizer.param_groups[0]["lr"]
     floor = peak * settings.final_ratio
     length = max(1, total - warmup)
@@ -95,7 +96,7 @@ def _torch_schedule(
             optimizer,
             max_lr=peak,
             total_steps=total + 1,
-            # The peak comes at step warmup - 1, and torch divides by that.
+            # The peak is at step warmup - 1, and torch divides by that number.
             pct_start=max(warmup, 2) / (total + 1),
             cycle_momentum=False,
             div_factor=25,

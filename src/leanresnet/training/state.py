@@ -1,4 +1,4 @@
-"""How far a training has come: what the loop counts, and the state from which it can go on."""
+"""The state of a training: what the loop counts, and everything from which it can be resumed."""
 
 import copy
 import math
@@ -17,16 +17,25 @@ from leanresnet.training.validation import Metrics
 
 
 class LossWatch:
-    """Stops a training at a loss that is NaN or infinite.
+    """Detects a loss that is NaN or infinite.
 
-    A GPU is not made to wait: its loss is looked at while it computes the next step.
+    On a GPU, the loss of a step is checked while the GPU computes the next step, so that the GPU does not wait.
     """
 
     def __init__(self) -> None:
         self._on_its_way: tuple[Tensor, torch.cuda.Event, int, float] | None = None
 
     def see(self, loss: Tensor, step: int, rate: float) -> None:
-        """Raises DivergedError for this loss, or for the one before it that was still on its way."""
+        """Check the loss of a step, on a GPU the one of the previous step.
+
+        Args:
+            loss: scalar.
+            step: number of the step in its epoch, from 1.
+            rate: the learning rate.
+
+        Raises:
+            DivergedError: if the checked loss is NaN or infinite.
+        """
         self.settle()
         if not loss.is_cuda:
             _check(float(loss), step, rate)
@@ -38,7 +47,11 @@ class LossWatch:
         self._on_its_way = value, event, step, rate
 
     def settle(self) -> None:
-        """Wait for the loss that is on its way, if one is."""
+        """Wait for the loss that is not checked yet, if there is one, and check it.
+
+        Raises:
+            DivergedError: if it is NaN or infinite.
+        """
         if self._on_its_way is not None:
             value, event, step, rate = self._on_its_way
             self._on_its_way = None
@@ -53,9 +66,14 @@ def _check(loss: float, step: int, rate: float) -> None:
 
 @dataclass
 class EpochMeter:
-    """Losses and hits of an epoch's steps; they stay on the device until `metrics` waits for them.
+    """Losses and numbers of correct predictions of the steps of an epoch.
 
-    `seconds` is the time spent on them, and once the epoch has been validated, on batch norm's statistics too.
+    The tensors stay on the device until `metrics` waits for them.
+
+    Attributes:
+        losses, hits: loss and number of correct predictions of each step, scalars.
+        images: number of images so far.
+        seconds: time of the steps; after validation it includes the time for batch norm's statistics.
     """
 
     losses: list[Tensor] = field(default_factory=list)
@@ -70,21 +88,22 @@ class EpochMeter:
         self.images += images
 
     def metrics(self) -> Metrics:
-        """loss and accuracy, means over the augmented images as they were seen."""
+        """Return `loss` and `accuracy`, as means over the augmented images, each measured in its step."""
         loss, hits = torch.stack(self.losses).mean(), torch.stack(self.hits).sum()
         return {"loss": float(loss), "accuracy": float(hits) / self.images}
 
 
 class TrainState:
-    """A training between two steps: all on which the next one depends, and what those before it gave.
+    """The state of a training between two steps: everything on which the next step depends, and the results so far.
 
     Attributes:
-        epoch: the one under way, from 1.
-        tally: of its steps so far; the images that they saw follow from their number.
-        rate: the learning rate with which it began.
-        history: a row of metrics for each epoch that ended.
-        best_epoch, best_weights: of the highest validation accuracy; the first of several.
-        seconds: of training in the epochs that ended, batch norm's statistics of averaged weights included.
+        epoch: number of the current epoch, from 1.
+        meter: losses and correct predictions of its steps so far.
+        rate: the learning rate at the start of the epoch.
+        history: one row of metrics for each finished epoch.
+        best_epoch, best_weights: the epoch with the highest validation accuracy, the first one of several, and its
+            weights.
+        seconds: training time of the finished epochs, including batch norm's statistics of averaged weights.
     """
 
     def __init__(
@@ -95,7 +114,7 @@ class TrainState:
         average: AveragedModel | None,
         seed: int,
     ) -> None:
-        # A schedule writes to the optimizer's groups, so it is loaded after the optimizer.
+        # The order is that of loading: a schedule sets the learning rates of the optimizer, so it comes after it.
         self._parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "schedule": schedule}
         if average is not None:
             self._parts["average"] = average
@@ -113,14 +132,18 @@ class TrainState:
 
     @property
     def step(self) -> int:
-        """Steps of the epoch that were made."""
+        """Number of finished steps of the current epoch."""
         return len(self.meter.losses)
 
     def end_epoch(self, row: Metrics, eval_model: nn.Module) -> None:
-        """Keep the epoch's metrics, and the weights of `judged` if none before were better.
+        """Record the metrics of the epoch, and the weights of `eval_model` if they are the best so far.
+
+        Args:
+            row: the metrics, with `val/accuracy`.
+            eval_model: the validated network, which has the averaged weights if there are any.
 
         Raises:
-            DivergedError: one of them is NaN or infinite, which may have come with the epoch's last step.
+            DivergedError: if a metric or a weight is NaN or infinite, which the last step may have caused.
         """
         for name, value in row.items():
             if not math.isfinite(value):
@@ -138,19 +161,19 @@ class TrainState:
         self.seed_draws()
 
     def wait(self) -> None:
-        """Until the device has done all that it was given."""
+        """Wait until the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def seed_draws(self) -> None:
-        """What the network itself draws from here on is a function of (seed, epoch)."""
+        """Seed torch's generators, from which the network draws, by (seed, epoch)."""
         torch.manual_seed(seed_of(seed_of(self._seed, self.epoch), NETWORK))
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and containers of them: `torch.load(weights_only=True)` takes them.
+        """Return tensors, numbers and containers of them, which `torch.load(weights_only=True)` can load.
 
         Raises:
-            DivergedError: the last loss is NaN or infinite; there is nothing behind it to keep.
+            DivergedError: if the last loss is NaN or infinite, after which no state is worth saving.
         """
         self.meter.watch.settle()
         state = {name: part.state_dict() for name, part in self._parts.items()}
@@ -167,7 +190,7 @@ class TrainState:
         return {**state, "tally": counted, "draws": draws, **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, which may be the last one of a training of fewer epochs."""
+        """Resume from `state`, which may be the final state of a training with fewer epochs."""
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         for name in ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds"):
@@ -177,10 +200,10 @@ class TrainState:
         self.meter = EpochMeter(losses, hits, counted["images"], counted["seconds"])
         self.seed_draws()
         if self.step == 0:
-            # The epoch begins here, under this training's own schedule.
+            # The epoch has not begun, so it begins under the schedule of this training.
             self.rate = self._schedule.value
         else:
             torch.set_rng_state(state["draws"]["cpu"])
-            # A training that began on a CPU has none.
+            # A state that was saved on a CPU has no state of a GPU's generator.
             if self.device.type == "cuda" and "cuda" in state["draws"]:
                 torch.cuda.set_rng_state(state["draws"]["cuda"], self.device)

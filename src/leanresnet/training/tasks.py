@@ -1,4 +1,4 @@
-"""What a stage trains for: the loss, the measures on validation, and what its model is recorded to be made of."""
+"""The tasks of the stages that train: the loss, the measures on validation, and what is recorded with the model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from leanresnet.training.loop import Criterion
 from leanresnet.training.losses import CrossEntropy, DistillationLoss
 from leanresnet.training.validation import MEASURES, Measure, TeacherComparison
 
-# Models that were not distilled have these values too, so that runs are compared without an empty column.
+# These values are recorded for models that were not distilled, so that tables of runs have no empty column.
 NOT_DISTILLED: dict[str, str | float] = {
     "distill.teacher": "none",
     "distill.alpha": 0.0,
@@ -30,10 +30,10 @@ class TrainingTask:
 
     Attributes:
         stage: name of the stage in dvc.yaml.
-        key: the recipe's place as an error names it, such as ``params.yaml: train.baseline``.
+        key: file and key of the recipe for error messages, such as ``params.yaml: train.baseline``.
         criterion: the loss, see `training.loop.Criterion`.
         measures: what is measured on the validation images, by name.
-        params: values beside the recipe that are recorded with the model.
+        params: values besides the recipe that are recorded with the model.
         teacher_sha256: SHA-256 of the teacher's weights, or None.
     """
 
@@ -46,25 +46,25 @@ class TrainingTask:
 
 
 def label_task(name: str, recipe: Recipe, where: str) -> TrainingTask:
-    """Train on the labels alone.
+    """Return the task of training on the labels alone.
 
     Args:
         name: baseline or teacher.
-        where: the params file, for errors.
+        where: the params file, for error messages.
     """
     return TrainingTask(f"train@{name}", f"{where}: train.{name}", CrossEntropy(recipe.label_smoothing))
 
 
 def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> TrainingTask:
-    """Train the student on the labels and on the answers of `teacher`.
+    """Return the task of training the student on the labels and on the predictions of `teacher`.
 
     Args:
-        where: the params file, for errors.
+        where: the params file, for error messages.
 
     Raises:
-        ConfigError: the teacher cannot give what the settings ask for.
+        ConfigError: if the settings need feature maps that the teacher does not have.
     """
-    # The params name the network of any other teacher, and load_params has checked that one.
+    # load_params has checked a teacher whose network the params name, but not a model from elsewhere.
     try:
         if isinstance(teacher.net, ResNet):
             check_teacher(f"{where}: distill", settings, teacher.net.model, "previous model")
@@ -98,9 +98,10 @@ def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> Tra
 def describe_provenance(
     name: str, recipe: Recipe, task: TrainingTask, train: Split, data: tuple[Path, Path]
 ) -> dict[str, Any]:
-    """All that determines a model beside the code: it becomes a part of model.json.
+    """Return everything besides the code that determines a model, for model.json.
 
     Args:
+        train: the training split.
         data: the files of the training and of the validation split.
     """
     return {

@@ -1,4 +1,4 @@
-"""What a network gets right, as means over all images: what a training asks of validation."""
+"""Measures of a network on images, such as loss and accuracy, as means over all images."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext
 
 Metrics = dict[str, float]
-# (images, logits, labels) -> one number an image, shape (B,)
+# (images, logits, labels) -> one number per image, shape (B,)
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -22,7 +22,7 @@ def correct_each(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class TeacherComparison:
-    """Measures of a network beside another one, its teacher; the teacher runs once a batch."""
+    """Measures that compare a network with its teacher, which runs once per batch."""
 
     def __init__(self, teacher: nn.Module) -> None:
         self._teacher = teacher.eval()
@@ -37,11 +37,11 @@ class TeacherComparison:
         return self._last[1]
 
     def _agreement(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """1 where both choose the same class."""
+        """Return 1 for each image for which both predict the same class, else 0."""
         return (logits.argmax(1) == self._chosen(images)).float()
 
     def _gap(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean of this is the teacher's accuracy minus the network's."""
+        """Return a number per image whose mean is the accuracy of the teacher minus that of the network."""
         return (self._chosen(images) == labels).float() - correct_each(images, logits, labels)
 
 
@@ -55,9 +55,13 @@ def evaluate(
     measures: dict[str, Measure] = MEASURES,
     world: DistributedContext = SINGLE_PROCESS,
 ) -> Metrics:
-    """The mean of each measure over all images, in evaluation mode; the caller's mode is restored.
+    """Return the mean of each measure over all images.
 
-    The processes of `world` share each batch, and all get the whole result.
+    The network runs in evaluation mode, and its previous mode is restored.
+
+    Args:
+        batches: pairs of images (B, 3, 32, 32) and labels (B,), the same in each process of `world`. Each process
+            computes its shard of a batch, and all return the whole result.
     """
     training = net.training
     net.eval()

@@ -44,15 +44,15 @@ def test_a_recipe_is_put_together_with_nothing_left_out() -> None:
     assert all(torch.equal(t, expected.state_dict()[name]) for name, t in made.net.state_dict().items())
     assert made.net.layers[0][0][1].momentum == 0.3
     assert [next(iter(made.batches.epoch(n)))[0].shape for n in (1, 2)] == [(20, 3, 16, 16), (20, 3, 32, 32)]
-    assert isinstance(made.loop.optimizer, Muon)
-    assert made.loop.clip_norm == 2.5
-    with made.loop.autocast:
+    assert isinstance(made.step_config.optimizer, Muon)
+    assert made.step_config.clip_norm == 2.5
+    with made.step_config.autocast:
         assert torch.is_autocast_enabled("cpu")
     rates = []
     for _ in range(4 * 6):
-        rates.append(made.loop.schedule.value)
-        made.loop.optimizer.step()
-        made.loop.schedule.step()
+        rates.append(made.step_config.schedule.value)
+        made.step_config.optimizer.step()
+        made.step_config.schedule.step()
     assert rates == pytest.approx([0.02 * (1 - step / 24) for step in range(24)])
 
 
@@ -73,8 +73,8 @@ def test_the_switch_decides_whether_a_step_is_compiled(compile_it: bool, monkeyp
 
     monkeypatch.setattr(module, "compiled", compiled)
     made = build_training(recipe(compile=compile_it), CrossEntropy(0.0), TRAIN, CPU)
-    assert given == ([made.loop.objective] if compile_it else [])
-    assert train_one_epoch(made.net, made.batches.epoch(1), made.loop)["loss"] > 0
+    assert given == ([made.step_config.objective] if compile_it else [])
+    assert train_one_epoch(made.net, made.batches.epoch(1), made.step_config)["loss"] > 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"epochs": 1, "progressive": {"epochs": 0, "size": 16}}])
