@@ -213,7 +213,7 @@ def test_two_experiments_that_need_the_same_model_train_it_once(whole: Whole, tm
     for each in started:
         _, error = each.communicate()
         assert each.returncode == 0
-        assert re.fullmatch(r"(warning: \S+: another process trains this very model; waiting\n)?", error)
+        assert re.fullmatch(r"(warning: \S+: another process trains the same model; waiting for it\n)?", error)
     for name in ("models/{}/model.safetensors", "models/{}/model.json", "results/{}/history.csv"):
         one, other = ((folder / name.format(each)).read_bytes() for each in ("one", "other"))
         assert one == other

@@ -1,4 +1,4 @@
 """A training as a process that can be stopped, resumed and spread over several processes.
 
-The training itself belongs to `training`.
+What determines the weights belongs to `training`.
 """

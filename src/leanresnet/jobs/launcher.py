@@ -1,4 +1,4 @@
-"""The running command again, in several processes of this machine: torchrun, with this project's exit codes."""
+"""The launch of the running command in several processes of this machine, by torchrun's API."""
 
 import logging
 import os
@@ -16,10 +16,13 @@ from leanresnet.errors import LostProcessError
 
 
 def launch(processes: int) -> None:
-    """Run this very command in so many processes and exit as they do; in one of them, return at once."""
+    """Run the current command again in `processes` processes, wait for them, and exit with their exit code.
+
+    In a process that was launched this way, the function returns at once.
+    """
     if is_launched():
         return
-    # All that this process would say repeats what the first of the others says.
+    # This process would only repeat the messages of the first launched process.
     logging.disable()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     signals = "SIGTERM,SIGINT,SIGQUIT"
@@ -36,7 +39,7 @@ def launch(processes: int) -> None:
         signals_to_handle=signals,
     )
     try:
-        # By the file that this process runs: a module's name may be that of a folder here.
+        # Run the same file as this process: the name of a module may also be that of a folder in the workspace.
         elastic_launch(config, sys.executable)("-P", *sys.argv)
     except ChildFailedError as error:
         _leave([failure.exitcode for _, failure in sorted(error.failures.items())])
@@ -46,6 +49,10 @@ def launch(processes: int) -> None:
 
 
 def _leave(codes: list[int]) -> NoReturn:
-    """With what ended the first process that was not merely left alone, or killed."""
-    said = [code for code in codes if code > 0 and code != LostProcessError.exit_code]
-    sys.exit(said[0] if said else LostProcessError.exit_code)
+    """Exit with the code of the process that failed first by rank, apart from consequences of another one's failure.
+
+    A process that lost another one exits with the code of LostProcessError, and a negative code is a signal. If there
+    are no other codes, this process exits with the code of LostProcessError, too.
+    """
+    causes = [code for code in codes if code > 0 and code != LostProcessError.exit_code]
+    sys.exit(causes[0] if causes else LostProcessError.exit_code)

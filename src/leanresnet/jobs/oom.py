@@ -1,4 +1,4 @@
-"""A training whose batch does not fit into memory, and the batch that would."""
+"""Detection of a batch that does not fit into memory, and the search for a batch size that fits."""
 
 import ctypes
 import gc
@@ -19,17 +19,19 @@ def run_or_name_batch(
     log_metrics: Callable[[Metrics, int], None],
     on_step_end: Callable[[TrainState], None],
 ) -> TrainState:
-    """`Training.run`, where running out of memory becomes an error that names a batch size which fits.
+    """Call `Training.run`; if memory runs out, find a batch size that fits and name it in the error.
+
+    The arguments are those of `Training.run`.
 
     Raises:
-        MemoryLimitError: a batch does not fit into memory.
+        MemoryLimitError: if a batch does not fit into memory.
     """
     try:
         return training.run(start, log_metrics, on_step_end)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    # The handler has ended here: its traceback held the tensors of the step that failed.
+    # This is outside of the handler, because its traceback keeps the tensors of the failed step alive.
     batch_size, processes = training.recipe.batch_size, training.world.size
     share = largest_fit(batch_size // processes, training.try_step)
     hint = "none was found" if share is None else f"{share * processes}, which was tried and fits"
@@ -37,20 +39,23 @@ def run_or_name_batch(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    # On a CPU neither torch's allocator nor oneDNN has an exception of its own.
-    said = ("can't allocate memory", "could not create a primitive")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in said)
+    """Return whether an exception means that memory ran out, on a GPU or on a CPU."""
+    # On a CPU, torch's allocator and oneDNN raise a plain RuntimeError, which only its message identifies.
+    messages = ("can't allocate memory", "could not create a primitive")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in messages)
 
 
 def largest_fit(batch_size: int, step: Callable[[int], object]) -> int | None:
-    """The first that fits of a half of `batch_size`, a quarter, ... down to 2; None if none does.
+    """Return the largest batch size that fits among a half of `batch_size`, a quarter, and so on; None if none fits.
+
+    The smallest size that is tried is 2.
 
     Args:
-        step: takes one training step with so many images.
+        step: takes one training step with the given number of images.
     """
     while batch_size >= 4:
         batch_size //= 2
-        _give_back()
+        _release_memory()
         try:
             step(batch_size)
             return batch_size
@@ -60,8 +65,8 @@ def largest_fit(batch_size: int, step: Callable[[int], object]) -> int | None:
     return None
 
 
-def _give_back() -> None:
-    """To the system, what was freed and kept."""
+def _release_memory() -> None:
+    """Return memory to the system that was freed, but cached by torch or by the C library."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

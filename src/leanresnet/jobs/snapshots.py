@@ -1,4 +1,4 @@
-"""States of a training under way, on disk: the last few, each whole or recognised as damaged."""
+"""Snapshots of the state of a training on disk: the newest few, each with a checksum by which damage is detected."""
 
 import hashlib
 import io
@@ -16,25 +16,28 @@ KEPT = 3
 
 
 class Snapshots:
-    """Files `<number>-<SHA-256 of the content>.pt` in a folder; the highest number is the newest."""
+    """The snapshots in a folder, in files `<number>-<SHA-256 of the content>.pt`; the highest number is the newest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def paths(self) -> list[Path]:
-        """The oldest first."""
+        """Return the files, the oldest first."""
         return sorted(self.folder.glob("*.pt"))
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write a state of tensors, numbers, text and containers of them; then remove all but the newest `KEPT`.
+        """Write a state, then remove all but the newest `KEPT` snapshots.
+
+        Args:
+            state: tensors, numbers, text and containers of them.
 
         Raises:
-            StorageError: it cannot be written; those before it are as they were.
+            StorageError: if the state cannot be written; the earlier snapshots are unchanged.
         """
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         content = buffer.getbuffer()
-        # What a process left that died in the middle of this; there is one process a folder.
+        # Remove the partial files of a process that died during a write. Only one process at a time uses the folder.
         for part in self.folder.glob(".*"):
             with suppress(OSError):
                 part.unlink()
@@ -47,10 +50,10 @@ class Snapshots:
                 old.unlink()
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state that is whole; None where none was saved. One line on stderr names those passed over.
+        """Return the newest undamaged state, or None if none was saved. A warning names the damaged snapshots.
 
         Raises:
-            SnapshotError: there are some, and all are damaged.
+            SnapshotError: if there are snapshots and all of them are damaged.
         """
         damaged: list[Path] = []
         for path in reversed(self.paths()):
@@ -70,7 +73,7 @@ class Snapshots:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """None where the content is not what was written."""
+    """Return the state in a file, or None if the file cannot be read or does not match its checksum."""
     try:
         content = path.read_bytes()
     except OSError:

@@ -1,7 +1,6 @@
-"""One model as one experiment: fit, keep the best epoch, write the outputs, track it all.
+"""The training of one model from the splits to the written and tracked outputs.
 
-`train` and `distill` are both one call to `run_experiment`; they differ in the criterion
-they hand over and in what they measure on validation.
+The commands `train` and `distill` both call `run_experiment`. They differ only in the `TrainingTask`.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,23 +40,29 @@ def run_experiment(
     seconds: float,
     extend: bool = False,
 ) -> None:
-    """Train `recipe` and write the model, its history and its summary.
+    """Train `recipe`, write the model with the weights of the best epoch and the results, and report to MLflow.
 
-    A training of the same that was stopped goes on, in the same MLflow run. Of several processes, which
-    torchrun starts, the first one writes and reports.
+    If the same training was stopped earlier, it is resumed in the same MLflow run. In several processes, which torchrun
+    starts, only the first one writes and reports.
 
     Args:
+        name: name of the model: baseline, teacher or student.
+        recipe: the section of params.yaml.
+        task: the loss and the measures.
         data: the files of the training and of the validation split.
-        seconds: between two snapshots of a training.
-        extend: go on from the finished training of the same for fewer epochs, as a child of its run.
+        outputs: the folders to write to.
+        device: the device of this process.
+        seconds: time between two snapshots.
+        extend: resume from the finished training with the same values but fewer epochs, as a child of its run.
 
     Raises:
-        ConfigError: the model exceeds its budget, a batch is larger than the split, or there is nothing to extend.
-        DivergedError: a loss, a metric or a weight became NaN or infinite.
-        MemoryLimitError: a batch does not fit into memory.
-        StoppedError: by SIGTERM, SIGINT, SIGHUP or the death of dvc; the state is kept.
-        SnapshotError: of a training that was stopped nothing whole is left.
-        LostProcessError: one of several processes ended before its time.
+        ConfigError: if the model exceeds its budget, a batch is larger than the split or cannot be divided among the
+            processes, or there is no training to extend.
+        DivergedError: if a loss, a metric or a weight is NaN or infinite.
+        MemoryLimitError: if a batch does not fit into memory.
+        StoppedError: if SIGTERM, SIGINT, SIGHUP or the death of dvc or torchrun stops the training; the state is saved.
+        SnapshotError: if the training was stopped earlier and all its snapshots are damaged.
+        LostProcessError: if another process of the training ended early.
     """
     check_budget(task.key, recipe.model, recipe.budget)
     train, validation = load_splits(*data)
@@ -84,7 +89,7 @@ def run_experiment(
             run_id = work.run_id or new_id()
             work.keep_run_id(run_id)
             with reporting.start_run(*run_metadata(provenance), run_id) as run, at_a_sudden_end(run.kill):
-                # Whatever became of the database since.
+                # A resumed run logs its history again, because MLflow's database may have been lost or replaced.
                 run.log_history(start["history"] if start else [])
                 run.set_tags({"device": describe(device), "torch": torch.__version__, "processes": str(processes.size)})
                 if parent is not None and parent.run_id is not None:
@@ -107,13 +112,17 @@ def _run(
     log_metrics: Callable[[Metrics, int], None],
     snapshot_callback: SnapshotCallback,
 ) -> TrainState:
-    # A signal during a compilation ends the process at once, so the state is saved before.
+    # A signal during a compilation ends the process at once, so the state is saved before each compilation.
     with before_a_compilation(snapshot_callback.save_latest):
         return run_or_name_batch(training, start, log_metrics, snapshot_callback)
 
 
 def _extend(work: TrainingWorkdir, training: Training) -> tuple[dict[str, Any], str | None]:
-    """The last state of the finished training with fewer epochs, and in what this machine differs."""
+    """Return the final state of the finished training with fewer epochs, and how its environment differs from this one.
+
+    Raises:
+        ConfigError: if there is no such training.
+    """
     parent = work.parent(work.extended_from)
     state, environment_diff = load_state(parent.snapshots, training.device, training.world) if parent else (None, None)
     if parent is None or state is None:

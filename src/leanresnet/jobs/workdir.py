@@ -1,7 +1,8 @@
-"""What a training keeps, so that one that was stopped goes on where it was, and a finished one can be extended.
+"""The working folder of a training, from which a stopped training is resumed and a finished one is extended.
 
-In the workspace, .work/training/<values>-<code>-<epochs>/ holds snapshots and the id of the run's journal. The two
-digests are of all else that determines the result; nothing in the folder is a stage's output.
+It is .work/training/<values>-<code>-<epochs>/ in the workspace and holds the snapshots and the id of the run's journal.
+<values> is a digest of the recipe without its epochs, of the data and of the teacher, and <code> one of the code that
+determines the weights. No file in the folder is an output of a stage.
 """
 
 import hashlib
@@ -27,16 +28,16 @@ from leanresnet.jobs.snapshots import Snapshots
 from leanresnet.tracking.journal import check_id
 from leanresnet.training.state import TrainState
 
-# What determines the weights, as the stages that train have it in dvc.yaml; a test compares the two.
+# The code that determines the weights. A test compares it with the dependencies of the training stages in dvc.yaml.
 CODE = ("compute", "config", "data/splits.py", "files.py", "models", "training")
-# One that waits for another looks so often whether it is asked to stop.
+# A process that waits for another training checks at this interval whether it should stop.
 WAIT_SECONDS = 2.0
-# The newest trainings whose states stay: those that finished, and those that stopped, or go on beside this one.
+# How many folders are kept, the newest ones: of finished trainings, and of trainings that were stopped or still run.
 FINISHED_KEPT, STOPPED_KEPT = 5, 50
 
 
 class TrainingWorkdir:
-    """The folder of one training, held by one process at a time."""
+    """The working folder of one training, which one process at a time uses."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -49,7 +50,11 @@ class TrainingWorkdir:
 
     @property
     def run_id(self) -> str | None:
-        """Of the run's journal, if one was begun."""
+        """The id of the run's journal, or None if no run was begun.
+
+        Raises:
+            StorageError: if the file does not hold the id of a journal.
+        """
         text = _read(self._run)
         return None if text is None else check_id(text, self._run)
 
@@ -58,7 +63,7 @@ class TrainingWorkdir:
 
     @property
     def extended_from(self) -> int | None:
-        """Epochs of the finished training that this one goes on from, or None: it began at the start."""
+        """The number of epochs of the finished training that this one extends, or None if it extends none."""
         text = _read(self._extended)
         return None if text is None else int(text)
 
@@ -66,7 +71,11 @@ class TrainingWorkdir:
         save_text(str(parent.epochs), self._extended)
 
     def parent(self, epochs: int | None = None) -> "TrainingWorkdir | None":
-        """The finished training of the same but its fewer epochs; the longest, or that of `epochs`."""
+        """Return the finished training with the same values and code but fewer epochs, or None.
+
+        Args:
+            epochs: its number of epochs; None for the largest there is.
+        """
         key = self._folder.name.rpartition("-")[0]
         found = [TrainingWorkdir(folder) for folder in self._folder.parent.glob(f"{key}-*/")]
         shorter = [each for each in found if each.is_finished() and each.epochs < self.epochs]
@@ -75,10 +84,10 @@ class TrainingWorkdir:
         )
 
     def finish(self, weights_md5: str) -> None:
-        """To be called when all outputs are written.
+        """Mark the training as finished; call this after all outputs are written.
 
-        A dvc that is killed before it has recorded them removes them and runs the stage again, which then
-        only has to write them.
+        If dvc is killed before it has recorded the outputs, it removes them and runs the stage again, which then only
+        writes them from the last snapshot.
         """
         save_text(weights_md5 if "DVC_STAGE" in os.environ else "", self._finished)
 
@@ -86,9 +95,9 @@ class TrainingWorkdir:
         return self._finished.exists()
 
     def is_recorded(self) -> bool:
-        """Whether the outputs of this training are safe, so that running it again means to train again."""
+        """Return whether the training finished and its outputs are recorded, so that another run trains anew."""
         md5 = _read(self._finished)
-        # Empty: not under DVC, so nobody has to record them.
+        # An empty file means that the training did not run under DVC, which therefore does not record the outputs.
         return md5 == "" or (md5 is not None and md5 in (_read(Path("dvc.lock")) or ""))
 
     def discard(self) -> None:
@@ -103,17 +112,19 @@ def _read(path: Path) -> str | None:
 def open_workdir(
     provenance: Mapping[str, Any], requested: Callable[[], Signals | None] = lambda: None
 ) -> Iterator[TrainingWorkdir]:
-    """The work of the training that `made_by` and this code determine; of the finished ones, the oldest go.
+    """Lock and return the working folder of the training that `provenance` and the current code determine.
 
-    A process that trains the same is waited for: experiments that DVC's queue runs at once may need one
-    teacher. Once it has finished, under DVC, there is nothing left to train.
+    On exit, the oldest folders of other trainings are removed. If another process trains the same model, this one waits
+    for it: experiments that DVC's queue runs at the same time may need the same teacher. Under DVC, the other process's
+    final state is then resumed, and there is nothing left to train.
 
     Args:
-        requested: the signal that asks to stop, or None.
+        provenance: see `describe_provenance`.
+        requested: returns the signal that asks the process to stop, or None.
 
     Raises:
-        StoppedError: while it waited.
-        StorageError: the workspace cannot be written.
+        StoppedError: if a signal arrives while the process waits.
+        StorageError: if the workspace cannot be written.
     """
     root = workspace() / ".work" / "training"
     params = {name: value for name, value in provenance["params"].items() if name != "epochs"}
@@ -135,7 +146,7 @@ def open_workdir(
 
 
 def _acquire(lock: FileLock, requested: Callable[[], Signals | None]) -> AbstractContextManager[object]:
-    """The lock held, to be released by `with`."""
+    """Acquire the lock; the returned context releases it."""
     waits = False
     while True:
         try:
@@ -143,14 +154,15 @@ def _acquire(lock: FileLock, requested: Callable[[], Signals | None]) -> Abstrac
         except Timeout:
             signal = requested()
             if signal is not None:
-                raise StoppedError(f"stopped by {signal.name} while another process trained the same", signal) from None
+                message = f"stopped by {signal.name} while another process trained the same model"
+                raise StoppedError(message, signal) from None
             if not waits:
-                warn(f"{lock.lock_file}: another process trains this very model; waiting")
+                warn(f"{lock.lock_file}: another process trains the same model; waiting for it")
             waits = True
 
 
 def _tidy(root: Path) -> None:
-    """Remove all but the newest of the trainings that finished and of those that stopped."""
+    """Remove all but the newest folders of finished and of unfinished trainings."""
     works = [TrainingWorkdir(folder) for folder in sorted(root.glob("*/"), key=_changed)]
     finished = [each for each in works if each.is_finished()]
     stopped = [each for each in works if not each.is_finished()]
@@ -161,19 +173,21 @@ def _tidy(root: Path) -> None:
 def _changed(folder: Path) -> float:
     try:
         return folder.stat().st_mtime
-    except FileNotFoundError:  # another training's _tidy was here
+    except FileNotFoundError:  # the _tidy of another training has removed it
         return 0.0
 
 
 class SnapshotCallback:
-    """Saves a training's state every `seconds`, and when the training is asked to stop.
+    """A callback that saves the state of a training every `seconds`, and saves and stops it when a signal asks for it.
 
-    A state that cannot be saved now and then costs a line and no training. Of several processes all
-    stop where one is asked to, and the first one saves.
+    If a periodic snapshot cannot be saved, a warning is printed and the training continues. In several processes, all
+    stop after the same step when one of them gets a signal, and only the first one saves.
 
     Args:
-        snapshots: where; None in the other processes.
-        requested: the signal that asks to stop, or None.
+        snapshots: where to save; None in all processes but the first.
+        seconds: time between two snapshots.
+        requested: returns the signal that asks the process to stop, or None.
+        world: the processes of the training.
     """
 
     def __init__(
@@ -203,19 +217,19 @@ class SnapshotCallback:
             self._saved_at = time.monotonic()
 
     def save_latest(self) -> None:
-        """Between two steps: the state after the last one, if one was made."""
+        """Save the state after the last step, if there was one; call this only between two steps."""
         if self._latest is not None:
             self.save(self._latest)
 
     def save(self, train_state: TrainState) -> None:
-        """Now, if it can be."""
+        """Save the state; if it cannot be written, print a warning."""
         try:
             self._save(train_state)
         except StorageError as error:
             warn(f"not saved, training continues: {error}")
 
     def _save(self, train_state: TrainState) -> None:
-        # The batches of validation come between one place and the next.
+        # The callback runs after each batch of validation too, between which the state does not change.
         if self._snapshots is not None and self._saved != (train_state.epoch, train_state.step):
             fingerprint = _fingerprint(train_state.device, self._world)
             self._snapshots.save({"progress": train_state.state_dict(), "fingerprint": fingerprint})
@@ -225,7 +239,13 @@ class SnapshotCallback:
 def load_state(
     snapshots: Snapshots, device: torch.device, world: DistributedContext = SINGLE_PROCESS
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """The state to go on from, and in what this machine differs from the one that saved it; None: in nothing."""
+    """Return the state to resume from, and how the environment that saved it differs from this one.
+
+    Each is None if there is no state, or no difference.
+
+    Raises:
+        SnapshotError: if there are snapshots and all of them are damaged.
+    """
     kept = snapshots.load()
     if kept is None:
         return None, None
@@ -235,7 +255,7 @@ def load_state(
 
 
 def _fingerprint(device: torch.device, world: DistributedContext) -> dict[str, Any]:
-    """What the bytes of a result may depend on beside code, values and data."""
+    """Return what the bytes of a result may depend on, besides code, values and data."""
     return {
         "torch": str(torch.__version__),
         "device": describe(device),
@@ -245,15 +265,15 @@ def _fingerprint(device: torch.device, world: DistributedContext) -> dict[str, A
 
 
 def _name_passed_over(work: TrainingWorkdir, root: Path, key: str, epochs: int) -> None:
-    """One line for the trainings of the same values that other code began, and this code does not resume."""
+    """Warn of an unfinished training with the same values, which is not resumed because its code differs."""
     kept = map(TrainingWorkdir, sorted(root.glob(f"{key}-*-{epochs}/")))
     others = [each for each in kept if each.snapshots.paths() and not each.is_finished()]
     if others and not work.snapshots.paths():
-        warn(f"{others[0].snapshots.folder}: made by other code than today's, so this training begins at the start")
+        warn(f"{others[0].snapshots.folder}: made by other code than the current, so this training begins at the start")
 
 
 def _code_digest() -> str:
-    """Of the code that determines the weights; 16 hexadecimal digits."""
+    """Return a digest of the code that determines the weights, 16 hexadecimal digits."""
     digest, package = hashlib.sha256(), Path(leanresnet.__file__).parent
     for place in CODE:
         for path in sorted([package / place] if place.endswith(".py") else (package / place).rglob("*.py")):

@@ -121,7 +121,7 @@ def test_another_process_that_trains_the_same_is_waited_for(
     with pytest.raises(StoppedError, match="SIGTERM") as caught, open_workdir(MADE_BY, lambda: next(looks)):
         pass
     assert caught.value.exit_code == 143
-    assert capsys.readouterr().err == f"warning: {folder}.lock: another process trains this very model; waiting\n"
+    assert capsys.readouterr().err == f"warning: {folder}.lock: another process trains the same model; waiting for it\n"
     released = threading.Event()
     threading.Timer(0.3, lambda: (released.set(), lock.release())).start()
     with open_workdir(MADE_BY):
