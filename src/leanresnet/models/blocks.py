@@ -1,4 +1,4 @@
-"""What the layers of a ResNet are made of."""
+"""The building blocks of a ResNet's layers."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class _Strided1x1(nn.Conv2d):
-    """A 1x1 convolution with a stride, as a dense one on every stride-th pixel.
+    """A 1x1 convolution with a stride, computed as a convolution without stride on every stride-th pixel.
 
-    oneDNN's own, for fewer inputs than a vector holds, writes past its workspace in the
-    backward pass and corrupts the heap (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    If there are fewer input channels than a vector register holds, oneDNN's strided convolution writes past its
+    workspace in the backward pass and corrupts the heap (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -21,19 +21,20 @@ class _Strided1x1(nn.Conv2d):
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias, padded so that a stride of 1 keeps the size of the map; `kernel` is odd."""
     kind = _Strided1x1 if kernel == 1 and stride > 1 and inputs < 16 else nn.Conv2d
     return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class ConvBN(nn.Sequential):
-    """conv, BN."""
+    """A convolution and a batch norm."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(convolution(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs))
 
 
 class ConvPool(ConvBN):
-    """conv, 2x2 max pool, BN, activation: opens a layer of a network that halves its maps by pooling."""
+    """conv, 2x2 max pool, BN, activation: the start of each layer in a network that halves its maps by pooling."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, activation: Activation) -> None:
         super().__init__(inputs, outputs, kernel)
@@ -44,7 +45,12 @@ class ConvPool(ConvBN):
 
 
 def squeeze_excite(channels: int, ratio: int) -> nn.Module:
-    """Scales each channel by what all of them say: Hu et al., arXiv:1709.01507; a ratio of 0 is none."""
+    """Return a squeeze-and-excitation module, Hu et al., "Squeeze-and-Excitation Networks" (arXiv:1709.01507).
+
+    Args:
+        channels: number of channels, which the module scales by factors that it computes from all their means.
+        ratio: reduction ratio of its hidden layer; 0 returns an identity.
+    """
     return SqueezeExcitation(channels, channels // ratio) if ratio else nn.Identity()
 
 
@@ -52,9 +58,14 @@ class BasicBlock(nn.Module):
     """conv-BN-activation-conv-BN + shortcut, activation (He et al., arXiv:1512.03385).
 
     Args:
-        ratio: see `squeeze_excite`; it stands at the end of the branch.
-        drop: probability, in training, that an image goes by the shortcut alone (Huang et
-            al., "Deep Networks with Stochastic Depth", arXiv:1603.09382).
+        inputs, outputs: numbers of channels.
+        kernel: size of the convolutions in pixels.
+        skip_kernel: size of the convolution on the shortcut, which is there only where the shape changes.
+        stride: stride of the first convolution and of the shortcut.
+        activation: the activation function.
+        ratio: see `squeeze_excite`, which is at the end of the branch.
+        drop: probability, in training, that an image uses the shortcut alone (Huang et al., "Deep Networks with
+            Stochastic Depth", arXiv:1603.09382).
     """
 
     def __init__(
@@ -86,8 +97,8 @@ class BasicBlock(nn.Module):
 class PreActivationBlock(nn.Module):
     """BN-activation-conv-BN-activation-conv + shortcut (He et al., "Identity Mappings", arXiv:1603.05027).
 
-    Where the shape changes, the shortcut is a convolution of what the first activation made,
-    without batch norm. The arguments are those of `BasicBlock`.
+    Where the shape changes, the shortcut is a convolution of the first activation's output, without batch norm. The
+    arguments are those of `BasicBlock`.
     """
 
     def __init__(
@@ -116,9 +127,9 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = self._activation(self.norm1(x))
         branch = self.conv2(self._activation(self.norm2(self.conv1(active))))
-        beside = x if self.shortcut is None else self.shortcut(active)
-        added: Tensor = beside + self.drop(self.squeeze(branch))
-        return added
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        output: Tensor = shortcut + self.drop(self.squeeze(branch))
+        return output
 
 
 BLOCKS: dict[str, type[BasicBlock] | type[PreActivationBlock]] = {
@@ -128,10 +139,10 @@ BLOCKS: dict[str, type[BasicBlock] | type[PreActivationBlock]] = {
 
 
 def filters_before_norm(net: nn.Module) -> set[Tensor]:
-    """The weights of the convolutions whose outputs nothing but a batch norm sees.
+    """Return the weights of the convolutions whose outputs are used only by a batch norm.
 
-    The network is blind to the norm of each of them. In a pre-activation network these are only the first of
-    each block; what the others give is added up before a batch norm sees the sum.
+    The output of the network does not depend on the norms of these weights. In a pre-activation network, only the first
+    convolution of each block is such a one; the outputs of the others are added up before a batch norm.
     """
     found: list[nn.Module] = []
     for module in net.modules():

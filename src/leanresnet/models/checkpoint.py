@@ -1,6 +1,6 @@
-"""A trained model on disk: model.safetensors, and model.json that says all that is needed to use it.
+"""A trained model on disk: model.safetensors with the weights, and model.json with everything else needed to use it.
 
-An ensemble is one such model too, whose model.json has `members` instead of `model`.
+An ensemble is stored in the same way; its model.json has `members` instead of `model`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Member(Section):
 
 
 class Description(Section):
-    """model.json, as far as a network is built and named by it; `Origin` checks the rest, which is kept as it is."""
+    """The keys of model.json from which the network is built and named; other keys are kept and checked by `Origin`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -64,7 +64,7 @@ class Description(Section):
 
 
 class Origin(Section):
-    """model.json, as far as it says how a single network was trained: all that its run in MLflow is made of."""
+    """The keys of model.json that describe how a single network was trained, from which its MLflow run is made."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -86,9 +86,15 @@ class Origin(Section):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network in evaluation mode with what is known about it.
+    """A loaded model.
 
-    `folder` is where it lies; `md5` and `sha256` are of the weights file; `about` is all of model.json.
+    Attributes:
+        folder: the folder that holds it.
+        net: the network, in evaluation mode.
+        about: all of model.json.
+        classes: names of the classes, in the order of the logits.
+        parameters, macs: numbers of parameters, and of multiply-accumulates per image.
+        md5, sha256, size_bytes: of the file of the weights.
     """
 
     folder: Path
@@ -109,7 +115,10 @@ def save_model(
 
     Args:
         weights: a state dict of `ResNet(model)`.
-        made_by: recorded as it is: the recipe, the data's digests, the teacher.
+        model: sizes of the network.
+        classes: names of the classes, in the order of the logits.
+        provenance: recipe, digests of the data and teacher, which are recorded unchanged.
+        folder: where to write.
     """
     save_safetensors({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     about = {
@@ -124,10 +133,10 @@ def save_model(
 
 
 def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
-    """Write models of the same data as one, which answers as `Ensemble` does.
+    """Write several models as one `Ensemble`.
 
     Raises:
-        DataError: they did not hold out the same images, one is there twice, or is an ensemble itself.
+        DataError: if the models did not hold out the same images, or one of them is given twice or is an ensemble.
     """
     held_out = models[0].about.get("validation_md5")
     for model in models:
@@ -154,14 +163,17 @@ def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
 
 
 def check_held_out(model: Checkpoint, validation: Path) -> None:
-    """Refuse a model whose training may have seen images that are to judge it, or that it is to teach for.
+    """Refuse a model whose training may have seen images on which it, or a student that it teaches, is evaluated.
 
-    Training and validation split are two parts of a data set's training images, and the file of a split also
-    holds the data set's name and the classes. So a model that held out this very file learned from other images of
-    the same data set, and from none of its test images; how many of the others it learned from does not matter.
+    The training and the validation split are disjoint parts of a data set's training images, and the file of a split
+    also holds the names of the data set and of the classes. So a model that held out the same file was trained on other
+    images of the same data set, and on none of its test images. Its number of training images does not matter.
+
+    Args:
+        validation: the file of the validation split.
 
     Raises:
-        DataError: its training held out another file.
+        DataError: if the training of the model held out another file.
     """
     _check_held_out(model, file_hashes(validation)[0], validation)
 
@@ -178,8 +190,9 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
     """Read and verify what `save_model` or `save_ensemble` wrote.
 
     Raises:
-        StorageError: a file cannot be read.
-        DataError: the description is none, or the weights are damaged, not finite or belong to another description.
+        StorageError: if a file cannot be read.
+        DataError: if model.json is not the description of a model, or the weights are damaged, not finite, or do not
+            belong to it.
     """
     place = folder / DESCRIPTION
     described = load_section(place, Description, WHAT)
@@ -189,7 +202,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
     models, size = described.models, (folder / WEIGHTS).stat().st_size
     parameters, macs = (sum(count(model) for model in models) for count in (count_parameters, count_macs))
     try:
-        # Counted before anything is built: a description of a few bytes can ask for any amount of memory.
+        # Check the size before building the network, because a small description can ask for any amount of memory.
         if size < parameters * torch.float32.itemsize:
             raise ValueError(f"{size:,} bytes for {parameters:,} parameters")
         nets = [build_model(model, mean=[0.0] * 3, std=[1.0] * 3, seed=0) for model in models]
@@ -202,17 +215,17 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
 
 
 def load_origin(folder: Path) -> Origin:
-    """How the model in `folder` was trained.
+    """Return how the model in `folder` was trained.
 
     Raises:
-        StorageError: model.json cannot be read.
-        DataError: it does not say so.
+        StorageError: if model.json cannot be read.
+        DataError: if it does not describe a training.
     """
     return load_section(folder / DESCRIPTION, Origin, WHAT)
 
 
 def _fill(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where the weights are not finite, or not the network's by name, shape and type."""
+    """Load weights; raise ValueError unless they are finite and have the names, shapes and types of the network's."""
     expected = net.state_dict()
     for name in sorted(expected.keys() ^ weights.keys()):
         raise ValueError(f"{name} is {'missing' if name in expected else 'unknown'}")

@@ -1,7 +1,7 @@
-"""Parameters and multiply-accumulates of a configuration, counted symbolically.
+"""Numbers of parameters and multiply-accumulates (MACs), computed from the configuration.
 
-Nothing is built, so counting takes microseconds and does not import torch. Batch norm and
-the pool count no MACs: the usual convention, which counts convolutions and the classifier.
+No network is built, so counting takes microseconds and does not import torch. By the usual convention, only
+convolutions and linear layers have MACs; batch norm and pools have none.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from leanresnet.errors import ConfigError
 
 
 class Layer(NamedTuple):
-    """One module of models/resnet.py, by its name there."""
+    """The counts of one module, with its name in `ResNet.named_modules()`."""
 
     name: str
     parameters: int
@@ -20,25 +20,29 @@ class Layer(NamedTuple):
 
 
 def breakdown(model: Model) -> list[Layer]:
-    """Every module with parameters, in the order of `ResNet.named_modules()`."""
+    """Return the counts of every module with parameters, in the order of `ResNet.named_modules()`."""
     return list(_modules(model))
 
 
 def count_parameters(model: Model) -> int:
-    """Weights and biases, those of a whitening stem included, which are computed and not trained."""
+    """Return the number of weights and biases, including those of a whitening stem, which are not trained."""
     return sum(layer.parameters for layer in breakdown(model))
 
 
 def count_macs(model: Model) -> int:
-    """Multiply-accumulates of one 32x32 image's forward pass."""
+    """Return the number of multiply-accumulates of the forward pass of one 32x32 image."""
     return sum(layer.macs for layer in breakdown(model))
 
 
 def check_budget(key: str, model: Model, budget: int | None) -> None:
-    """Refuse a model over its budget; a budget of None exempts it.
+    """Refuse a model with more than `budget` parameters.
+
+    Args:
+        key: file and key of the recipe for the error message.
+        budget: largest number of parameters, or None for no limit.
 
     Raises:
-        ConfigError: with the count, the excess and one change that would fit.
+        ConfigError: if the model exceeds the budget; the message names the excess and one change that would fit.
     """
     count = count_parameters(model)
     if budget is None or count <= budget:
@@ -107,7 +111,11 @@ def _conv_bn(name: str, inputs: int, outputs: int, kernel: int, side: int) -> It
 
 
 def _largest_fit(model: Model, budget: int) -> tuple[str, tuple[int, ...], int] | None:
-    """The largest model within the budget that differs in one entry of `blocks` or `channels`."""
+    """Return the largest model within the budget that differs in one entry of `blocks` or `channels`, or None.
+
+    Returns:
+        (key, its new value, number of parameters)
+    """
     best: tuple[str, tuple[int, ...], int] | None = None
     for key, step in (("blocks", 1), ("channels", 8)):
         values = getattr(model, key)

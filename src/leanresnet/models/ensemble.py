@@ -9,12 +9,12 @@ from leanresnet.models.resnet import ResNet
 
 
 class Ensemble(nn.Module):
-    """The geometric mean of its members' distributions: softmax of the mean of their logits.
+    """An ensemble whose logits are the mean of its members' logits.
 
-    One of the two ways that Hinton, Vinyals and Dean (arXiv:1503.02531), section 1, average an
-    ensemble that teaches; it means the same at every temperature.
+    The softmax of this is the normalized geometric mean of the members' distributions, at every temperature. It is one
+    of the two ways in which Hinton, Vinyals and Dean (arXiv:1503.02531), section 1, average an ensemble of teachers.
 
-    Shapes: images as of `ResNet` -> logits (B, 10).
+    Shapes: images (B, 3, 32, 32) in 0..255, see `ResNet` -> logits (B, 10).
     """
 
     def __init__(self, members: Sequence[ResNet]) -> None:

@@ -1,11 +1,11 @@
-"""The paper's family of ResNets for 32x32 images, and its relatives for short trainings.
+"""The study's family of ResNets for 32x32 images, and related networks for short trainings.
 
-Basic blocks (conv-BN-ReLU-conv-BN + shortcut, ReLU) of He et al., "Deep Residual Learning
-for Image Recognition" (arXiv:1512.03385), in N layers of B_i blocks with C_i channels,
-F_i x F_i convolutions, K_i x K_i convolutions on the shortcut, and a P x P pool at the end.
-The paper's networks halve a map by a stride and pool by average. Those for short trainings
-open each layer with a convolution and a 2x2 max pool, before blocks that keep its shape
-(Page, "How to Train Your ResNet", 2018), behind a whitening stem.
+The study's networks have the basic blocks (conv-BN-ReLU-conv-BN + shortcut, ReLU) of He et al., "Deep Residual Learning
+for Image Recognition" (arXiv:1512.03385), in N layers of B_i blocks with C_i channels, F_i x F_i convolutions,
+K_i x K_i convolutions on the shortcut, and a P x P pool at the end. A layer of the study is what the literature calls a
+stage. Their maps are halved by a stride, and the last pool takes the average. The networks for short trainings have a
+whitening stem, and each of their layers starts with a convolution and a 2x2 max pool, followed by blocks that keep the
+shape (Page, "How to Train Your ResNet", 2018).
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class Whitening(nn.Conv2d):
-    """A first convolution whose 2x2 filters are computed, not trained: its outputs are uncorrelated.
+    """A first convolution whose 2x2 filters are not trained but computed such that they whiten the patches of images.
 
-    Page, "How to Train Your ResNet 8: Bag of Tricks" (2019), of 3x3 patches; 2x2, and each
-    filter also with the other sign, as in Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single
-    GPU" (arXiv:2404.00498), section 3.2.
+    The method is Page's, "How to Train Your ResNet 8: Bag of Tricks" (2019), who used 3x3 patches. The 2x2 patches, and
+    the second copy of each filter with the opposite sign, are as in Jordan, "94% on CIFAR-10 in 3.29 Seconds on a
+    Single GPU" (arXiv:2404.00498), section 3.2.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Whitening(nn.Conv2d):
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
         """Compute the filters from normalised images (B, 3, H, W)."""
-        # In parts: unfolded, 5,000 images of CIFAR-10 take half a gigabyte.
+        # Process the images in parts, because 5,000 unfolded images of CIFAR-10 take half a gigabyte.
         count, total, squares = 0, torch.zeros(12).double(), torch.zeros(12, 12).double()
         for part in images.split(200):
             patches = F.unfold(part.double(), 2).transpose(0, 1).flatten(1)
@@ -51,19 +51,19 @@ class Whitening(nn.Conv2d):
 
 
 class ResNet(nn.Module):
-    """Raw pixels in, class scores out.
+    """A ResNet from raw pixels to logits.
 
-    Normalization is part of the network (buffers, not parameters), so weights that are
-    loaded, exported or served cannot be fed with another data set's constants.
+    Normalization is part of the network, in buffers, so that a network that is loaded, exported or served is never used
+    with the constants of another data set.
 
     Args:
         model: sizes, already validated.
         mean, std: of each channel, for images in [0, 1].
-        stochastic_depth: probability that training drops the last block's branch; the first
-            of L blocks has an L-th of it, and so on.
+        stochastic_depth: probability p with which the branch of the last block is dropped in training. Block i of L
+            has the probability p * i / L.
 
-    Shapes: images (B, 3, 32, 32) in 0..255, uint8 or float -> logits (B, 10). Where the pool
-        spans the whole last map, images of other sizes are taken too.
+    Shapes: images (B, 3, 32, 32) in 0..255, uint8 or float -> logits (B, 10). If the last pool covers the whole map,
+        images may have other sizes too.
     """
 
     mean: Tensor
@@ -85,7 +85,7 @@ class ResNet(nn.Module):
             layers.append(self._layer(n, width))
             width = model.channels[n]
         self.layers = nn.Sequential(*layers)
-        # The sum that leaves the last of such blocks was neither normalised nor activated.
+        # The output of a pre-activation block is a sum that was neither normalised nor activated.
         self.norm = nn.BatchNorm2d(width) if model.block == "preactivation" else None
         self.classifier = nn.Linear(width * (model.last_map // model.pool) ** 2, CLASSES)
 
@@ -125,21 +125,22 @@ class ResNet(nn.Module):
         return self.forward_features(images)[1]
 
     def forward_features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What each layer makes of the images, (B, C_i, side, side), and the logits."""
+        """Return the output of each layer, (B, C_i, side, side), and the logits (B, 10)."""
         x = self.stem(self.normalize(images))
         x = x if self.norm else self._activation(x)
-        found = []
+        features = []
         for layer in self.layers:
             x = layer(x)
-            found.append(x)
+            features.append(x)
         x = self._activation(self.norm(x)) if self.norm else x
         logits: Tensor = self.classifier(self._pool(x).flatten(1))
-        return found, logits
+        return features, logits
 
     def _pool(self, x: Tensor) -> Tensor:
         whole = self.model.pool == self.model.last_map
         pool = F.avg_pool2d if self.model.pool_kind == "average" else F.max_pool2d
-        # Not amax, whose gradient divides by the number of maxima it finds again: compiled, in bfloat16, that is none.
+        # amax would fail here: its gradient divides by the number of maxima, which it searches for again. Compiled in
+        # bfloat16, it finds none.
         return pool(x, tuple(x.shape[2:]) if whole else self.model.pool)
 
 
@@ -153,14 +154,16 @@ def build_model(
     images: Tensor | None = None,
     stochastic_depth: float = 0.0,
 ) -> ResNet:
-    """A network initialised from `seed` alone; the caller's random state is left as it was.
+    """Return a network in channels_last memory, initialised from `seed`; the caller's random state is restored.
 
     Args:
-        initialization: kaiming, normal by fan out (He et al., arXiv:1502.01852); dirac: beside it
-            the first filters of each convolution in a layer hand their inputs on
+        model, mean, std, stochastic_depth: see `ResNet`.
+        seed: seed of the initialization.
+        bn_momentum: momentum of the batch norms.
+        initialization: kaiming for a normal distribution by fan-out (He et al., arXiv:1502.01852); dirac for the same,
+            except that the first filters of each convolution in the layers pass on their input channels unchanged
             (Zagoruyko and Komodakis, arXiv:1706.00388).
-        images: training images (B, 3, H, W), raw, of which a whitening stem is made.
-        stochastic_depth: see `ResNet`.
+        images: raw training images (B, 3, H, W) from which a whitening stem is computed, or None to leave it random.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -173,7 +176,8 @@ def build_model(
             module.momentum = bn_momentum
     if initialization == "dirac":
         for module in net.layers.modules():
-            # Those of squeeze-and-excitation have a bias, and map channels to other things than channels.
+            # The convolutions of squeeze-and-excitation, which have a bias, keep the random initialization, because
+            # their outputs do not correspond to their input channels.
             if isinstance(module, nn.Conv2d) and module.bias is None:
                 nn.init.dirac_(module.weight[: module.in_channels].detach())
     if isinstance(net.stem, Whitening) and images is not None:

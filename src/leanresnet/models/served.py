@@ -1,13 +1,15 @@
-"""A network behind a door through which any numbers come."""
+"""A network for serving, which checks its input."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Served(nn.Module):
-    """Refuses what is no pixel, where a server would round or wrap it and give a confident answer to nonsense.
+    """A network that refuses input which is not pixels.
 
-    JSON has one type of number, so a server hands on what a client sent as floats alone without loss.
+    The input has the type float32, because a server would round or wrap other numbers to fit uint8, and the network
+    would return confident predictions for nonsense. Numbers in JSON have no integer type, so only floats pass on to the
+    network what a client sent. The check is part of an exported network, too.
 
     Args:
         net: a `ResNet` or an `Ensemble`.
@@ -15,7 +17,7 @@ class Served(nn.Module):
     Shapes: images (B, 3, 32, 32) float32, each a whole number from 0 to 255 -> logits (B, 10).
 
     Raises:
-        RuntimeError: there are other numbers among them. It is kept in an export, too.
+        RuntimeError: if an input is not a whole number from 0 to 255.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -24,7 +26,7 @@ class Served(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = (images >= 0) & (images <= 255) & (images == images.round())
-        # On a GPU, a failed assertion would end all that the process does there.
+        # The check runs on the CPU, because a failed assertion on a GPU makes the GPU unusable for the process.
         torch._assert_async(pixels.all().cpu(), "images: a number is no pixel, expected: whole numbers from 0 to 255")
         logits: Tensor = self.net(images)
         return logits
