@@ -1,4 +1,4 @@
 """The images: where they come from, how they are verified, and how they are divided into splits.
 
-A new data set belongs here. What a training does to images belongs to `training`.
+A new data set belongs here. Augmentation belongs to `training`.
 """

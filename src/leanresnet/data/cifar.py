@@ -1,8 +1,7 @@
-"""CIFAR-10's python archive, read without running anything that is in it.
+"""A reader of CIFAR-10's Python archive that does not run code from it.
 
-The batches are Python 2 pickles, and unpickling can call any function. Here three names
-may be looked up, and each stands for an inert record of bytes; numpy itself is not called
-until the record's type and shape have been checked.
+The batches are Python 2 pickles, and unpickling can call any function. This reader resolves only three names, each to
+an inert class that stores bytes. numpy is called only after their type and shape have been checked.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 """
@@ -32,7 +31,7 @@ PIXELS = 3 * 32 * 32
 
 
 class _Array:
-    """What numpy's `_reconstruct` is replaced by: it keeps the pickled state and does nothing."""
+    """A replacement of numpy's `_reconstruct` that only keeps the pickled state."""
 
     state: tuple[Any, ...] = ()
 
@@ -44,6 +43,8 @@ class _Array:
 
 
 class _Dtype:
+    """A replacement of numpy's `dtype` that only keeps the type's code."""
+
     def __init__(self, *arguments: Any) -> None:
         self.code = arguments[0] if arguments else None
 
@@ -52,6 +53,8 @@ class _Dtype:
 
 
 class _BatchReader(pickle.Unpickler):
+    """An unpickler that refuses every name but those of arrays."""
+
     _inert: ClassVar[dict[tuple[str, str], type]] = {
         ("numpy.core.multiarray", "_reconstruct"): _Array,
         ("numpy", "ndarray"): _Array,
@@ -66,11 +69,14 @@ class _BatchReader(pickle.Unpickler):
 
 
 def read_archive(path: Path) -> tuple[Split, Split]:
-    """The training and the test split of a CIFAR-10 archive (tar, compressed or not).
+    """Read a CIFAR-10 archive, a tar file, compressed or not.
+
+    Returns:
+        The training and the test split.
 
     Raises:
-        DataError: a missing or damaged file, a member outside its folder, a link or a device,
-            a pickle that calls code, or pixels and labels that do not fit together.
+        DataError: if a file is missing or damaged, a member lies outside of the archive's folder or is a link or a
+            device, a pickle calls code, or pixels and labels do not fit together.
     """
     members = _read_members(path)
     meta = _unpickle(members[META_MEMBER], f"{path}: {META_MEMBER}")
@@ -88,10 +94,10 @@ def read_archive(path: Path) -> tuple[Split, Split]:
 
 
 def pack_folder(folder: Path) -> bytes:
-    """The batches of an unpacked archive as a tar whose bytes depend on their content alone.
+    """Return the batches of an unpacked archive as a tar file, whose bytes depend only on the content of the batches.
 
     Raises:
-        DataError: a batch is missing.
+        DataError: if a batch cannot be read.
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -139,7 +145,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
 def _unpickle(content: bytes, where: str) -> dict[Any, Any]:
     try:
         value = _BatchReader(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle can raise nearly anything; all of it means the same here
+    except Exception as error:  # a damaged pickle can raise nearly any exception
         raise DataError(f"{where} is refused: {_one_line(error)}, expected: a pickle of numbers and text") from error
     if not isinstance(value, dict):
         raise DataError(f"{where} holds {type(value).__name__}, expected: a dictionary")
@@ -151,7 +157,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _batch(content: bytes, where: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one pickled batch."""
+    """Return images (N, 3, 32, 32) uint8 and labels (N,) int64 of one pickled batch.
+
+    Raises:
+        DataError: if the pixels or the labels are not those of a batch.
+    """
     batch = _unpickle(content, where)
     data, labels = batch.get(b"data"), batch.get(b"labels")
     match data:

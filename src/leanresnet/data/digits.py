@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn bundles: a data set that needs no network.
+"""The handwritten digits that scikit-learn bundles, a data set that needs no download.
 
 Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits" (UCI, 1998).
 """
@@ -14,9 +14,9 @@ TEST_SEED = 0
 
 
 def read_digits() -> tuple[Split, Split]:
-    """1,437 training and 360 test images, 8x8 in 17 levels of grey brought to 32x32 RGB.
+    """Return 1,437 training and 360 test images, scaled from 8x8 in 17 levels of grey to 32x32 RGB.
 
-    scikit-learn bundles no test split, so one is held out here, the same for every seed in params.
+    scikit-learn has no test split, so 360 images are held out here, the same ones for every seed in params.yaml.
     """
     bundle = load_digits()
     grey = torch.from_numpy(bundle.images).float().unsqueeze(1) * (255 / 16)

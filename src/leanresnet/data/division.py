@@ -13,11 +13,14 @@ def divide(settings: SplitSettings, source: Path, out: Path, report: Path) -> No
     """Write the three splits to `out`, and their counts and a picture to `report`.
 
     Args:
+        settings: the section of params.yaml.
         source: the folder that `data.sources.fetch_source` wrote.
+        out: the folder of the splits.
+        report: the folder of split.json and samples.png.
 
     Raises:
-        ConfigError: there are too few images for these settings.
-        DataError: the source is not a data set.
+        ConfigError: if there are too few images for these settings.
+        DataError: if the source is not a data set.
     """
     training, test = read_source(source)
     train, validation = hold_out(training, settings.validation, settings.seed)

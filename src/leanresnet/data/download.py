@@ -1,4 +1,7 @@
-"""Fetching and verifying CIFAR-10's archive: mirrors in turn, resumed, renamed only when verified."""
+"""The download and the verification of CIFAR-10's archive.
+
+Mirrors are tried in turn, and an incomplete download is resumed.
+"""
 
 import http.client
 import os
@@ -26,11 +29,18 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
 
 
 def fetch(urls: Sequence[str], expected: Download, part: Path) -> Path:
-    """Download into `part` from the first of `urls` that serves the expected bytes; resume what is there.
+    """Download into `part` from the first of `urls` that serves the expected bytes; resume an incomplete `part`.
+
+    Args:
+        urls: the mirrors, in the order in which they are tried.
+        expected: size and digests of the archive.
+
+    Returns:
+        `part`, verified.
 
     Raises:
-        DataError: no mirror served them, with each one's reason.
-        StorageError: `part` cannot be written.
+        DataError: if no mirror serves the expected bytes; the message has the reason of each mirror.
+        StorageError: if `part` cannot be written.
     """
     failures = []
     for url in urls:
@@ -43,7 +53,7 @@ def fetch(urls: Sequence[str], expected: Download, part: Path) -> Path:
             except DataError as error:
                 part.unlink(missing_ok=True)
                 failures.append(str(error))
-                # A damaged beginning, left by another mirror, must not condemn this one.
+                # The error may be in the bytes that another mirror left, so this mirror gets a second attempt.
                 if not (resumed and attempt == "first"):
                     break
             except (
@@ -64,7 +74,12 @@ def fetch(urls: Sequence[str], expected: Download, part: Path) -> Path:
 
 
 def check(path: Path, size: int, md5: str, sha256: str) -> None:
-    """Raises DataError, with what was found, unless the file is the expected one."""
+    """Check a file's size and digests.
+
+    Raises:
+        DataError: if one of them is not the expected one.
+        StorageError: if the file cannot be read.
+    """
     found_md5, found_sha256 = file_hashes(path)
     found_size = path.stat().st_size
     if (found_size, found_md5, found_sha256) != (size, md5, sha256):
@@ -75,7 +90,7 @@ def check(path: Path, size: int, md5: str, sha256: str) -> None:
 
 
 def check_stated(path: Path, found: str, stated: str) -> None:
-    """Raises DataError unless the SHA-256 found is the one that the copy's owner stated."""
+    """Raise DataError unless the SHA-256 `found` is the one that the user stated for a local copy."""
     if found != stated.lower():
         raise DataError(
             f"{path}: SHA-256 {found}, expected: {stated} as stated by --sha256 or LEANRESNET_CIFAR10_SHA256"
@@ -83,7 +98,7 @@ def check_stated(path: Path, found: str, stated: str) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Raises StorageError when the source cannot be read or the target not written."""
+    """Copy a file; raise StorageError if the source cannot be read or the target cannot be written."""
     try:
         with source.open("rb") as file, atomic_write(target, source.stat().st_size) as out:
             shutil.copyfileobj(file, out, 1 << 20)
@@ -125,7 +140,7 @@ def _fetch_one(url: str, part: Path, size: int) -> None:
 
 
 def _read(response: http.client.HTTPResponse, count: int) -> bytes:
-    """A failure of the connection is a ConnectionError, whatever the system calls it: only the disk's stay OSErrors."""
+    """Read from the connection; raise its failures as ConnectionError, so that a plain OSError is one of the disk."""
     try:
         return response.read(count)
     except OSError as error:

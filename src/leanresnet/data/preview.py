@@ -1,4 +1,4 @@
-"""The picture of a data set, as a matplotlib figure; it needs no display."""
+"""The picture of a data set as a matplotlib figure, which needs no display."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,13 +9,13 @@ from leanresnet.text import drawn
 
 
 def samples(split: Split) -> Figure:
-    """The first image of each class."""
+    """Draw the first image of each class."""
     first = [int((split.labels == label).nonzero()[0]) for label in range(len(split.classes))]
     return image_grid(split.images[first], [drawn(name) for name in split.classes], columns=5)
 
 
 def image_grid(images: Tensor, titles: list[str], columns: int) -> Figure:
-    """Images (N, 3, H, W) uint8 in rows of `columns`, each below its title."""
+    """Draw images (N, 3, H, W) uint8 in rows of `columns`, each below its title."""
     rows = max(1, -(-len(titles) // columns))
     figure = Figure(figsize=(1.5 * columns, 1.8 * rows), layout="constrained")
     for place, (image, title) in enumerate(zip(images, titles, strict=True), start=1):

@@ -1,4 +1,4 @@
-"""A data set as the download stage leaves it and the split stage finds it: a folder with source.json."""
+"""The folder with source.json in which the download stage stores a data set for the split stage."""
 
 import hashlib
 from pathlib import Path
@@ -13,21 +13,24 @@ DESCRIPTION, ARCHIVE = "source.json", "cifar-10-python.tar"
 
 
 def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sha256: str | None) -> None:
-    """Bring the data set to `folder`, verified.
+    """Store the verified data set in `folder`.
 
     Args:
-        local: an archive or a directory of batches to use instead of the network.
-        stated_sha256: the local copy's own checksum; without it the official one is expected.
+        settings: the section of params.yaml.
+        folder: where to store it.
+        local: an archive or a folder of batches to use instead of a download, or None.
+        stated_sha256: the expected checksum of the local copy; None for the official checksums.
 
     Raises:
-        DataError: nothing could be had, or it is not what was expected.
+        DataError: if the data set cannot be downloaded, or its bytes are not the expected ones.
+        StorageError: if a file cannot be read or written.
     """
     if settings.dataset == "digits":
         save_json({"dataset": "digits"}, folder / DESCRIPTION)
         return
     archive = folder / ARCHIVE
     if local is None:
-        # A download is kept beside the workspace's database: a second run of the stage needs no network.
+        # The download is kept in the workspace, so that a second run of the stage needs no network.
         kept = workspace() / ".work" / "downloads" / settings.sha256
         try:
             download.check(kept, settings.size, settings.md5, settings.sha256)
@@ -47,10 +50,11 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
 
 
 def read_source(folder: Path) -> tuple[Split, Split]:
-    """The training and the test images that `fetch_source` brought.
+    """Return the training and the test images that `fetch_source` stored.
 
     Raises:
-        DataError: they are not CIFAR-10's, or damaged.
+        StorageError: if source.json cannot be read.
+        DataError: if the folder does not hold a data set, or it is damaged.
     """
     about = load_json(folder / DESCRIPTION)
     match about:

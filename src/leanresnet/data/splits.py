@@ -1,4 +1,4 @@
-"""Splits: images and labels in one safetensors file each, and how they are drawn."""
+"""Splits of a data set: how they are drawn, and how each is stored in one safetensors file."""
 
 import hashlib
 import json
@@ -17,9 +17,13 @@ from leanresnet.files import save_safetensors
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split.
+    """The images of one split.
 
-    Shapes: images (N, 3, 32, 32) uint8, RGB; labels (N,) int64, an index into `classes`.
+    Attributes:
+        images: (N, 3, 32, 32) uint8, RGB.
+        labels: (N,) int64, indices into `classes`.
+        classes: names of the classes.
+        dataset: name of the data set.
     """
 
     images: Tensor
@@ -35,30 +39,33 @@ class Split:
         return Split(self.images[chosen], self.labels[chosen], self.classes, self.dataset)
 
     def counts(self) -> dict[str, int]:
-        """Images by class name."""
+        """Return the number of images of each class, by name."""
         found = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, found, strict=True))
 
     def digest(self) -> str:
-        """SHA-256 of pixels and labels, whatever file they come from."""
+        """Return the SHA-256 of the pixels and labels, which does not depend on the format of a file."""
         content = hashlib.sha256(self.images.contiguous().numpy().tobytes())
         content.update(self.labels.numpy().tobytes())
         return content.hexdigest()
 
 
 def hold_out(split: Split, count: int, seed: int, key: str = "split.validation") -> tuple[Split, Split]:
-    """Take `count` images apart, each class in proportion; the rest keeps its order.
+    """Divide a split in two, with the same proportions of classes; both parts keep the order of the images.
 
-    `key` is the param that `count` comes from.
+    Args:
+        count: number of images to hold out.
+        seed: seed of the choice.
+        key: the key of params.yaml that `count` comes from, for error messages.
 
     Returns:
         (rest, held out)
 
     Raises:
-        ConfigError: the split is too small to leave every class on both sides.
-        DataError: a class has fewer than two images.
+        ConfigError: if one of the parts would have fewer images than there are classes.
+        DataError: if a class has fewer than two images.
     """
-    # Imported here: it takes a second, and only the split stage needs it.
+    # The import takes a second, and only the split stage needs it.
     from sklearn.model_selection import train_test_split
 
     smallest, largest = len(split.classes), len(split) - len(split.classes)
@@ -74,9 +81,10 @@ def hold_out(split: Split, count: int, seed: int, key: str = "split.validation")
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, for images in [0, 1].
+    """Return mean and standard deviation of each channel, for images in [0, 1].
 
-    Exact: counted as integers, so the order of the images and the number of threads cannot show.
+    They are computed from exact counts of the pixel values, so they do not depend on the order of the images or the
+    number of threads.
     """
     values = torch.arange(256, dtype=torch.float64)
     channels = split.images.unbind(1)
@@ -93,10 +101,10 @@ def save_split(split: Split, path: Path) -> None:
 
 
 def load_split(path: Path) -> Split:
-    """Read what `save_split` wrote.
+    """Read a file that `save_split` wrote.
 
     Raises:
-        DataError: the file is missing, damaged or not a split.
+        DataError: if the file is missing, damaged or not a split.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -108,10 +116,10 @@ def load_split(path: Path) -> Split:
 
 
 def load_splits(first: Path, second: Path) -> tuple[Split, Split]:
-    """Two splits of one data set.
+    """Read two splits of the same data set.
 
     Raises:
-        DataError: one is not a split, or they are of different data sets.
+        DataError: if a file is not a split, or they belong to different data sets.
     """
     one, other = load_split(first), load_split(second)
     if (one.dataset, one.classes) != (other.dataset, other.classes):
@@ -121,7 +129,7 @@ def load_splits(first: Path, second: Path) -> tuple[Split, Split]:
 
 
 def _checked(split: Split) -> Split:
-    """Raises ValueError where it is not as `Split` says."""
+    """Return the split; raise ValueError if its types, shapes or values are not those that `Split` documents."""
     images, labels = split.images, split.labels
     if images.dtype != torch.uint8 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
         raise ValueError(f"images are {images.dtype} of {list(images.shape)}")
