@@ -342,7 +342,7 @@ def test_what_the_system_refuses_to_write_costs_no_snapshot(stopped: Path, whole
     kept = next(tmp_path.glob(".work/training/*/"))
     refused = r"cannot be written \(File too large\); it takes [\d,]+ bytes"
     assert re.fullmatch(rf"warning: not saved, training continues: {kept}/00000004-\S+: {refused}", snapshot)
-    assert mlflow.startswith("warning: MLflow has not got all of this run")
+    assert mlflow.startswith("warning: MLflow has not received all of this run")
     assert re.fullmatch(rf"error: models/baseline/model.safetensors: {refused}", weights)
     assert snapshots(tmp_path) == snapshots(stopped)
     assert not (tmp_path / "models/baseline/model.safetensors").exists()

@@ -126,7 +126,7 @@ def test_a_server_that_does_not_serve_costs_a_line_and_no_metric(
         with start_run("name", {"lr": 0.1}, {}) as run:
             report(run)
         error = capsys.readouterr().err
-        assert error.startswith("warning: MLflow has not got all of this run")
+        assert error.startswith("warning: MLflow has not received all of this run")
         assert error.count("\n") == 1
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         assert sync(Path.cwd()) == (0, 1)

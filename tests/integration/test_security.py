@@ -58,7 +58,7 @@ def test_five_planted_secrets_are_found_in_no_database_artifact_or_log(tmp_path:
     # On a busy machine MLflow may not have got the second run yet.
     done = subprocess.run(["leanresnet", "sync"], cwd=folder, env=environment, capture_output=True, text=True)
     printed += done.stdout + done.stderr
-    assert "warning: MLflow has not got all of this run" in printed
+    assert "warning: MLflow has not received all of this run" in printed
     assert (folder / "mlflow.db").exists()
     for name, secret in SECRETS.items():
         assert secret not in printed, name

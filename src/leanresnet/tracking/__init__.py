@@ -1,4 +1,4 @@
-"""MLflow: what a run reports, kept on disk until MLflow has it. Nothing else imports mlflow.
+"""Reports to MLflow, which are kept on disk until MLflow has received them. No other room imports mlflow.
 
 Nothing here changes a result, so no stage depends on it.
 """

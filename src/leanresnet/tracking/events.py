@@ -1,8 +1,7 @@
-"""What a run reports, as typed events: each is one line of a journal.
+"""The reports of a run as typed events, each of which is one line of a journal.
 
-A journal may come from another machine, so its lines are claims. A type says what an event may hold:
-a file is named by two plain names, another run by the id of its journal or the digest of its
-weights, and no tag stands for what MLflow or the delivery itself records.
+A journal may come from another machine, so its lines are validated. A file is named by two plain names, another run by
+the id of its journal or the digest of its weights, and no tag may have a name that MLflow or `MlflowWriter` sets.
 """
 
 from time import time_ns
@@ -19,7 +18,7 @@ JOURNAL_ID = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
 def _reports_no_reserved(tags: dict[str, str]) -> dict[str, str]:
     for name in tags:
         if name.startswith("mlflow.") or name == JOURNAL_TAG:
-            raise ValueError(f"tag {name} is set by MLflow or by its delivery, expected: another name")
+            raise ValueError(f"tag {name} is set by MLflow or by the journal's writer, expected: another name")
     return tags
 
 
@@ -33,7 +32,12 @@ Int63 = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Reported(Section):
-    """`time` is in ms; what is `only_if_new` counts only where MLflow has no run of this model yet."""
+    """The fields of every event.
+
+    Attributes:
+        time: milliseconds since 1970.
+        only_if_new: whether the event is logged only to a run that this journal created.
+    """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
     time: Int63 = Field(default_factory=lambda: time_ns() // 1_000_000)
@@ -41,7 +45,7 @@ class _Reported(Section):
 
 
 class Begin(_Reported):
-    """With `weights`, (name of the model, SHA-256), the journal adds to the run that made them."""
+    """The start of a journal. With `weights`, (name of the model, SHA-256), it adds to the run that made them."""
 
     type: Literal["begin"] = "begin"
     name: str
@@ -62,7 +66,7 @@ class SetTags(_Reported):
 
 
 class Artifact(_Reported):
-    """A file of the journal, `<folder>/<name>`."""
+    """A file that the journal holds as `files/<folder>/<name>`."""
 
     type: Literal["artifact"] = "artifact"
     name: Name
@@ -102,7 +106,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="t
 
 
 def read_event(line: bytes) -> Event:
-    """Raises ValueError with the first mistake in the line."""
+    """Parse a line of a journal; raise ValueError with the first mistake in it."""
     try:
         return _EVENT.validate_json(line)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What git says of a folder, whatever repository the environment names."""
+"""Queries of the git repository of a folder, independent of the repository that the environment names."""
 
 import os
 import subprocess
@@ -8,19 +8,27 @@ from leanresnet.errors import StorageError
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what points git at another repository, as a hook's or `git rebase --exec`'s does."""
+    """Return the environment without the variables that point git to another repository.
+
+    Git sets them for hooks and for `git rebase --exec`.
+    """
     return {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or "CONFIG" in key}
 
 
 def git(folder: Path, *arguments: str, trusted: Path | None = None) -> str | None:
-    """What git prints, or None where it fails or there is none.
+    """Run git in a folder.
 
     Args:
-        trusted: a checkout that is read though it belongs to somebody else. Git runs commands that a repository's
-            configuration names, so it must be one whose code runs here anyhow.
+        folder: where git runs.
+        arguments: of git.
+        trusted: a checkout that git may read even if it belongs to another user. Git runs commands that the
+            configuration of a repository names, so only a checkout whose code this process runs anyway may be trusted.
+
+    Returns:
+        What git prints, or None if git fails or is not installed.
 
     Raises:
-        StorageError: git does not read the repository, because it belongs to somebody else.
+        StorageError: if git refuses to read the repository because it belongs to another user.
     """
     trust = [] if trusted is None else ["-c", f"safe.directory={trusted}"]
     command = ["git", "-C", str(folder), *trust, *arguments]

@@ -1,7 +1,7 @@
-"""What a run reports, kept on disk until MLflow has it.
+"""Journals: the reports of runs, kept on disk until MLflow has received them.
 
-In the workspace, .work/journals/<id>/ holds events.jsonl, one event a line, and the files that the
-run logs. A journal whose process lives is locked.
+In the workspace, .work/journals/<id>/ holds events.jsonl, with one event per line, and the files that the run logs. A
+journal is locked while a process writes it.
 """
 
 import errno
@@ -22,14 +22,14 @@ from leanresnet.errors import StorageError
 from leanresnet.files import no_link, not_written, workspace
 from leanresnet.tracking.events import JOURNAL_ID, Begin, Event, read_event
 
-# A training of a thousand epochs that was resumed a hundred times writes a quarter of it.
+# The largest events.jsonl that is read. A training of 1,000 epochs that is resumed 100 times writes a quarter of this.
 MOST_BYTES = 1 << 28
 
 
 class Journal:
-    """The events of one run, in order, those of earlier processes first, and the files that they name.
+    """The events of one run in the order of their reports, and the files that they name; this class only reads them.
 
-    It is only read. The folder may come from another machine, so nothing that it holds leads out of it.
+    The folder may come from another machine, so links that lead out of it are refused.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,17 +42,17 @@ class Journal:
 
     @property
     def begin(self) -> Begin:
-        """The first event of a journal that has one."""
+        """The first event; the journal must have events."""
         first = self.events[0]
         assert isinstance(first, Begin)
         return first
 
     @cached_property
     def events(self) -> list[Event]:
-        """Without the part of a line that a process left which died in the middle of it.
+        """The events; an incomplete last line, left by a process that died while it wrote, is ignored.
 
         Raises:
-            StorageError: the file holds something else.
+            StorageError: if the file is damaged or too large.
         """
         check_id(self.id, self.folder.parent)
         if not self._whole_lines:
@@ -78,10 +78,13 @@ class Journal:
         return content[: content.rfind(b"\n") + 1]
 
     def file(self, *names: str) -> Path:
-        """A file of the journal's folder, by plain names.
+        """Return the path of a file in the journal's folder.
+
+        Args:
+            names: the names of the folders and of the file, without separators.
 
         Raises:
-            StorageError: it is not there, is no regular file, or a link leads to it.
+            StorageError: if the file does not exist, is not a regular file, or its path has a link.
         """
         path = _without_link(self.folder.joinpath(*names))
         if not path.is_file():
@@ -90,19 +93,19 @@ class Journal:
 
 
 class OwnJournal(Journal):
-    """A journal of this workspace, locked: its run writes it, and it is removed when MLflow has all of it."""
+    """A locked journal of this workspace, which can be written, and removed when MLflow has received all of it."""
 
     @cached_property
     def _end(self) -> int:
-        """Where the next line goes, in bytes."""
+        """The position of the next line in bytes."""
         return len(self._whole_lines)
 
     def append(self, event: Event) -> None:
-        """Raises StorageError when it cannot be written."""
+        """Write an event; raise StorageError if it cannot be written."""
         events, line = self.events, f"{event.model_dump_json()}\n".encode()
         try:
             with open(self._lines, "ab", opener=no_link) as file:
-                # A full disk takes a part of a line, and a process may die in the middle of one.
+                # Remove an incomplete line, which a full disk or a process that died may have left.
                 file.truncate(self._end)
                 file.write(line)
         except OSError as error:
@@ -111,13 +114,17 @@ class OwnJournal(Journal):
         events.append(event)
 
     def keep(self, path: Path, folder: str) -> None:
-        """A file as it is now, as `file("files", folder, <its name>)`."""
+        """Keep the current content of a file, as `file("files", folder, path.name)`.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
         target = self.folder / "files" / folder / path.name
         try:
             _without_link(target.parent).mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
-            # Files of a stage are replaced and never changed, so a second name for one will do. DVC may
-            # have put a link to its cache there; the second name is for what that leads to.
+            # Stages replace their files and never change them, so a hard link keeps the content. DVC may have
+            # replaced the file by a link to its cache, so the hard link is made to the file at its end.
             try:
                 os.link(os.path.realpath(path), target)
             except OSError:
@@ -131,12 +138,12 @@ class OwnJournal(Journal):
 
 
 def new_id() -> str:
-    """It sorts by time."""
+    """Return a new id of a journal; ids sort by time."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
 
 
 def check_id(text: str, place: Path) -> str:
-    """Raises StorageError unless the text, which was found in `place`, is what `new_id` gives."""
+    """Return `text` if it has the form of an id; otherwise raise StorageError, which names `place` as its origin."""
     if not re.fullmatch(JOURNAL_ID, text):
         raise StorageError(f"{place}: {text[:60]!r}, expected: the id of a journal, such as {new_id()}")
     return text
@@ -144,7 +151,11 @@ def check_id(text: str, place: Path) -> str:
 
 @contextmanager
 def open_journal(journal_id: str) -> Iterator[OwnJournal]:
-    """The journal of this id; a new one if it is not there, or no longer."""
+    """Open and lock the journal with this id; create it if it does not exist.
+
+    Raises:
+        StorageError: if the id is not valid, or the workspace cannot be written.
+    """
     journals = _journals(workspace())
     folder = journals / check_id(journal_id, journals)
     try:
@@ -153,16 +164,16 @@ def open_journal(journal_id: str) -> Iterator[OwnJournal]:
     except OSError as error:
         raise not_written(error.filename or folder, error) from error
     with lock:
-        # Whoever handed the journal on in the meantime has removed it.
+        # A process that sent the journal to MLflow in the meantime has removed the folder.
         folder.mkdir(exist_ok=True)
         yield OwnJournal(folder)
 
 
 def left_behind() -> Iterator[OwnJournal]:
-    """The workspace's journals on which no process works, the oldest first; each is locked while it is out.
+    """Iterate over the workspace's journals that no process uses, the oldest first. The current one is locked.
 
     Raises:
-        StorageError: the workspace cannot be written.
+        StorageError: if the workspace cannot be written.
     """
     for folder in _folders(workspace()):
         try:
@@ -176,7 +187,7 @@ def left_behind() -> Iterator[OwnJournal]:
 
 
 def brought(root: Path) -> Iterator[Journal]:
-    """Those in a folder that was brought from elsewhere, likewise; nothing is written there."""
+    """Iterate over the unused journals in a folder brought from elsewhere, the oldest first; nothing is written."""
     for folder in _folders(root):
         with _unused(_lock(folder)) as unused:
             if unused:
@@ -185,7 +196,10 @@ def brought(root: Path) -> Iterator[Journal]:
 
 @contextmanager
 def _unused(lock: Path) -> Iterator[bool]:
-    """Whether no process holds the lock, whose file a copy may lack; none takes it inside the block."""
+    """Return whether no process holds a lock, and keep other processes from taking it inside the block.
+
+    A folder that was copied may lack the file of the lock; then it is unused.
+    """
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -203,7 +217,7 @@ def _unused(lock: Path) -> Iterator[bool]:
 
 
 def _without_link(path: Path) -> Path:
-    """Raises StorageError where a link leads to it."""
+    """Return `path`; raise StorageError if one of its parts is a link."""
     if os.path.realpath(path) != str(path):
         raise StorageError(f"{path}: a link leads to it, expected: a file or folder of the journal itself")
     return path
@@ -218,5 +232,5 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _journals(root: Path) -> Path:
-    """A workspace, its .work or its journals may lie elsewhere, by the user's own link; a journal may not."""
+    """Return the folder of journals. It, .work and the workspace may be links that the user made; a journal may not."""
     return Path(os.path.realpath(root / ".work" / "journals"))

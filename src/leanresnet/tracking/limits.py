@@ -1,6 +1,7 @@
-"""What MLflow's database takes. A server's columns have a width, which sqlite does not hold anybody to.
+"""The limits of names and texts in MLflow's database, and functions that make values fit them.
 
-tests/unit/tracking/test_limits.py compares the numbers with MLflow's own tables and checks.
+Columns of a server's database have a width, which sqlite does not enforce. tests/unit/tracking/test_limits.py compares
+the numbers with MLflow's own tables and checks.
 """
 
 import re
@@ -15,18 +16,19 @@ CUT = " [cut]"
 
 
 def fitted(value: object, length: int) -> str:
-    """As text of at most so many characters: its beginning and a mark, where it has more.
+    """Return `value` as text of at most `length` characters; a longer text is cut and marked with `CUT`.
 
-    PostgreSQL stores no NUL, and no database half a surrogate pair.
+    NUL, which PostgreSQL does not store, and lone surrogates, which no database stores, are replaced by U+FFFD.
     """
     text = re.sub(r"[\0\ud800-\udfff]", "\ufffd", str(value))
     return text if len(text) <= length else text[: length - len(CUT)] + CUT
 
 
 def name(text: str) -> str:
-    """Of a tag, a param or a metric: a character that MLflow refuses there becomes its number, as in `a_7c_b`.
+    """Return a name of a tag, a param or a metric that MLflow accepts.
 
-    A slash separates folders, so it gets what a path may be: no empty part, and none of dots alone.
+    A character that MLflow refuses is replaced by its code point, as in `a_7c_b`. MLflow reads slashes as separators
+    of folders, so empty parts are removed, and the dots of a part of dots alone are replaced.
     """
     plain = re.sub(r"[^/\w.\- :]", lambda found: f"_{ord(found[0]):x}_", text)
     path = re.sub(r"/+", "/", plain)[:NAME].strip("/")

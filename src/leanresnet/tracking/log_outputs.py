@@ -1,4 +1,4 @@
-"""The outputs of a stage, logged to the MLflow run of the model that they belong to."""
+"""The logging of a stage's outputs to the MLflow run of the model that they belong to."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from leanresnet.training.validation import Metrics
 
 
 class Best(Section):
-    """train.json, as far as a run is told of it."""
+    """The keys of train.json that are logged."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -31,9 +31,9 @@ class Best(Section):
 
 @contextmanager
 def run_for_outputs(outputs: Outputs) -> Iterator[Run]:
-    """The run of the training that wrote `outputs`, to log more to it.
+    """Open the run of the training that wrote `outputs`, to log more to it.
 
-    Where MLflow does not have one, because DVC restored the outputs from its cache, the run is made from them.
+    If MLflow has no such run, because DVC restored the outputs from its cache, the run is created from the outputs.
     """
     model, origin = checkpoint.load_model(outputs.model), checkpoint.load_origin(outputs.model)
     with reporting.add_to_run(*run_metadata(origin.model_dump()), (origin.name, model.sha256)) as run:
@@ -47,7 +47,7 @@ def run_for_outputs(outputs: Outputs) -> Iterator[Run]:
 
 
 def run_metadata(provenance: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """The name, the params and the tags of the run of a model that was made as `provenance` says."""
+    """Return the name, the params and the tags of the run of a model with this provenance."""
     params = provenance["params"]
     name = f"{provenance['name']}-{params['optimizer.name']}-e{params['epochs']}"
     tags = {
@@ -64,7 +64,7 @@ def run_metadata(provenance: dict[str, Any]) -> tuple[str, dict[str, Any], dict[
 
 
 def log_training(run: Run, outputs: Outputs) -> None:
-    """Log a finished training from the outputs that it wrote."""
+    """Log a finished training from its outputs."""
     model = checkpoint.load_model(outputs.model)
     about, summary = model.about, load_section(outputs.summary, Best, "a training's summary")
     run.set_tags({WEIGHTS_TAG: model.sha256, "dvc.weights_md5": model.md5})
@@ -90,9 +90,9 @@ def log_training(run: Run, outputs: Outputs) -> None:
 
 
 def log_evaluation(outputs: Outputs, device: torch.device) -> None:
-    """Log the report that an evaluation on `device` wrote, to the run of the model's training.
+    """Log the report of an evaluation on `device` to the run of the model's training.
 
-    An ensemble has no run, since it was not trained, so nothing is logged for it.
+    Nothing is logged for an ensemble, which has no run because it was not trained.
     """
     if isinstance(checkpoint.load_model(outputs.model).net, ResNet):
         with run_for_outputs(outputs) as run:
@@ -109,9 +109,10 @@ def log_report(run: Run, outputs: Outputs) -> None:
 
 
 def _for_mlflow(report: Report, speed: Speed) -> Metrics:
-    """The measures under names that MLflow groups: test/accuracy, test/accuracy_of/cat, and val/evaluated_accuracy.
+    """Return the measures under names that MLflow groups, such as test/accuracy and test/accuracy_of/cat.
 
-    A training has a val/accuracy of its own, by epoch and in its own precision.
+    Measures on validation are named val/evaluated_accuracy and so on, because val/accuracy is the one that training
+    measures in each epoch and in its own precision.
     """
     test = report.test.model_dump()
     by_class = test.pop("accuracy_by_class")

@@ -1,7 +1,7 @@
-"""MLflow, and nothing else imports it: the connection to it, and a journal's events delivered.
+"""The connection to MLflow, and the writer of a journal's events. No other module imports mlflow.
 
-A run is found by the id of its journal, a model's run by the SHA-256 of its weights, so no
-run id has to be kept in a stage's output.
+A run is found by the id of its journal, and the run of a model by the SHA-256 of its weights. So no output of a stage
+has to hold a run id.
 """
 
 import importlib.util
@@ -43,22 +43,25 @@ from leanresnet.tracking.journal import Journal
 EXPERIMENT = "leanresnet"
 WEIGHTS_TAG = "leanresnet.weights_sha256"
 EXPERIMENT_TAG = "dvc.experiment"
-# The checkout of this code, where it is one.
+# The checkout of this code, if it runs from one.
 CODE = Path(__file__).resolve().parents[3]
-# In the workspace.
+# Names in the workspace.
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 
 
 class MlflowWriter:
-    """Hands the events of a journal on to MLflow, where each arrives once, however often it is handed on.
+    """A callable that logs the events of a journal to MLflow. Logging an event again changes nothing.
 
-    They go into the run that the journal began, which is found by its id. A journal that begins with
-    weights adds to the run that made them, and its events that are `only_if_new` do not count there.
+    The events are logged to the run with the journal's id, which is created if there is none. A journal that begins
+    with weights adds to the run that made them, and its `only_if_new` events are ignored if there is such a run.
 
     Args:
-        among: the journals, by id, to whose runs this one may add; None: to any of the experiment.
+        journal: the journal.
+        among: ids of the journals to whose runs this one may add; None for any run of the experiment.
 
-    Raises whatever MLflow does where it cannot be reached, and StorageError for a file that is not the journal's.
+    Raises:
+        StorageError: if an event names a file that is not in the journal, or MLflow is not installed.
+        Exception: any exception of MLflow, if it cannot be reached or refuses an event.
     """
 
     def __init__(self, journal: Journal, among: Collection[str] | None = None) -> None:
@@ -122,7 +125,11 @@ class MlflowWriter:
         self._known |= {self._place(name, step, value) for name, value in fresh}
 
     def _place(self, name: str, step: int, value: float) -> tuple[str, int, float]:
-        """What is logged once. Two evaluations may differ at one step; a training has one value there."""
+        """Return the key by which a value is recognised as logged.
+
+        It includes the value for evaluations, of which several may differ at one step; a training logs one value per
+        step.
+        """
         return (name, step, value if self._adds else 0.0)
 
     def _set_tags(self, tags: Mapping[str, str]) -> None:
@@ -161,12 +168,16 @@ class MlflowWriter:
             self._set_tags({"mlflow.parentRunId": str(parent.info.run_id)})
 
     def _run_of_journal(self, journal_id: str) -> Any:
-        """The newest, or None."""
+        """Return the newest run with this tag, or None."""
         found = self._client.search_runs([self._experiment], f"tags.`{JOURNAL_TAG}` = '{journal_id}'", max_results=1)
         return found[0] if found else None
 
     def _run_of_weights(self, weights: Weights, among: Collection[str] | None = None) -> Any:
-        """The newest, or None; of those that the journals `among` began, if any are given."""
+        """Return the newest run that made the weights, or None.
+
+        Args:
+            among: ids of the journals whose runs are considered; None for any run.
+        """
         model, sha256 = weights
         for run in self._client.search_runs([self._experiment], f"tags.`{WEIGHTS_TAG}` = '{sha256}'"):
             tags = run.data.tags
@@ -176,7 +187,7 @@ class MlflowWriter:
 
 
 def find_model(client: Any, experiment: str, run_id: str) -> Any:
-    """The model that a run logged in MLflow's own format; None where it has none, or none any more."""
+    """Return the model that a run logged in MLflow's own format, or None if it has none or it was deleted."""
     from mlflow.entities import LoggedModelStatus
 
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
@@ -184,7 +195,10 @@ def find_model(client: Any, experiment: str, run_id: str) -> Any:
 
 
 def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
-    """In MLflow's own format, which `mlflow.pytorch.load_model` loads: see `Served`."""
+    """Log the model in the folder `checkpoint` in MLflow's own format, as a `Served` network.
+
+    `mlflow.pytorch.load_model` loads it.
+    """
     from mlflow.models import infer_signature
 
     net = Served(load_model(checkpoint).net).eval()
@@ -192,7 +206,7 @@ def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
     with torch.no_grad():
         signature = infer_signature(example.numpy(), net(example).numpy())
     with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
-        # torch says this of every exported buffer, and on the CPU it does not matter.
+        # torch warns of every exported buffer; the warning does not apply to a CPU.
         warnings.filterwarnings("ignore", "No complete tensor found")
         mlflow.pytorch.log_model(
             net,
@@ -205,10 +219,10 @@ def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
 
 
 def runs_table() -> str:
-    """The runs table's place in the UI, relative to the UI's address; a fresh database is made if there is none.
+    """Return the address of the table of runs, relative to that of MLflow's UI; create the database if there is none.
 
     Raises:
-        StorageError: MLflow cannot be asked.
+        StorageError: if MLflow cannot be reached.
     """
     try:
         number = connect().get_experiment_by_name(EXPERIMENT).experiment_id
@@ -218,10 +232,10 @@ def runs_table() -> str:
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or a database in the workspace; a relative path is of the workspace.
+    """Return MLFLOW_TRACKING_URI, or the address of a database in the workspace. Paths are relative to the workspace.
 
     Raises:
-        ConfigError: outside of a workspace, where the address depends on it.
+        ConfigError: if the address depends on the workspace and there is none.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
     scheme, slashes, rest = given.partition("://")
@@ -234,7 +248,8 @@ def tracking_uri() -> str:
 
 
 def _sqlite_uri(path: Path) -> str:
-    # With the driver's name, for MLflow makes the parent folder of what follows sqlite:/// as it is written: quoted.
+    # The driver is named because MLflow creates the parent folder of an address that begins with sqlite:///, under its
+    # quoted name.
     return f"sqlite+pysqlite:///{quote(str(path))}"
 
 
@@ -243,15 +258,16 @@ def _in_workspace(path: str) -> Path:
 
 
 def _database(uri: str) -> Path | None:
-    """The file of an address that `tracking_uri` gave; None where it is not of sqlite."""
+    """Return the file of an address that `tracking_uri` returned, or None if it is not one of sqlite."""
     scheme, _, path = uri.partition(":///")
     return Path(unquote(path.partition("?")[0])) if scheme == "sqlite+pysqlite" else None
 
 
 def code_version() -> dict[str, str]:
-    """Tags: the git commit of the code and whether files differ from it, "none" outside git; DVC's experiment.
+    """Return tags: the git commit of the code, whether files differ from it, and DVC's experiment if there is one.
 
-    They are "unknown" where git does not read the repository; a line on stderr says why.
+    The first two are "none" outside of a git repository. They are "unknown" if git refuses to read it, and a warning
+    says why.
     """
     try:
         commit, dirty = _commit(CODE)
@@ -265,21 +281,26 @@ def code_version() -> dict[str, str]:
 
 
 def _commit(code: Path) -> tuple[str, str]:
-    """Of the checkout whose folder this is, and whether its files differ."""
+    """Return the commit of the checkout `code`, and whether its files differ from it."""
     commit = git(code, "rev-parse", "HEAD", trusted=code)
-    # An unpacked archive, or an installed package, may lie in the repository of something else.
+    # An unpacked archive or an installed package may lie inside the repository of another project.
     if commit is None or not git(code, "ls-files", "--", "src/leanresnet", trusted=code):
         return "none", "none"
-    # dvc.lock changes while the stages run; what determines a run are the code and the values.
+    # Only the code and the values determine a run; dvc.lock changes while the stages run.
     status = git(code, "status", "--porcelain", "--", "src", "pipeline", "params.yaml", "dvc.yaml", trusted=code)
     return commit.strip(), "unknown" if status is None else str(bool(status)).lower()
 
 
 def connect() -> Any:
-    """The mlflow module with its experiment chosen; raises whatever MLflow does where it cannot be reached."""
+    """Return the mlflow module, connected and with this project's experiment selected.
+
+    Raises:
+        StorageError: if mlflow is not installed.
+        Exception: any exception of MLflow, if it cannot be reached.
+    """
     if importlib.util.find_spec("mlflow") is None:
         raise StorageError("mlflow is not installed")
-    # Unset, these let one call to a dead server wait four minutes. Whoever calls tries again by himself.
+    # With MLflow's defaults, one call to a dead server waits for four minutes. The callers do their own retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -296,7 +317,7 @@ def connect() -> Any:
         return mlflow
     lock = database.parent / ".work" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes that create a fresh database at once break it.
+    # Two processes that create a database at the same time would damage it.
     with FileLock(lock):
         _create_database(database)
         artifacts = (database.parent / ARTIFACTS).as_uri()
@@ -307,18 +328,25 @@ def connect() -> Any:
 
 
 def _choose_experiment(mlflow: Any, artifacts: str | None) -> str:
-    """Where its artifacts are; `artifacts`, or what the server says, if there was no such experiment."""
+    """Select the experiment and return the location of its artifacts; create it with `artifacts` if there is none.
+
+    Args:
+        artifacts: location of the artifacts of a new experiment; None lets the server choose it.
+    """
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
         mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
     return str(mlflow.set_experiment(EXPERIMENT).artifact_location)
 
 
 def _create_database(path: Path) -> None:
-    """Beside its place, if there is none: one that a killed process left half made is of no use to anybody."""
+    """Create a database if there is none.
+
+    It is created under another name and then renamed, because a process that is killed would leave an unusable file.
+    """
     from mlflow.tracking import MlflowClient
 
     if not path.exists():
-        # A folder, for sqlite keeps files of its own beside one that is written.
+        # It gets a folder of its own, because sqlite writes other files beside a database.
         folder = path.with_name(f"{path.name}.new")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -328,9 +356,10 @@ def _create_database(path: Path) -> None:
 
 
 def _follow_move(uri: str, before: str, now: str) -> None:
-    """Replace what a database has as the place of its artifacts: it was moved or copied, and they lie beside it.
+    """Replace the location of the artifacts in a database that was moved or copied together with them.
 
-    MLflow keeps a place in each experiment, run, logged model and version, so that a copy would write to the original.
+    MLflow stores the location in each experiment, run, logged model and model version, so that a copy would otherwise
+    write to the artifacts of the original.
     """
     from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
     from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun

@@ -1,7 +1,7 @@
-"""A run as training sees it: what it reports is written to a journal, and a thread hands it on to MLflow.
+"""The interface by which a training reports to MLflow: a run writes events to a journal, and a thread sends them.
 
-Tracking never costs a training: a server that refuses, hangs or dies holds up the thread alone.
-What MLflow did not get stays in the journal, and `leanresnet sync` hands it on later.
+A failure of the server never stops or delays a training, because only the thread waits for the server. Events that
+MLflow did not receive stay in the journal, and `leanresnet sync` sends them later.
 """
 
 import threading
@@ -29,17 +29,17 @@ from leanresnet.tracking.events import (
 )
 from leanresnet.tracking.journal import Journal, OwnJournal, brought, left_behind, new_id, open_journal
 
-# How long the end of a run waits for MLflow, and that of one that was asked to stop.
+# How long a run waits for MLflow at its end, and at its end by a signal.
 LAST_SECONDS, STOP_SECONDS = 30.0, 2.0
-# The longest pause between two attempts.
+# The longest pause between two attempts to send events.
 PAUSE_SECONDS = 30.0
 
 
 class Run:
-    """One run; its methods return at once.
+    """One run. Its methods do not wait for MLflow, except for `close` and `kill`.
 
     Attributes:
-        id: of its journal; the MLflow run has it as a tag.
+        id: id of its journal, which the MLflow run has as a tag.
     """
 
     def __init__(self, journal: OwnJournal) -> None:
@@ -52,7 +52,7 @@ class Run:
         self._report(Metrics(values=dict(metrics), step=step))
 
     def log_history(self, rows: list[dict[str, float]]) -> None:
-        """Rows of epochs 1, 2, ... of a training that ended before."""
+        """Log the metrics of epochs 1, 2, ..., one row each."""
         for epoch, row in enumerate(rows, start=1):
             self.log_metrics(row, epoch)
 
@@ -64,24 +64,24 @@ class Run:
         self._report(Artifact(name=path.name, folder=folder))
 
     def log_dataset(self, name: str, digest: str, context: str) -> None:
-        """Name the data the run used; `digest` is the DVC md5 of the split's file."""
+        """Log the data that the run used; `digest` is DVC's md5 of the split's file, and `context` is its use."""
         self._report(Dataset(name=name, digest=digest, context=context))
 
     def log_parent(self, run_id: str) -> None:
-        """Show this run below the one of this id."""
+        """Make this run a child of the run whose journal has the id `run_id`."""
         self._report(Parent(journal=run_id))
 
     def log_model(self, folder: str) -> None:
-        """The model whose two files were logged as artifacts of `folder`, in MLflow's own format."""
+        """Log the model, whose two files were logged as artifacts in `folder`, in MLflow's own format."""
         self._report(LoggedModel(folder=folder))
 
     def log_note(self, text: str, teacher: Weights | None) -> None:
-        """The run's description, with a link to the run of its teacher, (name, SHA-256 of its weights)."""
+        """Set the run's description, with a link to the run of its teacher, (name, SHA-256 of the weights) or None."""
         self._report(Note(text=text, teacher=teacher))
 
     @contextmanager
     def only_if_new(self) -> Iterator[None]:
-        """What is reported inside counts only where MLflow has no run of this model yet."""
+        """Log the reports inside the block only if MLflow has no run of this model yet."""
         self._only_if_new = True
         try:
             yield
@@ -98,12 +98,12 @@ class Run:
         self._report(Begin(name=name, params=dict(params), tags=tags, weights=weights))
 
     def close(self, seconds: float | None = None) -> None:
-        """Wait for MLflow, but not for longer than `seconds`, or `LAST_SECONDS`."""
+        """Wait until MLflow has received everything, but at most `seconds`, by default `LAST_SECONDS`."""
         if self._sender.close(LAST_SECONDS if seconds is None else seconds):
             self._journal.discard()
 
     def kill(self) -> None:
-        """End and close it where the process is about to end."""
+        """End the run as KILLED and close it; for a process that is about to be ended by a signal."""
         self.end("KILLED")
         self.close(STOP_SECONDS)
 
@@ -116,9 +116,9 @@ class Run:
 def start_run(
     name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], run_id: str | None = None
 ) -> Iterator[Run]:
-    """A new run; or that of `run_id`, which goes on if it was begun.
+    """Start a run, or resume the one whose journal has the id `run_id`.
 
-    An exception inside the block marks it FAILED, or KILLED where it was asked to stop.
+    The run ends as FINISHED, as KILLED after StoppedError or KeyboardInterrupt, and as FAILED after another exception.
     """
     with open_journal(run_id or new_id()) as journal:
         run = Run(journal)
@@ -137,7 +137,10 @@ def start_run(
 
 @contextmanager
 def add_to_run(name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], weights: Weights) -> Iterator[Run]:
-    """The run that made `weights`, (model, SHA-256); a new one where MLflow has none (see `Run.only_if_new`)."""
+    """Add to the run that made `weights`, (name of the model, SHA-256).
+
+    If MLflow has no such run, a new one is created, see `Run.only_if_new`.
+    """
     with open_journal(new_id()) as journal:
         run = Run(journal)
         run.begin(name, params, tags, weights)
@@ -148,26 +151,30 @@ def add_to_run(name: str, params: Mapping[str, Scalar], tags: Mapping[str, str],
 
 
 def sync(root: Path) -> tuple[int, int]:
-    """Hand the journals of a workspace on to MLflow; those that arrived are removed.
+    """Send the journals of a folder to MLflow.
 
-    Those of any other folder are read and stay as they are, and an evaluation among them adds to no run but
-    that of a training among them. A training that died without a word becomes KILLED.
+    The journals of the current workspace are removed after they were received. Those of any other folder are only
+    read, and an evaluation among them adds only to the run of a training among them. A training whose process died
+    without an end event becomes KILLED.
+
+    Args:
+        root: the workspace, or a folder that was brought from elsewhere.
 
     Returns:
-        how many arrived, and how many did not.
+        Numbers of journals that MLflow received, and that it did not receive.
     """
     arrived, left = 0, 0
     among = None if root.resolve() == workspace() else set[str]()
     journals: Iterator[Journal] = left_behind() if among is None else brought(root)
     for journal in journals:
         try:
-            # An evaluation adds to a run that may be in a journal which did not arrive.
+            # An evaluation may add to the run of a journal that was not received.
             if left and _adds(journal):
                 left += 1
                 continue
             if journal.events:
                 deliver = tracking.MlflowWriter(journal, among)
-                for event in [*journal.events, *_unsaid(journal)]:
+                for event in [*journal.events, *_missing_end(journal)]:
                     deliver(event)
             if among is not None:
                 among.add(journal.id)
@@ -181,19 +188,19 @@ def sync(root: Path) -> tuple[int, int]:
 
 
 def _adds(journal: Journal) -> bool:
-    """Whether it is of an evaluation, which adds to a training's run."""
+    """Return whether the journal is that of an evaluation, which adds to the run of a training."""
     return bool(journal.events) and journal.begin.weights is not None
 
 
-def _unsaid(journal: Journal) -> list[Event]:
-    """The end of a training whose process died without a word."""
+def _missing_end(journal: Journal) -> list[Event]:
+    """Return an end event if the process of a training died before it wrote one."""
     if not journal.events or _adds(journal) or isinstance(journal.events[-1], End):
         return []
     return [End(status="KILLED", time=journal.events[-1].time)]
 
 
 class _Sender:
-    """A thread that hands a journal's events on as they come, and tries again after a pause where it cannot."""
+    """A thread that sends the events of a journal to MLflow as they come; after a failure it pauses and retries."""
 
     def __init__(self, journal: OwnJournal) -> None:
         self._journal = journal
@@ -209,7 +216,7 @@ class _Sender:
             self._wake.set()
 
     def close(self, seconds: float) -> bool:
-        """Whether everything arrived."""
+        """Send the last events, wait at most `seconds`, and return whether MLflow has received everything."""
         self._closing = True
         self._wake.set()
         self._thread.join(seconds)
@@ -226,7 +233,7 @@ class _Sender:
             closing = self._closing
             try:
                 if delivery is None:
-                    self._see_to_others()
+                    self._send_others()
                     delivery = tracking.MlflowWriter(self._journal)
                     self._sent = 0
                 while self._sent < len(self._journal.events):
@@ -235,10 +242,10 @@ class _Sender:
                 self._failed, pause, again = False, 1.0, False
                 if closing:
                     sync(workspace())
-            except Exception as error:  # servers, disks and exporters fail in many ways; none may cost a training
+            except Exception as error:  # servers, disks and exporters fail in many ways; none may stop a training
                 delivery, lost_it = None, delivery is not None and not again
                 if lost_it:
-                    # It went well before: at once, with a new connection, but once.
+                    # The connection worked before, so the first retry uses a new one at once.
                     again = True
                     self._wake.set()
                     continue
@@ -248,17 +255,18 @@ class _Sender:
             if closing:
                 return
 
-    def _see_to_others(self) -> None:
-        """What was left behind goes before an evaluation, and after a training but for runs that died.
+    def _send_others(self) -> None:
+        """Send journals that earlier processes left: all before an evaluation, before a training only missing ends.
 
-        To log a model takes torch's random state for a moment, of which a training draws.
+        The rest is sent at the end of the training, because logging a model changes torch's random state for a moment,
+        and the training draws from it.
         """
         if _adds(self._journal):
             sync(workspace())
             return
         for other in left_behind():
             try:
-                for end in _unsaid(other):
+                for end in _missing_end(other):
                     deliver = tracking.MlflowWriter(other)
                     deliver(other.begin)
                     deliver(end)
@@ -267,5 +275,5 @@ class _Sender:
 
 
 def _warn(reason: object, journal: Journal) -> None:
-    missing = f"MLflow has not got all of this run ({redacted(reason)[:200]})"
+    missing = f"MLflow has not received all of this run ({redacted(reason)[:200]})"
     warn(f"{missing}; {journal.folder} keeps it for `leanresnet sync`")

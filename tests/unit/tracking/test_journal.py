@@ -93,8 +93,8 @@ def test_half_a_line_is_passed_over_by_who_reads_and_replaced_by_who_writes(jour
         (line(extra=1), "line 1 is damaged (begin: extra: Extra inputs are not permitted)"),
         (line(time=2**70), "line 1 is damaged (begin: time: Input should be less than"),
         (line(weights=["baseline", "' or '1"]), "line 1 is damaged (begin: weights: 1: String should match pattern"),
-        (line(tags={"leanresnet.journal": ID}), "tag leanresnet.journal is set by MLflow or by its delivery"),
-        (line(tags={"mlflow.parentRunId": "1"}), "tag mlflow.parentRunId is set by MLflow or by its delivery"),
+        (line(tags={"leanresnet.journal": ID}), "tag leanresnet.journal is set by MLflow or by the journal's writer"),
+        (line(tags={"mlflow.parentRunId": "1"}), "tag mlflow.parentRunId is set by MLflow or by the journal's writer"),
         (line(params={"lr": ["0.1"]}), "line 1 is damaged (begin: params: lr: "),
     ],
     # The lines hold the time, which each process that collects the tests would put into their names.
