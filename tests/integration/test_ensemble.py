@@ -101,7 +101,7 @@ def test_answers_that_are_not_finite_are_not_evaluated(model: str, teacher: str,
         save_model(net.state_dict(), tiny_model(), CLASSES, provenance, tmp_path / name)
     settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
     outputs = Outputs(tmp_path / model, tmp_path / "results")
-    with pytest.raises(DataError, match=rf"^{tmp_path}/vast: answers that are not finite, expected: a model that"):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/vast: predictions that are not finite, expected: a model that"):
         write_report(settings, outputs, tmp_path / teacher, split, split, torch.device("cpu"))
     assert not outputs.results.exists()
 

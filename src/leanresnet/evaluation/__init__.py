@@ -1,4 +1,4 @@
-"""The report on a trained model: its predictions, its measures and its pictures, as files.
+"""The report on a trained model: its predictions, measures and pictures, as files.
 
-What is compared between models belongs to `analysis`.
+Comparisons of models belong to `analysis`.
 """

@@ -1,4 +1,4 @@
-"""The pictures of a trained model, as matplotlib figures; they need no display."""
+"""The pictures of a trained model as matplotlib figures, which need no display."""
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -10,7 +10,7 @@ from leanresnet.text import drawn
 
 
 def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
-    """Counts in each cell, coloured by their share of the true class."""
+    """Draw `counts` (classes, classes), a row per true class; the colour is the share of the true class."""
     figure = Figure(figsize=(7.5, 6.5), layout="constrained")
     axes = figure.add_subplot()
     shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
@@ -29,12 +29,13 @@ def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
 
 
 def mistakes(split: Split, predictions: Predictions, count: int) -> Figure:
-    """The wrong answers given with most confidence, each under what was said and what was true."""
+    """Draw the `count` wrong predictions of highest confidence, each below its predicted and its true class."""
     wrong = predictions.mistakes(count)
     confidence, chosen = predictions.probabilities[wrong].max(1)
+    triples = zip(chosen.tolist(), confidence.tolist(), split.labels[wrong].tolist(), strict=True)
     titles = [
-        f"{drawn(split.classes[said])} {sure:.0%}\nis {drawn(split.classes[true])}"
-        for said, sure, true in zip(chosen.tolist(), confidence.tolist(), split.labels[wrong].tolist(), strict=True)
+        f"{drawn(split.classes[predicted])} {share:.0%}\nis {drawn(split.classes[true])}"
+        for predicted, share, true in triples
     ]
     figure = image_grid(split.images[wrong], titles, columns=6)
     if not titles:

@@ -1,4 +1,4 @@
-"""What a trained network says of each image, how sure it is, and how fast."""
+"""The predictions of a trained network, their confidence, and the network's speed."""
 
 import statistics
 import time
@@ -14,17 +14,23 @@ from leanresnet.training.validation import Metrics
 
 @dataclass(frozen=True)
 class Predictions:
-    """Shapes: probabilities (N, classes) float32; labels (N,) int64. On the CPU."""
+    """The predictions for the images of a split, on the CPU.
+
+    Attributes:
+        probabilities: (N, classes) float32.
+        labels: (N,) int64, the true classes.
+    """
 
     probabilities: Tensor
     labels: Tensor
 
     @property
     def chosen(self) -> Tensor:
+        """The predicted classes, (N,) int64."""
         return self.probabilities.argmax(1)
 
     def metrics(self, teacher: "Predictions") -> Metrics:
-        """The means of `TeacherComparison.measures` over all images, from what both networks said of them."""
+        """Return the means of `TeacherComparison.measures` over all images, from the predictions of both networks."""
         log_probabilities = self.probabilities.double().clamp(min=1e-38).log()
         right, taught = self.chosen == self.labels, teacher.chosen == teacher.labels
         return {
@@ -35,12 +41,15 @@ class Predictions:
         }
 
     def confusion(self) -> Tensor:
-        """(classes, classes) counts, a row a true class, a column a predicted one."""
+        """Return counts (classes, classes), a row per true class and a column per predicted class."""
         classes = self.probabilities.shape[1]
         return torch.bincount(self.labels * classes + self.chosen, minlength=classes**2).view(classes, classes)
 
     def calibration_error(self, bins: int) -> float:
-        """Expected calibration error over equal bins of confidence (Guo et al., arXiv:1706.04599)."""
+        """Return the expected calibration error over `bins` equal bins of confidence.
+
+        Source: Guo et al., "On Calibration of Modern Neural Networks" (arXiv:1706.04599).
+        """
         confidence, chosen = self.probabilities.max(1)
         bin_of = (confidence * bins).long().clamp(max=bins - 1)
         right = (chosen == self.labels).double()
@@ -48,7 +57,7 @@ class Predictions:
         return float(gaps.abs().sum()) / len(self.labels)
 
     def mistakes(self, count: int) -> Tensor:
-        """Indices of the wrong answers given with most confidence, at most `count`."""
+        """Return the indices of the wrong predictions of highest confidence, at most `count`."""
         confidence, chosen = self.probabilities.max(1)
         wrong = (chosen != self.labels).nonzero().flatten()
         return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
@@ -56,6 +65,7 @@ class Predictions:
 
 @torch.no_grad()
 def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+    """Run `net` in evaluation mode on batches of images (B, 3, 32, 32) and labels (B,)."""
     net.eval()
     parts = [(net(images).float().softmax(1).cpu(), labels.cpu()) for images, labels in batches]
     probabilities, labels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -64,10 +74,14 @@ def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Predict
 
 @torch.no_grad()
 def measure_speed(net: nn.Module, images: Tensor, repeats: int) -> Metrics:
-    """Median of `repeats` forward passes, after two that do not count.
+    """Measure the median time of `repeats` forward passes in evaluation mode, after two passes to warm up.
+
+    Args:
+        images: (B, 3, 32, 32), on the device of `net`.
 
     Returns:
-        latency_ms: milliseconds for one image; throughput: images a second for the whole batch.
+        latency_ms: milliseconds for one image.
+        throughput: images per second for the whole batch.
     """
     net.eval()
     return {
@@ -77,7 +91,7 @@ def measure_speed(net: nn.Module, images: Tensor, repeats: int) -> Metrics:
 
 
 def median_seconds(run: Callable[[Tensor], Tensor], images: Tensor, repeats: int) -> float:
-    """Of so many runs, after two that do not count."""
+    """Return the median time of `repeats` calls of `run(images)`, after two calls to warm up."""
     seconds = []
     for _ in range(repeats + 2):
         start = time.perf_counter()

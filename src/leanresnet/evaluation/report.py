@@ -1,4 +1,4 @@
-"""The report on a trained model: what an evaluation writes to results/, and how it is read again."""
+"""The report on a trained model: the files that an evaluation writes to results/, and how they are read."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from leanresnet.training.validation import Metrics
 
 
 class Measured(Section):
-    """What was measured on one split."""
+    """The measures on one split."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -32,12 +32,14 @@ class Measured(Section):
 
 
 class Tested(Measured):
+    """The measures on the test split."""
+
     calibration_error: Share
     accuracy_by_class: dict[str, Share]
 
 
 class Report(Section):
-    """test.json."""
+    """The content of test.json."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -49,24 +51,24 @@ class Report(Section):
 
 
 class Speed(Section):
-    """speed.json."""
+    """The content of speed.json: milliseconds for one image, and images per second for a batch."""
 
     latency_ms: Rate
     throughput: Rate
 
 
 def load_report(results: Path) -> Report:
-    """The evaluation of the model whose results these are.
+    """Return the report in a model's folder of results.
 
     Raises:
-        StorageError: test.json cannot be read or is not JSON.
-        DataError: it holds something else.
+        StorageError: if test.json cannot be read or is not JSON.
+        DataError: if it does not hold a report.
     """
     return load_section(results / "test.json", Report, "an evaluation's report")
 
 
 def load_speed(results: Path) -> Speed:
-    """The measured speed of the model whose results these are; it raises what `load_report` does."""
+    """Return the measured speed in a model's folder of results; it raises the errors of `load_report`."""
     return load_section(results / "speed.json", Speed, "an evaluation's speed")
 
 
@@ -75,34 +77,39 @@ def write_report(
 ) -> None:
     """Write test.json, speed.json, confusion.csv and two pictures to the model's results.
 
-    Accuracy is measured in float32.
+    Accuracy is measured in float32. Timings depend on the machine, so they have a file of their own, speed.json. The
+    bytes of test.json are the same whenever the same build measures the same weights.
 
-    Timings depend on the machine, so they stand in a file of their own: test.json is the
-    same bytes wherever the same weights are measured by the same build.
+    Args:
+        settings: the section of params.yaml.
+        outputs: the folders of the model and of its results.
+        teacher: the folder of the model to compare with.
+        validation, test: the files of the splits.
+        device: where the networks run.
 
     Raises:
-        DataError: a split is of another data set than the other, the model or the teacher held out other images, or
-            gives answers that are not finite.
+        DataError: if the splits belong to different data sets, or the model or the teacher held out other images or
+            has predictions that are not finite.
     """
-    model, master = load_model(outputs.model, device), load_model(teacher, device)
-    for each in (model, master):
+    model, teacher_model = load_model(outputs.model, device), load_model(teacher, device)
+    for each in (model, teacher_model):
         check_held_out(each, validation)
     held_out, split = load_splits(validation, test)
     batches = [EvalBatches(each, settings.batch_size, device) for each in (held_out, split)]
     if isinstance(model.net, ResNet):
-        # Its run is made of this, so a mistake there is reported before anything is measured.
+        # The model's MLflow run is made from its origin, so a mistake there is reported before the measurements.
         load_origin(outputs.model)
     images = split.images[: settings.batch_size].to(device).contiguous(memory_format=torch.channels_last)
     with exact_float32():
-        said = [predict(model.net, each) for each in batches]
-        # A model that is its own teacher has said it all.
-        taught = said if master.sha256 == model.sha256 else [predict(master.net, each) for each in batches]
-        for folder, answers in ((outputs.model, said), (teacher, taught)):
-            if not all(each.probabilities.isfinite().all() for each in answers):
-                raise DataError(f"{folder}: answers that are not finite, expected: a model that did not diverge")
+        own = [predict(model.net, each) for each in batches]
+        is_own_teacher = teacher_model.sha256 == model.sha256
+        taught = own if is_own_teacher else [predict(teacher_model.net, each) for each in batches]
+        for folder, predicted in ((outputs.model, own), (teacher, taught)):
+            if not all(each.probabilities.isfinite().all() for each in predicted):
+                raise DataError(f"{folder}: predictions that are not finite, expected: a model that did not diverge")
         speed = measure_speed(model.net, images, settings.timing_repeats)
-    on_validation, on_test = (own.metrics(other) for own, other in zip(said, taught, strict=True))
-    predictions = said[1]
+    on_validation, on_test = (student.metrics(other) for student, other in zip(own, taught, strict=True))
+    predictions = own[1]
     report = {
         "parameters": model.parameters,
         "macs": model.macs,
@@ -124,7 +131,7 @@ def write_report(
 
 
 def report_files(outputs: Outputs) -> list[Path]:
-    """The files that `write_report` writes."""
+    """Return the paths of the files that `write_report` writes."""
     names = ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png")
     return [outputs.results / name for name in names]
 
