@@ -52,7 +52,7 @@ def test_the_command_writes_one_file_that_needs_no_other_and_logs_it(checkout: C
     assert [file.path for file in client_of(folder).list_artifacts(best, "comparisons")] == ["comparisons/page.html"]
     one, other = answers(folder, "baseline"), answers(folder, "teacher")
     differ = sum(a != b for a, b in zip(one, other, strict=True))
-    assert f"different answers on {differ} of {len(one)} images" in page
+    assert f"predictions differ on {differ} of {len(one)} images" in page
     assert page.count('<img src="data:image/png') == min(24, differ)
 
 
@@ -73,7 +73,7 @@ def test_without_the_test_split_the_page_says_so(workspace: Path, tmp_path: Path
     for split in (None, load_split(workspace / "data/validation.safetensors")):
         write_page(compare(runs), differ, split, tmp_path / "page.html")
         page = (tmp_path / "page.html").read_text()
-        assert "was not at hand" in page
+        assert "was not available" in page
         assert "<img" not in page
     before = page
     write_page(compare(runs), differ, None, tmp_path / "page.html")
@@ -105,5 +105,5 @@ def test_answers_that_no_evaluation_wrote_are_a_mistake(
     (tmp_path / "confusion.csv").write_bytes(content)
     monkeypatch.setattr("leanresnet.analysis.runs.download", lambda *_: tmp_path / "confusion.csv")
     run = RunRecord("theirs", "", "", {}, {}, {}, list)
-    with pytest.raises(DataError, match=r"^run theirs: results/confusion\.csv is none of leanresnet's, expected: "):
+    with pytest.raises(DataError, match=r"^run theirs: results/confusion\.csv has no predictions, expected: "):
         disagreement(run, run)

@@ -1,4 +1,4 @@
-"""What is read from finished results: comparisons, lineage, the champion, and the search for architectures.
+"""The analysis of finished results: comparisons, lineage, the champion, and the search for architectures.
 
 No stage depends on it.
 """

@@ -1,4 +1,4 @@
-"""Models that DVC restored from its cache, and whose training MLflow therefore never saw."""
+"""The logging of models that DVC restored from its cache, so that their training was never reported to MLflow."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from leanresnet.training.results import Outputs
 
 
 def log_restored(root: Path) -> int:
-    """Log from their outputs the models of a workspace's dvc.lock that MLflow lacks, and their evaluations.
+    """Log the models of a workspace's dvc.lock and their evaluations, as far as MLflow lacks them.
 
     Returns:
-        how many it lacked.
+        Number of models that MLflow lacked, or whose evaluation it lacked.
     """
     missing = 0
     for outputs, evaluated in _models(root):
@@ -30,11 +30,11 @@ def log_restored(root: Path) -> int:
 
 
 def _models(root: Path) -> Iterator[tuple[Outputs, bool]]:
-    """Those that lie there as dvc.lock has them, and whether the evaluation that lies there is of these weights.
+    """Iterate over the models whose outputs match dvc.lock, with whether an evaluation of their weights matches, too.
 
-    dvc.lock must have the digest of each file that is to be logged: a link in its place may lead anywhere.
+    Only files whose digest is in dvc.lock are logged, because a link in their place may lead anywhere.
     """
-    # What lies elsewhere, which DVC allows, is no model of this workspace.
+    # DVC allows outputs outside of the workspace, but they are not models of this workspace.
     stages = [stage for stage in read_lock(root).values() if all(map(_is_inside, stage.digests("outs")))]
     for stage in stages:
         outs = stage.digests("outs")
@@ -43,16 +43,16 @@ def _models(root: Path) -> Iterator[tuple[Outputs, bool]]:
             continue
         weights = places[WEIGHTS]
         outputs = Outputs((root / weights).parent, (root / places["train.json"]).parent)
-        if _lie_there(root, outs, outputs.files()):
+        if _match(root, outs, outputs.files()):
             measured = [each for each in stages if each.digests("deps").get(weights) == outs[weights]]
-            yield outputs, any(_lie_there(root, each.digests("outs"), report_files(outputs)) for each in measured)
+            yield outputs, any(_match(root, each.digests("outs"), report_files(outputs)) for each in measured)
 
 
 def _is_inside(path: str) -> bool:
     return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
-def _lie_there(root: Path, outs: dict[str, str], needed: Sequence[Path]) -> bool:
-    """Whether all that a stage made are there as it made them, and the needed are among them."""
+def _match(root: Path, outs: dict[str, str], needed: Sequence[Path]) -> bool:
+    """Return whether all outputs of a stage exist with their digests, and the needed files are among them."""
     found = {root / path for path, md5 in outs.items() if (root / path).exists() and file_hashes(root / path)[0] == md5}
     return len(found) == len(outs) and found.issuperset(needed)

@@ -1,4 +1,4 @@
-"""The best model within its budget, by rule: highest accuracy on a data set's validation split."""
+"""The choice of the champion, the model within its budget with the highest accuracy on the validation split."""
 
 import re
 import tempfile
@@ -15,23 +15,29 @@ from leanresnet.files import save_text
 from leanresnet.text import markdown, plain
 
 ALIAS = "champion"
-# By what it is chosen, and what the model card tells besides.
+# Metrics that a candidate needs, and further metrics for its model card.
 REQUIRED = ("test/accuracy", EVALUATED, "model/parameters")
 MEASURED = ("model/macs", "test/calibration_error")
-# What may stand in the name of a registered model.
+# Names of data sets that may be part of the name of a registered model.
 DATASET = re.compile(r"[\w.-]{1,200}")
-# Where the champion's run has its whole lineage; the model card has no room for every stage's params.
+# The artifact with the complete lineage of the champion, since the model card has no room for the params of all stages.
 FOLDER, LINEAGE = "champion", "lineage.txt"
 
 
 def register_champion(root: Path) -> list[str]:
-    """Register each data set's champion as `leanresnet-<data set>`, under the alias; a line for each.
+    """Register the champion of each data set as `leanresnet-<data set>` with the alias `ALIAS`.
 
-    A candidate of which too little is known is left out, with a warning.
+    A candidate that lacks tags or metrics is left out with a warning.
+
+    Args:
+        root: the workspace, whose dvc.lock and commits are searched for the lineage.
+
+    Returns:
+        A line of text for each champion.
 
     Raises:
-        DataError: no run is a candidate.
-        StorageError: MLflow cannot be asked.
+        DataError: if no run is a candidate.
+        StorageError: if MLflow cannot be reached.
     """
     by_dataset: dict[str, list[RunRecord]] = defaultdict(list)
     for run in filter(is_candidate, registry.find_finished()):
@@ -57,7 +63,7 @@ def register_champion(root: Path) -> list[str]:
 
 
 def is_candidate(run: RunRecord) -> bool:
-    """Whether it was evaluated, has a budget and keeps within it."""
+    """Return whether the run was evaluated and its model has a budget and does not exceed it."""
     budget = run.params.get("budget", "None")
     if run.lacks([], REQUIRED) or not re.fullmatch("[0-9]{1,18}", budget):
         return False
@@ -65,9 +71,13 @@ def is_candidate(run: RunRecord) -> bool:
 
 
 def best(runs: Sequence[RunRecord]) -> RunRecord:
-    """By validation, never by test; of equals, the one with fewer parameters, and of these the first.
+    """Return the run with the highest validation accuracy, then with the fewest parameters, then the oldest.
 
-    Accuracies compare on one validation split alone, so that of the newest run, the last, decides who takes part.
+    The test accuracy is never used. Only runs with the validation split of the newest run are compared, because
+    accuracies on different splits cannot be compared.
+
+    Args:
+        runs: the candidates, the newest last.
     """
     split = runs[-1].tags.get("dvc.validation_md5")
     comparable = [run for run in runs if run.tags.get("dvc.validation_md5") == split]
@@ -78,9 +88,9 @@ CARD = """\
 # {name}
 
 A ResNet for 32x32 colour images of the ten classes of {dataset}: pixels (batch, 3, 32, 32) in, logits (batch, 10) out.
-Pixels are whole numbers from 0 to 255, as `float32`; others, such as those of normalised images, are refused. It gives
-one of these ten classes to any image. It was measured on images like those that it learned from; of others its accuracy
-is not known.
+Pixels are whole numbers from 0 to 255, as `float32`; others, such as those of normalised images, are refused. The model
+assigns one of these ten classes to any image. It was evaluated on images of the data set that it was trained on; its
+accuracy on other images is not known.
 
 | | |
 | --- | --- |
@@ -93,7 +103,7 @@ How it was made (with the params of every stage: `{lineage}` among the run's art
 
 
 def card(run: RunRecord, origin: str) -> str:
-    """A model card (Mitchell et al., arXiv:1810.03993) in Markdown; `origin` is the run's lineage."""
+    """Return a model card (Mitchell et al., arXiv:1810.03993) in Markdown; `origin` is the lineage of the run."""
     figures = {
         "parameters": f"{run.metrics['model/parameters']:,.0f} of a budget of {int(run.params['budget']):,}",
         "multiply-accumulates": f"{run.metrics['model/macs']:,.0f}",

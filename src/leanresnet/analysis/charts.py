@@ -1,4 +1,4 @@
-"""What a comparison of runs draws, as matplotlib figures; none needs a display."""
+"""The charts of a comparison of runs as matplotlib figures, which need no display."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -12,9 +12,9 @@ from leanresnet.analysis.runs import EVALUATED, RunRecord, validation_of
 from leanresnet.text import drawn
 
 Groups = Sequence[Sequence[RunRecord]]
-# One for each round of matplotlib's ten colours.
+# matplotlib has ten colours, so the line style changes after each ten curves.
 STYLES = ("-", "--", ":", "-.")
-# Against what accuracy is drawn.
+# Names and metrics of the costs over which accuracy is drawn.
 COSTS = {
     "parameters": "model/parameters",
     "multiply-accumulates": "model/macs",
@@ -23,7 +23,7 @@ COSTS = {
 
 
 def overview(groups: Groups) -> Figure:
-    """The curves; and beside them, accuracy against parameters and multiply-accumulates where these differ."""
+    """Draw the curves, and accuracy over parameters and over multiply-accumulates if these differ between runs."""
     drawn = [cost for cost in ("parameters", "multiply-accumulates") if costs_differ(groups, cost)]
     figure = Figure(figsize=(7 + 5 * len(drawn), 4.5), layout="constrained")
     axes = figure.subplots(1, 1 + len(drawn), squeeze=False)[0]
@@ -34,26 +34,27 @@ def overview(groups: Groups) -> Figure:
 
 
 def curves(groups: Groups) -> Figure:
+    """Draw the validation accuracy of each group by epoch."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     _curves(figure.add_subplot(), groups)
     return figure
 
 
 def trade_off(groups: Groups, cost: str) -> Figure:
-    """`cost` is a key of `COSTS`."""
+    """Draw the validation accuracy of each group over a cost, a key of `COSTS`."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     _trade_off(figure.add_subplot(), groups, cost)
     return figure
 
 
 def costs_differ(groups: Groups, cost: str) -> bool:
-    """Whether there is something to draw: three values or more, of every run one."""
+    """Return whether a chart over this cost is useful: every run has a value, and there are at least three values."""
     values = {run.metrics.get(COSTS[cost]) for group in groups for run in group}
     return None not in values and len(values) > 2
 
 
 def confusion_difference(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """`counts` (classes, classes): how much more often the first of two models gave this answer than the second."""
+    """Draw `counts` (classes, classes), the confusion matrix of one model minus that of another."""
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
     most = max(1, int(np.abs(counts).max()))
@@ -71,7 +72,10 @@ def confusion_difference(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """The points (cost, accuracy, name) that no other one beats at the same or a lower cost, the cheapest first."""
+    """Return the Pareto front of points (cost, accuracy, name), sorted by cost.
+
+    For each of its points, no other point has the same or a lower cost and at least the same accuracy.
+    """
     found: list[tuple[float, float, str]] = []
     for point in sorted(points, key=lambda each: (each[0], -each[1])):
         if not found or point[1] > found[-1][1]:
@@ -80,7 +84,7 @@ def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float
 
 
 def _curves(axes: Axes, groups: Groups) -> None:
-    """Validation by epoch; of several seeds the mean, between the lowest and the highest."""
+    """Draw validation accuracy by epoch; for several seeds, their mean and the range from lowest to highest."""
     for number, group in enumerate(groups):
         histories = [run.validation() for run in group]
         length = min(len(history) for history in histories)
@@ -92,13 +96,13 @@ def _curves(axes: Axes, groups: Groups) -> None:
             axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    # Left to find the curves, matplotlib passes over names that begin with an underscore.
+    # Without handles, matplotlib leaves out curves whose names begin with an underscore.
     axes.legend(handles=axes.lines, fontsize=7)
     axes.grid(alpha=0.3)
 
 
 def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
-    """A point for each group, at the means over its seeds."""
+    """Draw a point for each group, at the means over its seeds, and the Pareto front."""
     costs = [mean(run.metrics[COSTS[cost]] for run in group) for group in groups]
     validation = validation_of(run for group in groups for run in group)
     accuracies = [100 * mean(run.metrics[validation] for run in group) for group in groups]
@@ -109,7 +113,7 @@ def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
     )
     middle = sum(axes.get_xlim()) / 2
     for value, accuracy, name in best:
-        # Names of the right half stand to the left of their points, so that none leaves the picture.
+        # Names of points in the right half are on their left, so that they stay inside the picture.
         side, offset = ("right", -3) if value > middle else ("left", 3)
         axes.annotate(
             drawn(name), (value, accuracy), fontsize=6, xytext=(offset, 3), textcoords="offset points", ha=side

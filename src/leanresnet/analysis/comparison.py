@@ -1,4 +1,4 @@
-"""Runs side by side: in what they differ, and what came of it."""
+"""The comparison of runs: the params in which they differ, and their results."""
 
 import statistics
 from collections.abc import Sequence
@@ -13,48 +13,57 @@ from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
 from leanresnet.text import markdown
 
-# The budget says nothing of how a model came to be, and as many blocks are listed as there are layers.
+# The budget does not change a model, and the number of layers is the length of model.blocks.
 NOT_COMPARED = {"budget", "model.layers"}
-# What each has to have; an unfinished run and one of somebody else may not.
+# Metrics that a run needs for a comparison; an unfinished run or one of another program may lack them.
 COMPARED = (registry.TRAINED, "model/parameters", "model/macs")
-# What else decides a result, and no param says: digests of the data, and of the weights that taught.
+# Tags that determine a result besides the params: digests of the data, and of the teacher's weights.
 MADE_FROM = {"training data": "dvc.train_md5", "validation data": "dvc.validation_md5", "teacher": "teacher.sha256"}
-# The study's test accuracy on CIFAR-10, of a network of 4,935,242 parameters.
-PAPER = 0.9375
-# How a table calls the measure of `registry.validation_of`.
+# The test accuracy of the study's network on CIFAR-10, with 4,935,242 parameters.
+STUDY_ACCURACY = 0.9375
+# The names of `registry.validation_of` in tables.
 VALIDATION = {registry.EVALUATED: "validation", registry.TRAINED: "validation in training"}
-FIGURES = ["test", "to the paper", "parameters", "million MACs", "latency, ms", "minutes"]
+FIGURES = ["test", "to the study", "parameters", "million MACs", "latency, ms", "minutes"]
 NUMBERS = {*VALIDATION.values(), *FIGURES}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`groups` of runs that count as one, the best first, and a table with a row for each."""
+    """A table of runs.
+
+    Attributes:
+        groups: runs that share a row because they differ only in their seed; the best group is the first.
+        header, rows: the cells of the table, a row for each group.
+    """
 
     groups: list[list[RunRecord]]
     header: list[str]
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        # Numbers stand to the right.
+        # Numbers are aligned to the right.
         rule = ["---:" if name in NUMBERS else "---" for name in self.header]
         header, *rows = ([markdown(cell) for cell in row] for row in (self.header, *self.rows))
         return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
     def write(self, out: Path) -> None:
-        """`out`.md and `out`.png."""
+        """Write the table to `out`.md and a picture to `out`.png."""
         save_text(self.markdown() + "\n", out.with_suffix(".md"))
         save_figure(charts.overview(self.groups), out.with_suffix(".png"))
 
 
 def select(targets: Sequence[str], questions: Sequence[str]) -> list[RunRecord]:
-    """Runs by id or by a model's place, and those of DVC's experiments `<question>` and `<question>-...`.
+    """Return the runs to compare; without targets and questions, all finished runs.
 
-    All that finished, where nothing is named. Those that cannot be compared are left out, with a warning.
+    Runs that lack what a comparison needs are left out with a warning.
+
+    Args:
+        targets: run ids, files of weights, or folders of models.
+        questions: names of DVC experiments; a name stands for the experiments `<name>` and `<name>-...`.
 
     Raises:
-        DataError: MLflow knows no such run, or none that can be compared.
-        StorageError: MLflow cannot be asked.
+        DataError: if MLflow has no such run, or none of the runs can be compared.
+        StorageError: if MLflow cannot be reached.
     """
     runs = [find(target) for target in targets]
     runs += [run for question in questions for run in registry.find_experiments(question)]
@@ -76,15 +85,16 @@ def select(targets: Sequence[str], questions: Sequence[str]) -> list[RunRecord]:
 
 
 def compare(runs: Sequence[RunRecord], by_seed: bool = True) -> Comparison:
-    """A row a run; or a row for all that differ in their seed alone, called after the first of them.
+    """Make a table with a row for each run, or with `by_seed`, a row for all runs that differ only in their seed.
 
-    Validation is one measure in all rows, that of `registry.validation_of`.
+    A row has the name of its first run. Validation accuracy is the same metric in all rows, see
+    `registry.validation_of`.
     """
     validation = registry.validation_of(runs)
     groups = over_seeds(runs) if by_seed else [[run] for run in runs]
     groups.sort(key=lambda group: mean(group, validation) or 0.0, reverse=True)
     keys = differing(runs)
-    # A model without a teacher is no other source: distill.teacher says that.
+    # A missing teacher is not listed as another teacher, because the param distill.teacher shows it.
     sources = [name for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in runs} - {None}) > 1]
     rows = [
         [
@@ -101,25 +111,25 @@ def compare(runs: Sequence[RunRecord], by_seed: bool = True) -> Comparison:
 
 
 def differing(runs: Sequence[RunRecord]) -> list[str]:
-    """The params that are not the same in all runs, in the order of params.yaml."""
+    """Return the params that are not the same in all runs, in the order of params.yaml."""
     keys = dict.fromkeys(key for run in runs for key in run.params)
     return [key for key in keys if key not in NOT_COMPARED and len({run.params.get(key) for run in runs}) > 1]
 
 
 def over_seeds(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Runs that differ in nothing but their seed, together and by seed; of a seed that ran twice, the last."""
+    """Group runs that differ only in their seed, sorted by seed; if a seed ran twice, the last run is taken."""
     groups: dict[tuple[object, ...], dict[str, RunRecord]] = {}
     for run in runs:
         compared = {key: value for key, value in run.params.items() if key != "seed"}
         made_from = (run.tags.get(tag) for tag in MADE_FROM.values())
         seeds = groups.setdefault((run.model, *made_from, *sorted(compared.items())), {})
         seeds[run.params.get("seed", "0")] = run
-    # In the order of the numbers, though somebody else's seed may be none.
+    # Sorting by length and text orders numbers, and accepts the seeds of other programs, which may not be numbers.
     return [[seeds[seed] for seed in sorted(seeds, key=lambda text: (len(text), text))] for seeds in groups.values()]
 
 
 def mean(group: Sequence[RunRecord], key: str) -> float | None:
-    """None where one of the runs has no such metric."""
+    """Return the mean of a metric over runs, or None if one of them lacks it."""
     values = [run.metrics.get(key) for run in group]
     return None if None in values else statistics.mean(value for value in values if value is not None)
 
@@ -129,7 +139,7 @@ def _figures(group: Sequence[RunRecord]) -> list[str]:
     on_cifar = test is not None and group[0].tags.get("dataset") == "cifar10"
     return [
         _accuracy(group, "test/accuracy"),
-        f"{100 * (test - PAPER):+.2f}" if on_cifar and test is not None else "",
+        f"{100 * (test - STUDY_ACCURACY):+.2f}" if on_cifar and test is not None else "",
         f"{group[0].metrics['model/parameters']:,.0f}",
         f"{group[0].metrics['model/macs'] / 1e6:,.1f}",
         "" if latency is None else f"{latency:.2f}",
@@ -138,7 +148,7 @@ def _figures(group: Sequence[RunRecord]) -> list[str]:
 
 
 def _accuracy(group: Sequence[RunRecord], key: str) -> str:
-    """The mean, and the sample's standard deviation where there are several seeds."""
+    """Return the mean as text, with the sample standard deviation if there are several seeds."""
     value = mean(group, key)
     if value is None:
         return ""

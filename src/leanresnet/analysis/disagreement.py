@@ -1,4 +1,4 @@
-"""Where two evaluated models differ, from their answers on the test split that MLflow keeps."""
+"""The images on which two evaluated models differ, from their predictions on the test split, which MLflow keeps."""
 
 import csv
 import tempfile
@@ -17,7 +17,13 @@ ANSWERS = "results/confusion.csv"
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Answers of two models, as class names, in the order of the test split."""
+    """The predictions of two models.
+
+    Attributes:
+        first, second: the runs of the models.
+        truth: the true classes by name, in the order of the test split.
+        answers: the predicted classes of both models, likewise.
+    """
 
     first: RunRecord
     second: RunRecord
@@ -30,11 +36,11 @@ class Disagreement:
 
     @property
     def where(self) -> list[int]:
-        """Indices of the images on which they gave different answers."""
+        """Indices of the images for which the models predict different classes."""
         return [place for place, (one, other) in enumerate(zip(*self.answers, strict=True)) if one != other]
 
     def counts(self) -> dict[str, int]:
-        """Images by who is right; they add up to all."""
+        """Return the number of images by which of the models are right; the numbers add up to all images."""
         who = Counter((one == true, other == true) for true, one, other in zip(self.truth, *self.answers, strict=True))
         return {
             "both are": who[True, True],
@@ -44,21 +50,24 @@ class Disagreement:
         }
 
     def confusion(self) -> np.ndarray:
-        """(classes, classes): how much more often the first gave an answer, a row a true class."""
+        """Return the confusion matrix of the first model minus that of the second, (classes, classes).
+
+        There is a row per true class and a column per predicted class.
+        """
         place = {name: number for number, name in enumerate(self.classes)}
         difference = np.zeros((len(place), len(place)), dtype=int)
-        for answers, sign in zip(self.answers, (1, -1), strict=True):
-            for true, said in zip(self.truth, answers, strict=True):
-                difference[place[true], place[said]] += sign
+        for predictions, sign in zip(self.answers, (1, -1), strict=True):
+            for true, predicted in zip(self.truth, predictions, strict=True):
+                difference[place[true], place[predicted]] += sign
         return difference
 
 
 def disagreement(first: RunRecord, second: RunRecord) -> Disagreement | None:
-    """None where one of the two was not evaluated.
+    """Compare the predictions of two runs; return None if one of them was not evaluated.
 
     Raises:
-        DataError: they were evaluated on different images, or one has other answers than an evaluation writes.
-        StorageError: MLflow cannot be asked.
+        DataError: if they were evaluated on different images, or a file is not one that an evaluation writes.
+        StorageError: if MLflow cannot be reached.
     """
     found = [_answers(run) for run in (first, second)]
     if found[0] is None or found[1] is None:
@@ -70,7 +79,7 @@ def disagreement(first: RunRecord, second: RunRecord) -> Disagreement | None:
 
 
 def _answers(run: RunRecord) -> tuple[list[str], list[str]] | None:
-    """(truth, answers)"""
+    """Return (true classes, predicted classes) of a run by name, or None if it was not evaluated."""
     with tempfile.TemporaryDirectory() as folder:
         path = registry.download(run.run_id, ANSWERS, Path(folder))
         if path is None:
@@ -80,6 +89,6 @@ def _answers(run: RunRecord) -> tuple[list[str], list[str]] | None:
                 pairs = [(row["true"], row["predicted"]) for row in csv.DictReader(file, restval="")]
         except (KeyError, ValueError, csv.Error) as error:
             raise DataError(
-                f"run {run.run_id}: {ANSWERS} is none of leanresnet's, expected: an evaluation's"
+                f"run {run.run_id}: {ANSWERS} has no predictions, expected: a file that an evaluation wrote"
             ) from error
-    return [true for true, _ in pairs], [said for _, said in pairs]
+    return [true for true, _ in pairs], [predicted for _, predicted in pairs]

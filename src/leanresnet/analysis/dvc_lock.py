@@ -1,4 +1,4 @@
-"""dvc.lock, as DVC writes it: what each stage was given and what it made, now and in the commits before."""
+"""A reader of dvc.lock, in which DVC records the dependencies and outputs of each stage, also in earlier commits."""
 
 import re
 from dataclasses import dataclass, field
@@ -16,33 +16,40 @@ CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |$)", re.MULTILINE)
 
 
 class Item(BaseModel):
-    """A dependency or an output. What another cloud versions has no md5."""
+    """A dependency or an output. Files that a cloud storage versions have no md5."""
 
     path: str
     md5: str | None = None
 
 
 class Stage(BaseModel):
+    """A stage with its dependencies, outputs and params, which are grouped by file."""
+
     deps: list[Item] = []
     outs: list[Item] = []
     params: dict[str, dict[str, Any]] = {}
 
     def digests(self, kind: Literal["deps", "outs"]) -> dict[str, str]:
-        """The md5 of each path."""
+        """Return the md5 of each path that has one."""
         items: list[Item] = getattr(self, kind)
         return {each.path: each.md5 for each in items if each.md5 is not None}
 
 
 class Lock(BaseModel):
+    """The content of dvc.lock."""
+
     schema_: Literal["2.0"] = Field(alias="schema")
     stages: dict[str, Stage] = {}
 
 
 def read_stages(text: str, place: object = LOCK) -> dict[str, Stage]:
-    """By name.
+    """Parse a dvc.lock and return its stages by name.
+
+    Args:
+        place: the file for error messages.
 
     Raises:
-        DataError: it is not as DVC writes it; `place` is what the error calls it.
+        DataError: if the text is not one that DVC writes.
     """
     remedy = f"expected: as DVC writes it (`git checkout HEAD -- {LOCK}`, or without it `dvc repro`)"
     conflict = CONFLICT.search(text)
@@ -50,7 +57,7 @@ def read_stages(text: str, place: object = LOCK) -> dict[str, Stage]:
         line = text.count("\n", 0, conflict.start()) + 1
         raise DataError(f"{place}: line {line} is a mark of a merge conflict, {remedy}")
     try:
-        # An empty file has no stage.
+        # An empty file has no stages.
         return Lock.model_validate(read_yaml(text) or {"schema": "2.0"}).stages
     except ValidationError as error:
         first = error.errors()[0]
@@ -61,18 +68,18 @@ def read_stages(text: str, place: object = LOCK) -> dict[str, Stage]:
 
 
 def read_lock(root: Path) -> dict[str, Stage]:
-    """The stages of a workspace's dvc.lock; none where there is no such file.
+    """Return the stages of a workspace's dvc.lock by name; none if there is no such file.
 
     Raises:
-        DataError: it is not as DVC writes it.
-        StorageError: it cannot be read.
+        DataError: if the file is not one that DVC writes.
+        StorageError: if it cannot be read.
     """
     return read_stages(_text(root), root / LOCK)
 
 
 def _text(root: Path) -> str:
     try:
-        # As of a commit's; what is no text is no YAML either.
+        # Bytes that are not UTF-8 are replaced, as in the output of git, and then fail as YAML.
         return (root / LOCK).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ""
@@ -82,16 +89,22 @@ def _text(root: Path) -> str:
 
 @dataclass(frozen=True)
 class Locked:
-    """A stage as a dvc.lock has it: that of `commit`, or the workspace's own where that is None."""
+    """A stage in a dvc.lock.
+
+    Attributes:
+        commit: the commit of the dvc.lock, or None for an uncommitted one.
+        stage: name of the stage.
+        stages: all stages of the dvc.lock by name.
+    """
 
     commit: str | None
     stage: str
     stages: dict[str, Stage] = field(repr=False)
 
     def before(self) -> list[str]:
-        """The stage and all whose outputs it depends on, in the order in which they run."""
-        provenance = {path: name for name in self.stages for path in self.outs(name)}
-        # Stages that DVC ran make no circle, but a file may say so.
+        """Return the stage and all stages whose outputs it depends on, in the order in which they run."""
+        made_by = {path: name for name in self.stages for path in self.outs(name)}
+        # DVC does not run stages with circular dependencies, but an edited file may have them.
         seen: set[str] = set()
         order: list[str] = []
 
@@ -100,8 +113,8 @@ class Locked:
                 return
             seen.add(name)
             for path in self.stages[name].digests("deps"):
-                if path in provenance:
-                    visit(provenance[path])
+                if path in made_by:
+                    visit(made_by[path])
             order.append(name)
 
         visit(self.stage)
@@ -111,7 +124,7 @@ class Locked:
         return self.stages[stage].digests("outs")
 
     def params(self) -> str:
-        """Those of all these stages, as params.yaml would have them."""
+        """Return the params of these stages as YAML, in the form of params.yaml."""
         found: dict[str, Any] = {}
         for name in self.before():
             found |= self.stages[name].params.get("params.yaml", {})
@@ -119,18 +132,21 @@ class Locked:
 
 
 def find_locked(weights_md5: str, root: Path) -> Locked | None:
-    """The stage that wrote these weights: from the workspace's dvc.lock, or the newest commit's that has them.
+    """Return the stage that wrote these weights, or None.
+
+    The workspace's dvc.lock is searched first, then those of the commits, from the newest on. A damaged dvc.lock of a
+    commit is skipped.
 
     Raises:
-        DataError: the workspace's is not as DVC writes it. A commit's that is not is passed over.
-        StorageError: it cannot be read.
+        DataError: if the workspace's dvc.lock is not one that DVC writes.
+        StorageError: if it cannot be read.
     """
     found = _stage_of(weights_md5, read_lock(root))
     if found:
         return Locked(_newest_commit(root), *found)
     for commit in (git(root, "log", f"-S{weights_md5}", "--format=%H", "--", LOCK) or "").split():
         try:
-            # The second of two commits is the one that removed them.
+            # `git log -S` also lists commits that removed the weights, in whose dvc.lock they are not found.
             found = _stage_of(weights_md5, read_stages(git(root, "show", f"{commit}:./{LOCK}") or ""))
         except DataError:
             continue
@@ -147,6 +163,6 @@ def _stage_of(weights_md5: str, stages: dict[str, Stage]) -> tuple[str, dict[str
 
 
 def _newest_commit(root: Path) -> str | None:
-    """Of the workspace's dvc.lock, if it is committed as it is."""
+    """Return the current commit if the workspace's dvc.lock is committed without changes, else None."""
     committed = git(root, "show", f"HEAD:./{LOCK}")
     return (git(root, "rev-parse", "HEAD") or "").strip() if committed == _text(root) else None

@@ -1,4 +1,4 @@
-"""A rough time for a recipe on this device, from a few training steps."""
+"""An estimate of the training time of a recipe on this device, from a few training steps."""
 
 import statistics
 import time
@@ -16,8 +16,8 @@ from leanresnet.training.losses import CrossEntropy
 
 
 def seconds_per_epoch(recipe: Recipe, images: int, device: torch.device) -> float:
-    """The median of three training steps on random pixels, not compiled, times the steps of `images` images."""
-    # Four batches, as many as the schedule of a single epoch has to last.
+    """Estimate the seconds of an epoch of `images` images by the median of three uncompiled steps on random pixels."""
+    # The schedule of a recipe with one epoch has to last for the four steps below.
     count = 4 * recipe.batch_size
     pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     split = Split(pixels, torch.arange(count) % CLASSES, (), "random")
@@ -33,7 +33,7 @@ def seconds_per_epoch(recipe: Recipe, images: int, device: torch.device) -> floa
 
 
 def seconds_per_inference(recipe: Recipe, images: int, device: torch.device) -> float:
-    """What a teacher adds to a student's epoch of `images` images."""
+    """Estimate the seconds that a teacher with this recipe adds to a student's epoch of `images` images."""
     net = build_model(recipe.model, [0.5] * 3, [0.25] * 3, recipe.seed).to(device)
     pixels = torch.zeros(recipe.batch_size, 3, 32, 32, dtype=torch.uint8, device=device)
     with autocast(device, recipe.precision), torch.no_grad():

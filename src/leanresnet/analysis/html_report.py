@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else: no network, no script, no other file."""
+"""A comparison as one HTML file that needs no network, no script and no other file."""
 
 import base64
 import io
@@ -18,19 +18,22 @@ from leanresnet.data.splits import Split
 from leanresnet.files import save_text
 from leanresnet.text import plain
 
-# What the charts draw lines and text in, until it becomes the page's own colour, which is another in the dark.
+# The colour of lines and text in the charts, which is replaced by the page's own, since that depends on dark mode.
 INK = "#010203"
 IMAGES = 24
 
 
 def write_page(comparison: Comparison, differ: Disagreement | None, test: Split | None, path: Path) -> None:
-    """Table, curves, accuracy over each cost; and of two models the differing answers.
+    """Write a page with the table, the curves and the accuracy over each cost.
 
     Args:
-        test: where it is what the two were evaluated on, its images are shown.
+        comparison: the table.
+        differ: the predictions of two models, whose differences are shown, or None.
+        test: the test split, or None. Its images are shown if the two models were evaluated on it.
+        path: the file to write.
 
     Raises:
-        StorageError: the file cannot be written.
+        StorageError: if the file cannot be written.
     """
     groups = comparison.groups
     drawn = {"Validation by epoch": charts.curves(groups)} if groups[0][0].validation() else {}
@@ -57,13 +60,13 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
 
 
 def _finalized(value: object) -> object:
-    """What the template writes; a chart, which is marked as safe, is written as it is."""
+    """Return a value as the template writes it; a chart, which is marked as safe, is not changed."""
     return value if hasattr(value, "__html__") else plain(value)
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    # Ids are drawn from this, so the same chart is the same text.
+    # matplotlib makes ids from the salt, so that the same chart is the same text.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "leanresnet"}):
         _ink(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -72,7 +75,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _ink(figure: Figure) -> None:
-    """Everything that is neither a curve nor a cell takes the page's colour."""
+    """Give everything that is neither a curve nor a cell the colour `INK`."""
     for axes in figure.axes:
         axes.tick_params(colors=INK)
         for spine in axes.spines.values():
@@ -90,7 +93,7 @@ def _ink(figure: Figure) -> None:
 
 
 def _images(differ: Disagreement, test: Split) -> list[dict[str, str]]:
-    """The first of them on which the two differ; none of another split."""
+    """Return the first images on which the two models differ; none if they were evaluated on another split."""
     truth = [test.classes[label] for label in test.labels.tolist()]
     if truth != differ.truth:
         return []

@@ -1,4 +1,4 @@
-"""From a model to all that it was made of, and the commands that make it again."""
+"""The lineage of a model: everything that it was made from, and the commands that make it again."""
 
 from pathlib import Path
 from shlex import quote
@@ -12,7 +12,7 @@ from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.text import plain
 from leanresnet.tracking import mlflow_client as tracking
 
-# What a run that wrote a model has as tags and metrics.
+# Tags and metrics of a run that wrote a model.
 TOLD = (
     *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", "dvc.weights_md5", tracking.WEIGHTS_TAG),
     *("device", "torch", "git.commit", "git.dirty"),
@@ -21,11 +21,14 @@ SIZES = ("model/parameters", "model/macs")
 
 
 def find(target: str) -> RunRecord:
-    """The run of this id, or that made the weights of this file or of the model in this folder.
+    """Return the run of a target.
+
+    Args:
+        target: the id of a run, a file of weights, or the folder of a model.
 
     Raises:
-        DataError: MLflow knows no such run.
-        StorageError: MLflow cannot be asked, or the file not be read.
+        DataError: if MLflow has no such run.
+        StorageError: if MLflow cannot be reached, or the file cannot be read.
     """
     path = Path(target)
     if not path.exists():
@@ -40,11 +43,15 @@ def find(target: str) -> RunRecord:
 
 
 def describe(run: RunRecord, root: Path, params: bool = True) -> str:
-    """A page of text, most of which are the params; its last lines are commands.
+    """Return the lineage of a run as text, which ends with the commands that make the model again.
+
+    Args:
+        root: the workspace, whose dvc.lock and commits are searched for the weights.
+        params: whether to list the params, which are most of the text.
 
     Raises:
-        DataError: the run wrote no model, or is none of leanresnet's; or dvc.lock is not as DVC writes it.
-        StorageError: MLflow cannot be asked.
+        DataError: if the run is not a training of leanresnet that wrote a model, or dvc.lock is damaged.
+        StorageError: if MLflow cannot be reached.
     """
     missing = run.lacks(TOLD, SIZES)
     if missing:
@@ -63,7 +70,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
     }
     if run.params.get("distill.teacher", "none") != "none":
         teacher = registry.find_run_of_weights(run.tags.get("teacher.sha256", ""))
-        its_run = f"run {teacher.run_id}" if teacher else "of no run here"
+        its_run = f"run {teacher.run_id}" if teacher else "its run is not in this MLflow"
         parts["teacher"] = f"{run.params['distill.teacher']}, {its_run}"
     lines = [f"{name:8} {text}" for name, text in parts.items()]
     lines += _stages(found) if found else []
@@ -84,20 +91,20 @@ def _model(run: RunRecord) -> str:
 
 
 def _code(run: RunRecord) -> str:
-    changed = {"true": ", with changes that no commit holds", "false": ""}.get(run.tags["git.dirty"], "")
+    changed = {"true": ", with uncommitted changes", "false": ""}.get(run.tags["git.dirty"], "")
     experiment = f", DVC experiment {run.experiment}" if run.experiment else ""
     return f"commit {run.tags['git.commit']}{changed}{experiment}"
 
 
 def _stages(found: Locked) -> list[str]:
-    """What dvc.lock has of the stages: their outputs' digests."""
+    """Return lines with the digests of the stages' outputs in dvc.lock."""
     origin = f"of commit {found.commit}" if found.commit else "of this workspace, not committed"
     outs = [(name, *out) for name in found.before() for out in found.outs(name).items()]
     return [f"{LOCK} {origin}", *(f"    {name:16} {md5:36} {path}" for name, path, md5 in outs)]
 
 
 def _params(run: RunRecord, found: Locked | None) -> list[str]:
-    """Of all these stages, or of the run alone where dvc.lock does not have them."""
+    """Return lines with the params of all stages in dvc.lock, or of the run alone if dvc.lock has no such stage."""
     return found.params().splitlines() if found else [f"{key}: {value}" for key, value in run.params.items()]
 
 
@@ -117,5 +124,5 @@ def _commands(run: RunRecord, found: Locked | None, sha256: str) -> list[str]:
 
 
 def lineage(target: str, root: Path) -> str:
-    """See `find` and `describe`."""
+    """Return the lineage of a target, see `find` and `describe`."""
     return describe(find(target), root)

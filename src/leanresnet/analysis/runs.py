@@ -1,4 +1,4 @@
-"""Runs as MLflow has them: found again, read, added to and registered. No stage needs this."""
+"""The runs in MLflow: how they are found, read, added to and registered as models."""
 
 import math
 import tempfile
@@ -24,23 +24,25 @@ from leanresnet.tracking.mlflow_client import (
     tracking_uri,
 )
 
-# Runs a request: a busy server took 15 s for a thousand, longer than one request may take.
+# Number of runs per request. A busy server took 15 s for a thousand, which exceeds the timeout of a request.
 PAGE = 100
-# Accuracies of the weights that a run kept, on the validation split: as `evaluate` measures it, in float32, and as
-# training did, in its own precision.
+# Metrics with the validation accuracy of the weights that a run kept: measured by `evaluate` in float32, and measured
+# by the training in its own precision.
 EVALUATED, TRAINED = "val/evaluated_accuracy", "val/best_accuracy"
-# How often a model is registered where that meets another one who does the same.
+# How often the registration of a model is tried, because it fails if another process registers at the same time.
 TRIES = 3
-# The artifacts of a run that are its model's two files.
+# The folder of a run's artifacts that holds the two files of its model.
 CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as MLflow has it.
+    """A run in MLflow.
 
-    `metrics` are the last ones; `validation()` is the accuracy of each epoch, and asks MLflow for it: of a thousand
-    runs a few are drawn.
+    Attributes:
+        metrics: the last value of each metric.
+        validation: a function that requests the validation accuracy of each epoch from MLflow. It is a function
+            because only a few of many runs are drawn.
     """
 
     run_id: str
@@ -53,12 +55,12 @@ class RunRecord:
 
     @property
     def experiment(self) -> str:
-        """DVC's, or nothing."""
+        """The name of the DVC experiment, or an empty text."""
         return self.tags.get(EXPERIMENT_TAG, "")
 
     @property
     def label(self) -> str:
-        """What a person calls it: its experiment, or its own name."""
+        """The name for tables and pictures: that of its experiment, or its own."""
         return self.experiment or self.name
 
     @property
@@ -66,21 +68,24 @@ class RunRecord:
         return self.tags.get("model", "")
 
     def lacks(self, tags: Iterable[str], metrics: Iterable[str]) -> list[str]:
-        """Which of these it has not, as a run of somebody else may; a metric is had where it is finite."""
+        """Return which of these tags and metrics the run lacks; a metric that is not finite counts as missing.
+
+        A run that another program created may lack any of them.
+        """
         missing = [tag for tag in tags if tag not in self.tags]
         return missing + [key for key in metrics if not math.isfinite(self.metrics.get(key, math.nan))]
 
 
 def validation_of(runs: Iterable[RunRecord]) -> str:
-    """The measure of validation by which runs compare: `EVALUATED`, or `TRAINED` where one was not evaluated."""
+    """Return the metric by which the runs are compared: `EVALUATED`, or `TRAINED` if one run was not evaluated."""
     return EVALUATED if all(EVALUATED in run.metrics for run in runs) else TRAINED
 
 
 def find_experiments(question: str) -> list[RunRecord]:
-    """The finished runs of the DVC experiments `question` and `question-...`, the newest of each model.
+    """Return the finished runs of the DVC experiments `question` and `question-...`, the newest of each model.
 
     Raises:
-        StorageError: MLflow cannot be asked.
+        StorageError: if MLflow cannot be reached.
     """
     found = _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{question}%' and attributes.status = 'FINISHED'")
     asked = [run for run in found if run.experiment == question or run.experiment.startswith(f"{question}-")]
@@ -88,31 +93,31 @@ def find_experiments(question: str) -> list[RunRecord]:
 
 
 def find_finished() -> list[RunRecord]:
-    """Raises StorageError where MLflow cannot be asked."""
+    """Return all finished runs, the oldest first; raise StorageError if MLflow cannot be reached."""
     return _search("attributes.status = 'FINISHED'")
 
 
 def find_run(run_id: str) -> RunRecord | None:
-    """Raises StorageError where MLflow cannot be asked."""
+    """Return the run with this id, or None; raise StorageError if MLflow cannot be reached."""
     found = _search(f"attributes.run_id = '{run_id}'")
     return found[-1] if found else None
 
 
 def find_run_of_weights(sha256: str) -> RunRecord | None:
-    """The newest run that ended with this model.safetensors.
+    """Return the newest run that wrote a model.safetensors with this SHA-256, or None.
 
     Raises:
-        StorageError: MLflow cannot be asked.
+        StorageError: if MLflow cannot be reached.
     """
     found = _search(f"tags.`{WEIGHTS_TAG}` = '{sha256}'")
     return found[-1] if found else None
 
 
 def download(run_id: str, artifact: str, folder: Path) -> Path | None:
-    """A file of a run, fetched into a folder; None where the run has no such file.
+    """Download an artifact of a run into a folder; return its path, or None if the run has no such artifact.
 
     Raises:
-        StorageError: MLflow cannot be asked.
+        StorageError: if MLflow cannot be reached.
     """
     try:
         client = connect().MlflowClient()
@@ -121,36 +126,38 @@ def download(run_id: str, artifact: str, folder: Path) -> Path | None:
             return None
         return Path(client.download_artifacts(run_id, artifact, str(folder)))
     except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not give {artifact} of run {run_id} ({error})") from error
+        message = f"{tracking_uri()}: MLflow does not return {artifact} of run {run_id} ({error})"
+        raise StorageError(message) from error
 
 
 def upload(run_id: str, path: Path, folder: str) -> None:
-    """Add a file to a finished run.
+    """Add a file to the artifacts of a finished run.
 
     Raises:
-        StorageError: MLflow does not take it.
+        StorageError: if MLflow does not accept it.
     """
     try:
         connect().MlflowClient().log_artifact(run_id, str(path), folder)
     except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not take {path} for run {run_id} ({error})") from error
+        raise StorageError(f"{tracking_uri()}: MLflow does not accept {path} for run {run_id} ({error})") from error
 
 
 def register(run: RunRecord, name: str, alias: str, description: str) -> str:
-    """Make the run's model the one that `alias` of the registered model `name` means; its version.
+    """Register the run's model under `name`, let `alias` refer to it, and return its version.
 
-    A model has one version, however often it is registered. One that was deleted in MLflow is logged
-    again, from the checkpoint among the run's artifacts.
+    A model that is registered again keeps its version. A model that was deleted in MLflow is logged again, from the
+    checkpoint among the run's artifacts.
 
     Raises:
-        DataError: the run has neither a model nor a checkpoint.
-        StorageError: MLflow does not take it.
+        DataError: if the run has neither a model nor a checkpoint.
+        StorageError: if MLflow does not accept the model.
     """
     try:
         mlflow = connect()
         with FileLock(workspace() / ".work" / "registry.lock"):
             for _ in range(TRIES - 1):
-                # Somebody else's may come between on a server; what is done then stays, and is found.
+                # On a server, another process may register at the same time. The next attempt continues with what
+                # this one has done.
                 with suppress(mlflow.MlflowException):
                     return _register(mlflow, run, name, alias, description)
             return _register(mlflow, run, name, alias, description)
@@ -181,14 +188,14 @@ def _model_of(mlflow: Any, client: Any, run_id: str) -> str:
                 reason = f"MLflow has neither its model nor its {CHECKPOINT} any more"
                 raise DataError(f"run {run_id}: {reason}, expected: a run with one of them (delete this one)")
             log_model(mlflow, run_id, Path(client.download_artifacts(run_id, CHECKPOINT, folder)))
-        # It ended when it did.
+        # Logging the model has changed the end of the run, so it is restored.
         client.set_terminated(run_id, info.status, info.end_time)
         found = find_model(client, info.experiment_id, run_id)
     return str(found.model_id)
 
 
 def _search(query: str) -> list[RunRecord]:
-    """The oldest first."""
+    """Return the runs that match a query, the oldest first."""
     try:
         client = connect().MlflowClient()
         experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
@@ -213,5 +220,6 @@ def _validation(client: Any, run_id: str) -> list[float]:
     try:
         history = client.get_metric_history(run_id, "val/accuracy")
     except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not give the epochs of run {run_id} ({error})") from error
+        message = f"{tracking_uri()}: MLflow does not return the epochs of run {run_id} ({error})"
+        raise StorageError(message) from error
     return [each.value for each in sorted(history, key=lambda each: each.step)]

@@ -1,4 +1,4 @@
-"""Architectures of the paper's family within a budget: enumerated and counted, none of them built."""
+"""The search for architectures of the study's family within a budget. They are counted without being built."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement, product
@@ -9,13 +9,15 @@ from leanresnet.models.complexity import count_macs, count_parameters
 
 
 class Candidate(NamedTuple):
+    """An architecture with its numbers of parameters and of multiply-accumulates."""
+
     model: Model
     parameters: int
     macs: int
 
     @property
     def name(self) -> str:
-        """`b3-3-2-3.c64-128-128-256.f3.k1`: blocks, channels, kernels of the convolutions and of the shortcuts."""
+        """Blocks, channels, and kernels of the convolutions and of the shortcuts: `b3-3-2-3.c64-128-128-256.f3.k1`."""
         sizes = {
             "b": self.model.blocks,
             "c": self.model.channels,
@@ -25,7 +27,10 @@ class Candidate(NamedTuple):
         return ".".join(key + "-".join(map(str, values)) for key, values in sizes.items())
 
     def overrides(self, key: str) -> list[str]:
-        """`key.layers=4`, `key.blocks=[3,3,2,3]`, ...: values for DVC, which make the model of `key` this one."""
+        """Return values for `dvc exp run --set-param` that make this architecture the model at `key` of params.yaml.
+
+        They have the form `key.layers=4`, `key.blocks=[3,3,2,3]`.
+        """
         keys = {"layers", "blocks", "channels", "kernels", "skip_kernels", "pool"}
         shape = self.model.model_dump(mode="json", include=keys)
         return [f"{key}.{name}={str(value).replace(' ', '')}" for name, value in shape.items()]
@@ -39,11 +44,18 @@ def enumerate_models(
     kernels: Sequence[int],
     skip_kernels: Sequence[int],
 ) -> Iterator[Model]:
-    """Every model of `base`'s kind with N of `layers`, B_i of `blocks` and C_i of `channels`, which never decrease.
+    """Iterate over all architectures that differ from `base` in their sizes.
 
-    F is one of `kernels` and K one of `skip_kernels`, the same in all layers; K is the first of them
-    where no shortcut has a convolution. The pool at the end spans what is left of the map; an N that
-    leaves none is left out.
+    The last pool covers the whole map. A number of layers after which no map is left is skipped.
+
+    Args:
+        base: determines everything else, such as the kind of the blocks.
+        layers: numbers of layers N.
+        blocks: numbers of blocks B_i of each layer.
+        channels: numbers of channels C_i of each layer, which never decrease from layer to layer.
+        kernels: sizes of the convolutions F, the same in all layers.
+        skip_kernels: sizes of the shortcuts' convolutions K, the same in all layers. If no shortcut has a convolution,
+            only the first size is used.
     """
     if base.downsample == "pool":
         skip_kernels = skip_kernels[:1]
@@ -59,7 +71,7 @@ def enumerate_models(
             if base.squeeze_excite > widths[0]:
                 continue
             for depths, kernel, skip_kernel in product(product(blocks, repeat=count), kernels, skip_kernels):
-                # Valid by construction; validating each would take most of the time.
+                # These are valid by construction, and validating each of them would take most of the time.
                 yield whole.model_copy(
                     update={
                         "channels": widths,
@@ -71,7 +83,11 @@ def enumerate_models(
 
 
 def near_budget(models: Iterator[Model], budget: int, least: float) -> tuple[int, list[Candidate]]:
-    """How many there are, and those with `least` to 1 times `budget` parameters, by multiply-accumulates."""
+    """Count `models`, and select those with `least` * `budget` to `budget` parameters.
+
+    Returns:
+        (number of models, the selected ones sorted by multiply-accumulates)
+    """
     counted, found = 0, []
     for model in models:
         counted += 1
@@ -82,7 +98,7 @@ def near_budget(models: Iterator[Model], budget: int, least: float) -> tuple[int
 
 
 def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """`count` of them, evenly from the cheapest to the dearest; all where there are no more."""
+    """Return `count` candidates, evenly spaced from the first to the last; all if there are not more."""
     if len(candidates) <= count:
         return list(candidates)
     if count == 1:

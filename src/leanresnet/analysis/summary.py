@@ -1,4 +1,4 @@
-"""The finished models of a workspace side by side, from their outputs."""
+"""A table of the evaluated models of a workspace, from their outputs."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ MODELS = ("baseline", "teacher", "student")
 
 
 def comparison(results: Path) -> str:
-    """A table of the models whose evaluation is in `results`, a row each.
+    """Return a table of the models whose evaluation is in `results`, as text with a row per model.
 
-    Teacher gap: the teacher's test accuracy minus the model's, in percentage points.
+    The teacher gap is the test accuracy of the teacher minus that of the model, in percentage points.
 
     Raises:
-        StorageError: no model has been evaluated there, or a report cannot be read.
-        DataError: a report holds something else.
+        StorageError: if there is no evaluated model, or a report cannot be read.
+        DataError: if a file is not a report.
     """
     rows = [("model", "parameters", "MACs", "validation", "test", "teacher gap")]
     for name in MODELS:

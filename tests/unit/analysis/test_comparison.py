@@ -140,7 +140,7 @@ def test_a_row_has_the_figures_of_its_run() -> None:
         "latency, ms": "1.25",
         "validation": "75.00%",
         "test": "74.00%",
-        "to the paper": "-19.75",
+        "to the study": "-19.75",
         "minutes": "1.5",
     }
     lines = found.markdown().splitlines()
