@@ -82,7 +82,7 @@ def test_models_that_agree_and_a_model_alone(
     visited.file_uploader[0].upload(photo.name, photo.read_bytes(), "image/jpeg").run()
     assert visited.success[0].value == f"All 2 models agree: **{chosen}**."
     shutil.rmtree(tmp_path / "baseline")
-    assert visited.run().info[0].value == f"The one model here says **{chosen}**."
+    assert visited.run().info[0].value == f"The model predicts **{chosen}**."
 
 
 def test_a_model_that_was_trained_again_is_read_again(

@@ -1,4 +1,4 @@
-"""A trained model in formats that other programs run, each checked against the original."""
+"""The export of a trained model to formats that other programs run. Each export is compared with the original."""
 
 import io
 import warnings
@@ -18,7 +18,7 @@ from leanresnet.models.checkpoint import Checkpoint
 
 Format = Literal["onnx", "torchscript", "pt2"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}
-# Batches on which the exported model must say what the original does, within this.
+# Sizes of the batches with which an exported model is checked, and the largest accepted difference of a logit.
 CHECKED_BATCHES, TOLERANCE = (1, 2, 7), 1e-4
 REPEATS = 20
 Runner = Callable[[Tensor], Tensor]
@@ -26,7 +26,12 @@ Runner = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Exported:
-    """`difference` is the largest of any logit; the latencies are medians for one image, in milliseconds."""
+    """The result of an export.
+
+    Attributes:
+        difference: largest difference of a logit from the original.
+        latency_ms, torch_latency_ms: median milliseconds for one image, exported and original.
+    """
 
     difference: float
     latency_ms: float
@@ -34,13 +39,14 @@ class Exported:
 
 
 def export(model: Checkpoint, form: Format, path: Path) -> Exported:
-    """Write `path`: images (B, 3, 32, 32) uint8, any B >= 1, in; logits (B, classes) float32 out.
+    """Export a model to `path`.
 
-    The file appears only where the exported model, loaded again, says what the original does.
+    The exported model maps images (B, 3, 32, 32) uint8, for any B >= 1, to logits (B, classes) float32. The file is
+    written only if its logits, after it is loaded again, agree with those of the original.
 
     Raises:
-        DataError: it does not.
-        StorageError: the file cannot be written.
+        DataError: if they do not agree.
+        StorageError: if the file cannot be written.
     """
     write, load = {
         "onnx": (_onnx, _load_onnx),
@@ -50,7 +56,7 @@ def export(model: Checkpoint, form: Format, path: Path) -> Exported:
     net = model.net.cpu().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        # In memory: where a disk is full, torch's own writers abort the process.
+        # The export is made in memory, because torch's own writers abort the process if the disk is full.
         content = write(net, _images(2, generator))
         run = load(content)
         batches = [_images(count, generator) for count in CHECKED_BATCHES]
@@ -71,7 +77,7 @@ def _any_batch() -> tuple[dict[int, object]]:
 
 
 class _OfBytes(nn.Module):
-    """A traced network takes any type of number; to one of normalised images it would give a confident answer."""
+    """A network that accepts only uint8; a traced network would return confident predictions for normalised images."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -109,7 +115,7 @@ def _load_onnx(content: bytes) -> Runner:
 def _torchscript(net: nn.Module, images: Tensor) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # Deprecated in favour of pt2, and still what much of C++ and mobile code loads.
+        # TorchScript is deprecated in favour of pt2, but many C++ and mobile programs still load it.
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         torch.jit.save(torch.jit.script(_OfBytes(torch.jit.trace(net, images))), file)
@@ -127,7 +133,7 @@ def _load_torchscript(content: bytes) -> Runner:
 def _pt2(net: nn.Module, images: Tensor) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # torch says this of every exported buffer, and on the CPU it does not matter.
+        # torch warns of every exported buffer; the warning does not apply to a CPU.
         warnings.filterwarnings("ignore", "No complete tensor found")
         torch.export.save(torch.export.export(net, (images,), dynamic_shapes=_any_batch()), file)
     return file.getvalue()

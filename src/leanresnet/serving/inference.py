@@ -1,4 +1,4 @@
-"""Images of any kind, as the network takes them, and what it says of them."""
+"""The preparation of any image for the network, and the network's predictions."""
 
 import io
 import warnings
@@ -20,9 +20,9 @@ from leanresnet.models.checkpoint import DESCRIPTION, Checkpoint
 SUFFIXES = (".jpeg", ".jpg", ".png")
 MODELS = ("baseline", "teacher", "student")
 BATCH_SIZE = 500
-# Of one image: to decode so many takes about half a gigabyte.
+# The largest number of pixels of an image. Decoding an image of this size takes about half a gigabyte.
 MOST_PIXELS = 2**26
-# What makes an image upright, by its EXIF orientation.
+# The operation that makes an image upright, by its EXIF orientation.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,10 +35,10 @@ UPRIGHT = {
 
 
 def find_models(folder: Path) -> list[str]:
-    """Which of the pipeline's models lie in `folder`.
+    """Return the names of the pipeline's models in `folder`.
 
     Raises:
-        StorageError: none of them.
+        StorageError: if there is none.
     """
     found = [name for name in MODELS if (folder / name / DESCRIPTION).exists()]
     if not found:
@@ -47,10 +47,14 @@ def find_models(folder: Path) -> list[str]:
 
 
 def find_images(places: Sequence[Path]) -> list[Path]:
-    """Files as they are named; of a folder, the JPEG and PNG files in it and below, sorted, but for hidden ones.
+    """Return the paths of images.
+
+    Args:
+        places: files, and folders. A folder stands for the JPEG and PNG files in it and its subfolders, sorted and
+            without hidden ones.
 
     Raises:
-        StorageError: there is no such place, or no image in a folder.
+        StorageError: if a place does not exist, or a folder has no image.
     """
     found: list[Path] = []
     for place in places:
@@ -66,17 +70,20 @@ def find_images(places: Sequence[Path]) -> list[Path]:
 
 
 def _is_image(path: Path, folder: Path) -> bool:
-    """By its name. macOS leaves a hidden `._x.png`, which is none, beside an `x.png` on other disks."""
+    """Return whether a file is an image by its name, and not hidden.
+
+    On disks of other systems, macOS writes a hidden file `._x.png` beside `x.png` that is not an image.
+    """
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
 
 
 def read_image(path: Path) -> Tensor:
-    """As `decode`, of a file.
+    """Read and `decode` a file.
 
     Raises:
-        StorageError: it cannot be read.
-        DataError: it is not a whole image, or too large.
+        StorageError: if it cannot be read.
+        DataError: if it is not a whole image, or too large.
     """
     try:
         content = path.read_bytes()
@@ -86,17 +93,22 @@ def read_image(path: Path) -> Tensor:
 
 
 def decode(content: bytes, name: str) -> Tensor:
-    """(3, 32, 32) uint8: an image's middle square, upright, scaled with antialiasing; what is transparent is white.
+    """Decode an image, turn it upright, and scale its central square with antialiasing.
+
+    Transparent pixels become white.
 
     Args:
-        content: of a JPEG or PNG file of any mode; of an animated one, the first picture.
-        name: what an error calls it.
+        content: content of a JPEG or PNG file of any mode; of an animation, the first picture is taken.
+        name: name of the image for error messages.
+
+    Returns:
+        (3, 32, 32) uint8, RGB.
 
     Raises:
-        DataError: it is not a whole image, or has more than `MOST_PIXELS`.
+        DataError: if it is not a whole image, or has more than `MOST_PIXELS` pixels.
     """
     try:
-        # What Pillow warns of is damage that it can read past.
+        # Pillow warns of damage in spite of which it can read the image.
         with warnings.catch_warnings(action="ignore"), _open(content) as image:
             width, height = image.size
             if width * height <= MOST_PIXELS:
@@ -107,7 +119,7 @@ def decode(content: bytes, name: str) -> Tensor:
 
 
 def _open(content: bytes) -> ImageFile:
-    """Its header alone is read. `Image.open` would refuse, or warn of, large images in its own words."""
+    """Open an image and read its header. `Image.open` is not used because it refuses large images, or warns of them."""
     return (PngImageFile if content.startswith(b"\x89PNG") else JpegImageFile)(io.BytesIO(content))
 
 
@@ -122,20 +134,20 @@ def _scaled(image: ImageFile) -> Tensor:
 
 
 def _in_8_bits(image: ImageFile) -> Image.Image:
-    """As L, LA, RGB or RGBA."""
+    """Return the image in mode L, LA, RGB or RGBA."""
     sampled_as = image.tile[0].args
     image.load()
     if image.mode.startswith("I"):
         return _from_16_bits(image)
     if sampled_as in ("L;2", "L;4") and "transparency" in image.info:
-        # Pillow scales the samples to 8 bits, but not the one that stands for transparency.
+        # Pillow scales the samples to 8 bits, but not the value that means transparency.
         image.info["transparency"] *= {"L;2": 85, "L;4": 17}[sampled_as]
     wanted = ("LA", "RGBA") if image.has_transparency_data else ("L", "RGB")
     return image if image.mode in wanted else image.convert(wanted[1])
 
 
 def _from_16_bits(image: ImageFile) -> Image.Image:
-    """Pillow's own conversion makes all above 255 white."""
+    """Scale samples of 16 bits to 8 bits; Pillow's own conversion makes all values above 255 white."""
     samples = np.asarray(image)
     grey = Image.fromarray(((np.arange(2**16) + 128) // 257).astype(np.uint8)[samples])
     if "transparency" in image.info:
@@ -144,7 +156,7 @@ def _from_16_bits(image: ImageFile) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1, upright, where the EXIF block says nothing that can be read: whoever shows the image takes it so."""
+    """Return the EXIF orientation; 1, upright, if it is missing or cannot be read, as image viewers assume too."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as in `decode`
@@ -154,31 +166,37 @@ def _orientation(image: Image.Image) -> int:
 
 @torch.no_grad()
 def probabilities(model: Checkpoint, images: Tensor) -> Tensor:
-    """(B, classes) float32, of images (B, 3, 32, 32) uint8.
+    """Return the probability of each class.
+
+    Shapes: images (B, 3, 32, 32) uint8 -> (B, classes) float32, on the CPU.
 
     Raises:
-        DataError: the model's weights are finite, and what it makes of an image is not.
+        DataError: if a probability is not finite, which is possible even if all weights are.
     """
     device = next(model.net.buffers()).device
     parts = [model.net(part.to(device)).float().softmax(1).cpu() for part in images.split(BATCH_SIZE)]
     found = torch.cat(parts)
     if not found.isfinite().all():
-        raise DataError(f"model {model.about['name']}: an answer is NaN, expected: a model whose training went well")
+        wrong = "a predicted probability is NaN, expected: a model whose training did not diverge"
+        raise DataError(f"model {model.about['name']}: {wrong}")
     return found
 
 
 def classify(model: Checkpoint, paths: Sequence[Path]) -> Iterator[tuple[Path, dict[str, float] | LeanResNetError]]:
-    """Each path with the probability of each class, the likeliest first, or with why it has none.
+    """Iterate over the paths, each with the probability of each class, the most likely first, or with an error.
 
     Raises:
-        DataError: as `probabilities`.
+        DataError: if a probability is not finite.
     """
     for start in range(0, len(paths), BATCH_SIZE):
         read = [(path, _read_or_error(path)) for path in paths[start : start + BATCH_SIZE]]
         images = [image for _, image in read if isinstance(image, Tensor)]
-        said = iter(probabilities(model, torch.stack(images))) if images else iter([])
+        predictions = iter(probabilities(model, torch.stack(images))) if images else iter([])
         for path, image in read:
-            yield path, image if isinstance(image, LeanResNetError) else _likeliest_first(model.classes, next(said))
+            if isinstance(image, LeanResNetError):
+                yield path, image
+            else:
+                yield path, _likeliest_first(model.classes, next(predictions))
 
 
 def _read_or_error(path: Path) -> Tensor | LeanResNetError:

@@ -335,7 +335,7 @@ def test_an_answer_that_is_no_number_is_refused(tmp_path: Path) -> None:
     """The weights are finite, and what they make of an image is not."""
     weights = tiny_net().state_dict() | {"stem.1.running_var": torch.full((8,), -1.0)}
     save_model(weights, tiny_model(), CLASSES, {"name": "tiny"}, tmp_path)
-    with pytest.raises(DataError, match="model tiny: an answer is NaN, expected: "):
+    with pytest.raises(DataError, match="model tiny: a predicted probability is NaN, expected: "):
         probabilities(load_model(tmp_path), random_images(1))
 
 

@@ -1,4 +1,4 @@
-"""The page: Streamlit runs this file at each step of a visitor, with a folder of models and a device."""
+"""The playground's page. Streamlit runs this file at each action of a visitor, with a folder of models and a device."""
 
 import sys
 from pathlib import Path
@@ -19,12 +19,12 @@ SHOWN_PIXELS = 256
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the models")
 def _load(folder: Path, device: str, written: int) -> Checkpoint:
-    """`written`, a time, has it read again after another training."""
+    """Load a model; it is cached by the arguments, so another time of writing, `written`, loads it again."""
     return load_model(folder, choose_device(device))
 
 
 def _ask(models: dict[str, Checkpoint], image: Tensor) -> Answers:
-    """Of each model, the probability of each class."""
+    """Return the probability of each class by each model."""
     with exact_float32():
         return {
             name: dict(zip(model.classes, probabilities(model, image[None])[0].tolist(), strict=True))
@@ -37,7 +37,7 @@ def _choice(shares: dict[str, float]) -> str:
 
 
 def _show_verdict(answers: Answers) -> None:
-    """Whether the models agree, in a sentence and a colour."""
+    """Show whether the models agree."""
     sides: dict[str, list[str]] = {}
     for name, shares in answers.items():
         sides.setdefault(markdown(_choice(shares)), []).append(name)
@@ -46,7 +46,7 @@ def _show_verdict(answers: Answers) -> None:
     elif len(answers) > 1:
         st.success(f"All {len(answers)} models agree: **{next(iter(sides))}**.")
     else:
-        st.info(f"The one model here says **{next(iter(sides))}**.")
+        st.info(f"The model predicts **{next(iter(sides))}**.")
 
 
 def _show_choices(answers: Answers, models: dict[str, Checkpoint]) -> None:
@@ -58,17 +58,17 @@ def _show_choices(answers: Answers, models: dict[str, Checkpoint]) -> None:
 
 
 def _show_shares(answers: Answers) -> None:
-    """Every class with each model's probability, the likeliest on average first."""
+    """Show a table of all classes with their probability by each model, the most likely on average first."""
     classes = dict.fromkeys(name for shares in answers.values() for name in shares)
     order = sorted(classes, key=lambda name: -sum(shares.get(name, 0.0) for shares in answers.values()))
     table = {"class": order} | {name: [100 * shares.get(of, 0.0) for of in order] for name, shares in answers.items()}
-    # So narrow that a phone shows all of them.
+    # The columns are so narrow that a phone shows all of them.
     bar = st.column_config.ProgressColumn(width=88, min_value=0, max_value=100, format="%.2f%%", color="blue")
     st.dataframe(table, hide_index=True, height="content", column_config=dict.fromkeys(answers, bar))
 
 
 def show(folder: Path, device: str) -> None:
-    """The whole page, for the models in `folder`."""
+    """Show the page for the models in `folder`."""
     st.set_page_config("leanresnet playground")
     st.title("What do the models see?")
     try:

@@ -1,4 +1,4 @@
-"""The page of `app.py`, for this machine alone."""
+"""The server of the page in `app.py`, which only this machine can reach."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from streamlit.web import cli
 UPLOAD_MB = 20
 OPTIONS = (
     "--server.address=127.0.0.1",
-    # The Host of a foreign page whose name was rebound to this machine is another.
+    # Other hosts are refused, such as the name of a foreign page that was rebound to this machine (DNS rebinding).
     "--server.allowedHosts=127.0.0.1",
     "--server.allowedHosts=localhost",
     f"--server.maxUploadSize={UPLOAD_MB}",
@@ -23,8 +23,11 @@ OPTIONS = (
 
 
 def serve(models: Path, device: str, port: int) -> None:
-    """Until it is stopped. Nothing is asked of another machine."""
-    # To judge a foreign page, Streamlit would ask a server elsewhere for this machine's address.
+    """Serve the page for the models in the folder `models` until the process is stopped.
+
+    The server makes no request to another machine.
+    """
+    # For its check of a request's origin, Streamlit would ask an external server for the address of this machine.
     net_util.get_external_ip = lambda: None
     page = Path(__file__).with_name("app.py")
     cli.main(["run", str(page), *OPTIONS, f"--server.port={port}", "--", str(models), device], "streamlit")
