@@ -1,4 +1,4 @@
-"""params.yaml, read; and its first mistake, in one line."""
+"""Readers of params.yaml and other sections; the first mistake becomes an error message of one line."""
 
 import difflib
 import reprlib
@@ -19,18 +19,18 @@ def load_params(path: Path) -> Params:
     """Read and validate a params file.
 
     Raises:
-        ConfigError: naming the file, the key, the value and what is expected, in one line.
-        StorageError: the file cannot be read.
+        ConfigError: if a value is not valid; the message names the file, the key, the value and what is expected.
+        StorageError: if the file cannot be read.
     """
     return validate(read_mapping(path), str(path))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The YAML mapping of a file.
+    """Read a file that holds a YAML mapping.
 
     Raises:
-        ConfigError: the file holds something else.
-        StorageError: the file cannot be read.
+        ConfigError: if the file does not hold a YAML mapping.
+        StorageError: if the file cannot be read.
     """
     try:
         raw = read_yaml(path.read_text(encoding="utf-8"))
@@ -47,13 +47,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def validate(values: dict[str, Any], where: str) -> Params:
-    """The values as typed sections.
+    """Convert the values of a params file to typed sections.
 
     Args:
-        where: the file that an error names.
+        where: the file for error messages.
 
     Raises:
-        ConfigError: naming the key, the value and what is expected, in one line.
+        ConfigError: if a value is not valid; the message names the key, the value and what is expected.
     """
     try:
         return Params.model_validate(values)
@@ -62,14 +62,15 @@ def validate(values: dict[str, Any], where: str) -> Params:
 
 
 def load_section(path: Path, kind: type[S], what: str) -> S:
-    """A JSON file that holds a section.
+    """Read a JSON file that holds a section.
 
     Args:
-        what: the file's content in an error, such as "a model's description".
+        kind: the class of the section.
+        what: the expected content for error messages, such as "a model's description".
 
     Raises:
-        StorageError: it cannot be read or is not JSON.
-        DataError: it holds something else; the first mistake is named.
+        StorageError: if the file cannot be read or is not JSON.
+        DataError: if it does not hold such a section; the message names the first mistake.
     """
     content = load_json(path)
     try:
@@ -82,8 +83,8 @@ def load_section(path: Path, kind: type[S], what: str) -> S:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first mistake as `key = value: what is expected`."""
-    # An unknown key is usually the cause of the missing one beside it, so it is named first.
+    """Return the first mistake as `key = value: what is expected`."""
+    # An unknown key is often a misspelled one, so it is named before the key that is missing because of it.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = " ".join(".".join(str(part) for part in first["loc"]).split())
     value, message = first["input"], first["msg"]
@@ -109,7 +110,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys of the section at `loc`."""
+    """Return the keys of the section at `loc`."""
     section: type[BaseModel] = Params
     for part in loc:
         annotation = section.model_fields[str(part)].annotation
@@ -122,7 +123,7 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _short(value: object) -> str:
-    # Aliases make a value of a few lines as long as they like, so that it is not written out before it is cut.
+    # reprlib limits the work before the text is cut: by YAML aliases, a few lines can stand for a huge value.
     shown = reprlib.Repr()
     shown.maxlevel, shown.maxstring, shown.maxlong, shown.maxother = 2, 60, 60, 60
     text = " ".join(shown.repr(value).split())

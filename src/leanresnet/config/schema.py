@@ -1,7 +1,7 @@
 """The sections of params.yaml as typed, frozen classes: one section is one stage.
 
-No value has a default here, so params.yaml is the whole truth about a run. Nothing is
-coerced: a run uses the value that dvc.lock records, and a text is no number.
+No value has a default here, so params.yaml determines a run completely. Types are not converted, so that a run uses the
+value that dvc.lock records; a number in quotes is refused.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, mo
 
 IMAGE_SIZE = 32
 CLASSES = 10
-# A 2x2 patch of three channels has 12 principal directions; each is looked at from both sides.
+# A 2x2 patch of three channels has 12 principal directions, and there is a filter of each sign for each of them.
 WHITENING_FILTERS = 24
 
 Positive = Annotated[int, Field(gt=0)]
@@ -27,15 +27,17 @@ Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Https = Annotated[str, StringConstraints(pattern=r"^https://[^\s/]+/\S+$")]
 Unit = Annotated[float, Field(gt=0, le=1)]
-# YAML has lists where a frozen section has tuples: only the container may convert, never an item.
+# Lists of YAML are converted to the tuples of a frozen section; their items are not converted.
 Loose = Strict(False)
-# Far above what can be trained, and low enough that counting what a model has takes no time.
+# The limits are far above what can be trained, and so low that counting the parameters of a model is fast.
 PerLayer = Annotated[tuple[Annotated[int, Field(gt=0, le=2**14)], ...], Loose]
 BlocksPerLayer = Annotated[tuple[Annotated[int, Field(ge=0, le=2**10)], ...], Loose]
 Channels3 = Annotated[tuple[Unit, Unit, Unit], Loose]
 
 
 class Section(BaseModel):
+    """The base class of sections: frozen, without conversion of types, and without unknown keys."""
+
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
@@ -62,7 +64,7 @@ class Split(Section):
 
 
 class Model(Section):
-    """The family of models/resnet.py: the paper's N, B_i, C_i, F_i, K_i and P, and how a map is made and halved."""
+    """A network of models/resnet.py: the study's sizes N, B_i, C_i, F_i, K_i and P, and the kinds of its layers."""
 
     layers: Annotated[int, Field(ge=1, le=6)] = Field(
         description="Number of residual layers N; each after the first halves the feature map."
@@ -96,10 +98,13 @@ class Model(Section):
     )
 
     def feature_map_sizes(self, image: int = IMAGE_SIZE) -> list[int]:
-        """Side, in pixels, of the map that enters the first layer, and of the one that leaves each layer.
+        """Return the sides, in pixels, of the map that enters the first layer and of the output of each layer.
 
-        The 2x2 whitening stem is not padded. A layer halves its map, rounding down where it
-        pools and up where it strides; the first one of a strided network does not.
+        The 2x2 whitening stem is not padded. A layer halves its map, rounded down with downsample = pool and rounded up
+        with downsample = stride, where the first layer keeps the size.
+
+        Args:
+            image: side of the images in pixels.
         """
         sides = [image - 1 if self.stem == "whitening" else image]
         for n in range(self.layers):
@@ -111,7 +116,7 @@ class Model(Section):
 
     @property
     def last_map(self) -> int:
-        """Side of the map that the last pool sees, for images of 32x32."""
+        """Side of the input of the last pool, for images of 32x32."""
         return self.feature_map_sizes()[-1]
 
     @model_validator(mode="after")
@@ -239,14 +244,14 @@ class Augmentation(Section):
 
 
 class Progressive(Section):
-    """The first `epochs` epochs see images scaled down to `size`; 0 epochs: none do."""
+    """Progressive resizing: images are scaled down to `size` in the first `epochs` epochs."""
 
     epochs: Count = Field(description="Number of epochs, from the first, that see smaller images.")
     size: Annotated[int, Field(ge=8, le=IMAGE_SIZE)] = Field(description="Side of those images in pixels.")
 
 
 class Sharpness(Section):
-    """Sharpness-aware minimisation; a radius of 0 is none."""
+    """Sharpness-aware minimisation; a radius of 0 turns it off."""
 
     rho: Decay = Field(
         description="Radius of sharpness-aware minimization (arXiv:2010.01412), two passes a step; 0 leaves it out."
@@ -255,7 +260,7 @@ class Sharpness(Section):
 
 
 class Normalization(Section):
-    """Channel means and deviations of images in [0, 1]; both null: measured on the training split."""
+    """Means and standard deviations of the channels, for images in [0, 1]; null measures them on the training split."""
 
     mean: Channels3 | None = Field(
         description="Channel means of images in [0, 1]; null measures them on the training images."
@@ -272,7 +277,7 @@ class Normalization(Section):
 
 
 class Recipe(Section):
-    """One model and all that its training depends on."""
+    """A model and everything that its training depends on."""
 
     model: Model = Field(description="Architecture.")
     budget: Positive | None = Field(description="Largest number of parameters; null sets no limit.")
@@ -372,16 +377,30 @@ class Evaluate(Section):
 
 
 def same_side(student: Sequence[int], teacher: Sequence[int]) -> list[tuple[int, int]]:
-    """Which layers' maps are compared, by number: each of the student's with the teacher's of the same side.
+    """Pair each layer of the student with the last layer of the teacher whose output has the same side.
 
-    Of a teacher's layers with one side the last counts.
+    Args:
+        student, teacher: sides of the outputs of the layers, in pixels.
+
+    Returns:
+        Pairs of indices (layer of the student, layer of the teacher); layers without a partner are left out.
     """
     by_side = {side: layer for layer, side in enumerate(teacher)}
     return [(layer, by_side[side]) for layer, side in enumerate(student) if side in by_side]
 
 
 def check_teacher(key: str, settings: Distill, teacher: Model, name: str) -> None:
-    """Raises ValueError where what the student asks of a teacher, this one cannot give."""
+    """Check that a teacher fits the student's settings.
+
+    Args:
+        key: file and key of the section for the error message.
+        teacher: sizes of the teacher's network.
+        name: name of the teacher for the error message.
+
+    Raises:
+        ValueError: if the teacher does not accept the sizes of the images, or has no layers whose attention maps can be
+            compared with those of the student.
+    """
     small = settings.student.progressive
     if small.epochs and (teacher.pool != teacher.last_map or teacher.feature_map_sizes(small.size)[-1] == 0):
         raise ValueError(
@@ -421,12 +440,12 @@ class Params(Section):
         return self
 
     def recipes(self) -> dict[str, Recipe]:
-        """Recipes by model name, in the order of training."""
+        """Return the recipes by the name of their model, in the order of training."""
         return {"baseline": self.train.baseline, "teacher": self.train.teacher, "student": self.distill.student}
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, str | int | float | bool]:
-    """A section as dotted keys to scalars; lists become text such as "3,3,2,3", null becomes "none"."""
+    """Return the values of a section by their dotted keys; a list becomes text such as "3,3,2,3", null "none"."""
     flat: dict[str, str | int | float | bool] = {}
     for key in type(section).model_fields:
         value = getattr(section, key)

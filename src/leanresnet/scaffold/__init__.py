@@ -1,1 +1,4 @@
-"""A new workspace: presets merged into one params.yaml, and its keys explained. No stage depends on it."""
+"""The files of a new workspace: presets are merged into one params.yaml with a description of each key.
+
+No stage depends on this room.
+"""

@@ -1,4 +1,4 @@
-"""Presets: small YAML files that hold only what differs from another one, and at last from `default`."""
+"""Presets: small YAML files, each of which holds only the values that differ from its base, by default `default`."""
 
 import difflib
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ class Preset:
     """A complete preset.
 
     Attributes:
+        name: the name of its file without the suffix.
+        params: all values.
         title: the comment on top of its file, which says what the preset is for.
     """
 
@@ -27,19 +29,19 @@ class Preset:
 
 
 def names(folder: Path) -> list[str]:
-    """The presets of a folder, `default` first."""
+    """Return the names of the presets in a folder, `default` first."""
     return [DEFAULT, *sorted(path.stem for path in folder.glob("*.yaml") if path.stem != DEFAULT)]
 
 
 def load_preset(name: str, folder: Path) -> Preset:
     """Merge a preset onto the one that its key `base` names, by default onto `default`.
 
-    What stands under `recipe` counts for all three recipes, `train.baseline`, `train.teacher` and
-    `distill.student`; what stands under one of them goes before it. A list replaces a list.
+    Keys under `recipe` apply to all three recipes, `train.baseline`, `train.teacher` and `distill.student`; keys under
+    one of these take precedence. A list is replaced as a whole.
 
     Raises:
-        ConfigError: there is no such preset, a preset is its own base, or the merged values are not valid.
-        StorageError: a file cannot be read.
+        ConfigError: if there is no such preset, a preset is its own base, or the merged values are not valid.
+        StorageError: if a file cannot be read.
     """
     path = folder / f"{name}.yaml"
     values = _merged(name, folder, ())
@@ -65,14 +67,14 @@ def _merged(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
 
 
 def merge(values: Any, changes: Any) -> Any:
-    """`values` with the entries of `changes` at their places; only mappings are merged."""
+    """Return `values` updated by `changes`; mappings are merged recursively, and other values are replaced."""
     if not isinstance(values, dict) or not isinstance(changes, dict):
         return changes
     return values | {key: merge(values.get(key), change) for key, change in changes.items()}
 
 
 def _title(path: Path) -> str:
-    """The comment on top of the file."""
+    """Return the comment on top of a file, without `#`."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""The keys of params.yaml, described from the schema: as comments, as a table and as a JSON schema."""
+"""The descriptions of the keys of params.yaml, made from the schema: as comments, as a table and as a JSON schema."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from leanresnet.config.documents import write_yaml
 from leanresnet.config.schema import Params, Section
 from leanresnet.errors import ConfigError
 
-# In params.yaml, comments begin in this column; DVC keeps it when it writes another value.
+# The column in which comments begin in params.yaml; DVC keeps it when it writes another value.
 COLUMN = 36
 SCHEMA_FILE = "params.schema.json"
 # The recipe that carries the comments in params.yaml, and those that refer to it.
@@ -21,7 +21,7 @@ REPEATED = tuple(f"{each}." for each in REFERRING)
 
 @dataclass(frozen=True)
 class Key:
-    """A key of params.yaml: its dotted path, the values that it takes in words, and its meaning."""
+    """A key of params.yaml: its dotted path, its valid values in words, and its meaning."""
 
     path: str
     values: str
@@ -33,15 +33,15 @@ class Key:
 
 
 def described_keys() -> list[Key]:
-    """Every section and every key, in the order of params.yaml."""
+    """Return all sections and keys, in the order of params.yaml."""
     return list(_keys(Params, "", Params.model_json_schema()["$defs"]))
 
 
 def render(params: Params, title: str) -> str:
-    """A complete params.yaml with a comment on each key.
+    """Return the text of a complete params.yaml with comments on its keys.
 
-    The layout is the one that DVC's own writer keeps, so that ``dvc exp run --set-param`` changes one line: a list
-    takes a line an item, and null is empty. Of the three recipes the first one carries the comments.
+    The layout is the one that DVC's own writer keeps, so that ``dvc exp run --set-param`` changes one line: a list has
+    one item per line, and null is empty. Of the three recipes, only the first has comments on its keys.
 
     Args:
         title: what the values are for, one or more lines without ``#``.
@@ -68,7 +68,7 @@ def render(params: Params, title: str) -> str:
 
 
 def _comment(key: Key) -> str:
-    """The meaning, and the values where the value itself does not show their kind."""
+    """Return the meaning of a key, and its valid values unless the value itself shows their kind."""
     values = re.sub(r"integer (?=[><])|number (?=[><])|^list of |", "", key.values)
     return key.meaning if not values or values in UNSAID else f"{key.meaning} [{values}]"
 
@@ -83,10 +83,13 @@ HEADER = f"""\
 
 
 def explain(name: str | None) -> str:
-    """A line for each key that is meant by `name`: a key, a section, or the end of a path such as ``optimizer.lr``.
+    """Return a line of text for each key that `name` stands for.
+
+    Args:
+        name: a key, a section, or a part of a path such as ``optimizer.lr``; None for all keys.
 
     Raises:
-        ConfigError: there is no such key.
+        ConfigError: if there is no such key.
     """
     everything = described_keys()
     found = [key for key in everything if f"{key.path}.".startswith(f"{name}.")]
@@ -101,7 +104,7 @@ def explain(name: str | None) -> str:
 
 
 def table() -> str:
-    """docs/params.md: every key once, in Markdown."""
+    """Return the text of docs/params.md, a table in Markdown with each key once."""
     lines = [TABLE_HEADER]
     for key in described_keys():
         if key.path.startswith(REPEATED):
@@ -125,7 +128,7 @@ Generated from `src/leanresnet/config/schema.py` by `make docs`. A recipe stands
 
 
 def json_schema() -> str:
-    """A JSON schema of params.yaml, with which an editor completes keys and shows their meaning."""
+    """Return a JSON schema of params.yaml, by which an editor completes keys and shows their meaning."""
     return json.dumps(
         {"$schema": "https://json-schema.org/draft/2020-12/schema", **Params.model_json_schema()}, indent=1
     )
@@ -144,7 +147,7 @@ def _keys(section: type[Section], prefix: str, definitions: dict[str, Any]) -> I
 
 
 def _values(schema: dict[str, Any]) -> str:
-    """The values that a JSON schema takes, in words."""
+    """Return the values that a JSON schema accepts, in words."""
     if "anyOf" in schema:
         return " or ".join(_values(each) for each in schema["anyOf"])
     if "enum" in schema:
