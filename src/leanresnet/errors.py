@@ -1,16 +1,16 @@
-"""Every mistake a user can make, as one exception and one exit code.
+"""The exceptions that a user can cause, each with its exit code.
 
 LeanResNetError        1
 ├── ConfigError        2   a value in params.yaml, an option or the environment
 ├── DataError          3   an archive, a split or a download
 ├── DivergedError      4   a loss, a metric or a weight became NaN or infinite
 ├── StorageError       5   a file that cannot be read or written
-├── SnapshotError      6   a training that stopped has no state left to go on from
+├── SnapshotError      6   all snapshots of a stopped training are damaged
 ├── MemoryLimitError   7   a batch that does not fit into memory
-├── LostProcessError   8   one of several processes of a training ended before its time
-└── StoppedError     130   by SIGINT; 143 by SIGTERM, 129 by SIGHUP: 128 and the signal's number
+├── LostProcessError   8   one of several processes of a training ended early
+└── StoppedError     130   stopped by SIGINT, 143 by SIGTERM, 129 by SIGHUP: 128 plus the signal's number
 
-Internal invariants use `assert`; only these reach the user, as one line.
+Only these exceptions are shown to the user, as one line. Internal invariants use `assert`.
 """
 
 import re
@@ -58,11 +58,11 @@ class StoppedError(LeanResNetError):
 
 
 def redacted(text: object) -> str:
-    """One line, in which an address shows no user and no password, and nothing of its query."""
+    """Return `text` as one line, with user, password and query removed from addresses."""
     line = re.sub(r"(\w://)[^\s'\")?]*@", r"\1***@", plain(" ".join(str(text).split())))
     return re.sub(r"(\w://[^\s?]*)\?[^\s'\")]*", r"\1?***", line)
 
 
 def warn(message: object) -> None:
-    """A line on stderr."""
+    """Print a warning to stderr, as one line without credentials."""
     print(f"warning: {redacted(message)}", file=sys.stderr)

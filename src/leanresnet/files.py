@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, flushed, then renamed."""
+"""The reading and writing of files. A file is written under another name, flushed and renamed, so it is never partial."""
 
 import csv
 import hashlib
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARAMS = "params.yaml"
-# Asked for once, by setting it: for that moment, it is every thread's.
+# The umask can only be read by setting it, which affects all threads, so this is done once, at import.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
 @contextmanager
 def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` only when the block ends well.
+    """Open a binary file that replaces `path` only if the block ends without an exception.
 
     Args:
-        size: bytes that it takes, where that is known before.
+        size: its size in bytes for the error message, if it is known.
 
     Raises:
-        StorageError: with the path, the system's reason and the bytes that it takes.
+        StorageError: if it cannot be written; the message has the path, the system's reason and the size.
     """
     partial: Path | None = None
     try:
@@ -48,24 +48,24 @@ def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
         raise not_written(error.filename or path, error, size) from error
     finally:
         if partial is not None:
-            # On a disk that became read-only, it stays.
+            # On a disk that has become read-only, the partial file cannot be removed.
             with suppress(OSError):
                 partial.unlink()
 
 
 def no_link(path: str, flags: int) -> int:
-    """An opener for `open` that refuses to write through a link."""
+    """An opener for `open` that refuses to follow a symbolic link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def not_written(path: Path | str, error: OSError, size: int | None = None) -> StorageError:
-    """The one line for it; `size` is the bytes that the file takes."""
+    """Return the error for a file that cannot be written; `size` is the number of bytes that it needs."""
     takes = "" if size is None else f"; it takes {size:,} bytes"
     return StorageError(f"{path}: cannot be written ({error.strerror}){takes}")
 
 
 def _flush_folder(folder: Path) -> None:
-    """Without it, a file's new name may be lost with the power."""
+    """Flush a folder, without which a power cut may undo the renaming of a file in it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -74,22 +74,22 @@ def _flush_folder(folder: Path) -> None:
 
 
 def workspace() -> Path:
-    """Where databases, locks and downloads live: DVC's root, also from a temporary copy that DVC made of it.
+    """Return the folder of databases, locks and downloads.
 
-    Outside of DVC it is the `project`.
+    In a stage it is DVC's root, even if DVC runs the stage in a temporary copy. Outside of DVC it is the `project`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: if there is none.
     """
     root = os.environ.get("DVC_ROOT")
     return Path(root).resolve() if root else project()
 
 
 def project() -> Path:
-    """The nearest folder with a params.yaml, from the current one upwards.
+    """Return the nearest folder with a params.yaml, from the current one upwards.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: if there is none.
     """
     here = Path.cwd()
     for folder in (here, *here.parents):
@@ -109,7 +109,7 @@ def save_text(text: str, path: Path) -> None:
 
 
 def save_json(content: Any, path: Path) -> None:
-    """Raises DataError where `content` has a number that JSON has not."""
+    """Write a JSON file; raise DataError if `content` has a number that is NaN or infinite."""
     try:
         text = json.dumps(content, indent=2, allow_nan=False)
     except ValueError as error:
@@ -118,7 +118,7 @@ def save_json(content: Any, path: Path) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """Raises StorageError when the file cannot be read or is not JSON."""
+    """Read a JSON file; raise StorageError if it cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
@@ -128,7 +128,7 @@ def load_json(path: Path) -> Any:
 
 
 def _no_number(name: str) -> None:
-    """Python reads NaN, Infinity and -Infinity, which are not JSON."""
+    """Refuse NaN, Infinity and -Infinity, which Python's parser accepts but JSON does not have."""
     raise ValueError(f"{name} is no number")
 
 
@@ -141,9 +141,9 @@ def save_csv(header: Sequence[str], rows: Sequence[Sequence[object]], path: Path
 
 
 def save_safetensors(tensors: "Mapping[str, Tensor]", path: Path, about: object = None) -> None:
-    """The same bytes for the same content.
+    """Write a safetensors file, whose bytes depend only on its content.
 
-    safetensors writes several metadata keys in a random order, so `about` is JSON under one key.
+    safetensors writes several metadata keys in a random order, so `about` is stored as JSON under one key.
     """
     from safetensors.torch import save
 
@@ -152,17 +152,17 @@ def save_safetensors(tensors: "Mapping[str, Tensor]", path: Path, about: object 
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """A PNG with no date or version in it, so that the same figure is the same bytes."""
+    """Write a PNG without date and version, so that the same figure has the same bytes."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100, metadata={"Software": None})
     save_bytes(drawn.getbuffer(), path)
 
 
 def file_hashes(path: Path) -> tuple[str, str]:
-    """(md5, SHA-256) of a file, in one pass. The md5 is the one that DVC writes to dvc.lock.
+    """Return (md5, SHA-256) of a file. The md5 is the one that DVC writes to dvc.lock.
 
     Raises:
-        StorageError: the file cannot be read.
+        StorageError: if the file cannot be read.
     """
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     try:

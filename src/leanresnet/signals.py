@@ -1,4 +1,4 @@
-"""When a training has to end: SIGTERM, SIGINT, SIGHUP, or the death of the dvc or the torchrun that started it."""
+"""Requests to stop a training: SIGTERM, SIGINT, SIGHUP, or the death of the dvc or torchrun that started it."""
 
 import os
 import signal
@@ -22,11 +22,12 @@ _last_words: list[Callable[[], None]] = []
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
-    """Inside, signals end nothing; the function that it gives says which one came, and the training sees to it.
+    """Handle signals inside the block, so that they do not end the process but ask the training to stop.
 
-    A compilation alone is ended at once, and the process with it: see `compilation`. A second SIGINT ends the
-    process too. A dvc that is killed takes no stage with it, and torchrun no worker, so their death counts as a
-    SIGTERM. Where SIGHUP is ignored, as nohup has it, it stays so.
+    The context returns a function that returns the first signal that arrived, or None. Two kinds of signals still end
+    the process at once: one during a `compilation`, and a second SIGINT. The death of dvc or torchrun counts as a
+    SIGTERM, because it does not end the stages or workers that they started. SIGHUP stays ignored if it was ignored
+    before, as under nohup.
     """
     starters = _starters()
     requested = signal.SIGTERM if not starters and _is_orphan() else None
@@ -36,7 +37,7 @@ def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal requested
         second = requested is not None and number == signal.SIGINT
-        # A process that was forked from this one inherits the handler, and has nothing to see to.
+        # A forked process inherits the handler but has no training to stop, so it ends.
         if second or os.getpid() != process:
             os._exit(128 + number)
         requested = requested or signal.Signals(number)
@@ -65,14 +66,14 @@ def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
 
 @contextmanager
 def compilation() -> Iterator[None]:
-    """Inside, a signal ends the process at once, with what `at_a_sudden_end` names and one line on stderr.
+    """Let a signal inside the block end the process at once, after the functions of `at_a_sudden_end`.
 
-    A compilation may take a minute, and no exception can be trusted to leave it: raised by a signal's handler, it
-    may come up in a callback of C++ that lets none pass, and the process aborts. What `before_a_compilation` names
-    is done first.
+    A compilation may take a minute, so a signal does not wait for its end. A signal handler cannot end it by an
+    exception either, because the exception may be raised in a C++ callback that does not pass it on, and then the
+    process aborts. The functions of `before_a_compilation` are called before the block.
 
     Raises:
-        StoppedError: by a signal that came before.
+        StoppedError: if a signal arrived before the block.
     """
     global _compiling
     stop = _requests[-1]() if _requests else None
@@ -88,12 +89,12 @@ def compilation() -> Iterator[None]:
 
 
 def before_a_compilation(save: Callable[[], None]) -> AbstractContextManager[None]:
-    """Inside, `save` is called before each compilation, after which nothing could be saved any more."""
+    """Call `save` before each compilation inside the block, because a signal during it ends the process at once."""
     return _held(save, _saves)
 
 
 def at_a_sudden_end(say: Callable[[], None]) -> AbstractContextManager[None]:
-    """Inside, `say` is called where a signal ends the process."""
+    """Call `say` if a signal ends the process at once inside the block."""
     return _held(say, _last_words)
 
 
@@ -111,11 +112,14 @@ def _stopped(stop: signal.Signals) -> StoppedError:
 
 
 def _end(error: StoppedError) -> NoReturn:
-    """Without unwinding: see `compilation`. The interrupted code may hold the lock of `sys.stderr`."""
+    """End the process without raising an exception, see `compilation`.
+
+    The message is written to the file descriptor, because the interrupted code may hold the lock of `sys.stderr`.
+    """
     for say in reversed(_last_words):
         with suppress(Exception):
             say()
-    # Of the processes of one training all end alike, and the first one says so.
+    # All processes of a training end with the same error, so only the first one prints it.
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
             os.write(2, f"error: {error}\n".encode())
@@ -123,7 +127,7 @@ def _end(error: StoppedError) -> NoReturn:
 
 
 def _starters() -> list[psutil.Process]:
-    """The dvc among this process's ancestors, where a shell may stand between them, and the torchrun above it."""
+    """Return the torchrun that is the parent of this process and the dvc among its ancestors, as far as they exist."""
     found = []
     if "TORCHELASTIC_RUN_ID" in os.environ:
         found += psutil.Process().parents()[:1]
@@ -140,12 +144,12 @@ def _names(process: psutil.Process) -> list[str]:
 
 
 def _is_orphan() -> bool:
-    """Whether dvc had died before it was looked for."""
+    """Return whether dvc had died before this process looked for it."""
     return "DVC_STAGE" in os.environ and os.getppid() == 1
 
 
 def _alive(process: psutil.Process) -> bool:
-    # A dead process whose own parent has not asked for it yet is a zombie.
+    # A dead process is a zombie until its parent has collected its exit code.
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

@@ -1,24 +1,24 @@
-"""Names where they leave the library: of runs, classes and files, which others may have chosen."""
+"""The escaping of names of runs, classes and files, which other people may have chosen, before they are shown."""
 
 import re
 import unicodedata
 
-# What means something inside a line of Markdown; an underscore inside a word does not.
+# Characters with a meaning inside a line of Markdown; an underscore inside a word has none.
 MARKDOWN = re.compile(r"[\\`*<>\[\]|&~$:#!@]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.IGNORECASE)
 
 
 def plain(name: object) -> str:
-    """One line in which a terminal finds no command: another character is written as Python does, as in `\\x1b`."""
+    """Return one line without control characters for a terminal: they are escaped as in Python, such as `\\x1b`."""
     return "".join(letter if _is_printed(letter) else repr(letter)[1:-1] for letter in str(name))
 
 
 def markdown(name: object) -> str:
-    """Also read as what it says in Markdown: no cell of a table, link, picture, formula or HTML."""
+    """Escape a name for Markdown, so that it makes no cell of a table, link, picture, formula or HTML; also `plain`."""
     return MARKDOWN.sub(r"\\\g<0>", plain(name))
 
 
 def drawn(name: object) -> str:
-    """Also drawn by matplotlib as what it says, and no formula."""
+    """Escape a name for matplotlib, so that it makes no formula; also `plain`."""
     return plain(name).replace("$", r"\$")
 
 
