@@ -1,4 +1,4 @@
-"""The reading and writing of files. A file is written under another name, flushed and renamed, so it is never partial."""
+"""The reading and writing of files. Each is written under another name, flushed and renamed, so it is never partial."""
 
 import csv
 import hashlib
