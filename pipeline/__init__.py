@@ -1,1 +1,1 @@
-"""The command line: parse, compose, write. What is computed is computed in `leanresnet`."""
+"""The command line: it parses options, calls the library `leanresnet`, and prints."""

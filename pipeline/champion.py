@@ -7,7 +7,7 @@ import click
 def champion() -> None:
     """Register the best model within its budget, by validation, as leanresnet-<data set>@champion.
 
-    Of all finished runs; one without a budget, a teacher, is never registered.
+    All finished runs are compared, except for models without a budget, such as a teacher.
     """
     from leanresnet.analysis.champion import register_champion
     from leanresnet.files import workspace

@@ -1,4 +1,4 @@
-"""Preflight: what would run, how large it is and whether it fits, without training."""
+"""Command check: the validation of params.yaml, the sizes of its models, and the stages that would run."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,11 @@ TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 @click.command()
 @click.option("--params", type=click.Path(path_type=Path), help="The params file.  [default: params.yaml]")
 @click.option("--preset", help="Check a preset instead.")
-@click.option("--layers", is_flag=True, help="Break every model down by layer.")
-@click.option("--estimate", is_flag=True, help="Measure a few steps and estimate the time on this device.")
+@click.option("--layers", is_flag=True, help="Print the sizes of all layers.")
+@click.option("--estimate", is_flag=True, help="Estimate the training time on this device from a few steps.")
 @device_option
 def check(params: Path | None, preset: str | None, layers: bool, estimate: bool, device: str) -> None:
-    """Validate the params, count every model, and say what `dvc repro` would run and why."""
+    """Validate the params, count the parameters of the models, and print what `dvc repro` would run and why."""
     from leanresnet.config.load import load_params
     from leanresnet.models.complexity import breakdown, check_budget, count_macs, count_parameters
     from leanresnet.scaffold.presets import load_preset
@@ -50,7 +50,7 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
 
 
 def _echo_stale(folder: Path) -> None:
-    """The stages that DVC finds changed, each with DVC's reason."""
+    """Print the stages that DVC finds changed, each with DVC's reason."""
     done = dvc("status", "--json", folder=folder)
     if done.returncode:
         click.echo(f"stages: dvc cannot tell ({reason(done)})")
@@ -71,7 +71,7 @@ def _echo_stale(folder: Path) -> None:
 
 
 def _compact(entries: object) -> str:
-    """`{"params.yaml": {"distill.alpha": "modified"}}` as `params.yaml distill.alpha modified`."""
+    """Return `{"params.yaml": {"distill.alpha": "modified"}}` as `params.yaml distill.alpha modified`."""
     if isinstance(entries, dict):
         parts = [f"{key} {_compact(value)}" for key, value in entries.items()]
         return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
@@ -88,7 +88,7 @@ def _echo_estimate(config: "Params", device: str) -> None:
     for name, recipe in config.recipes().items():
         epoch = seconds_per_epoch(recipe, images, chosen)
         if name == "student":
-            # A previous student is as large as this one, as far as anyone knows here.
+            # The size of a previous model is not known here, so it is assumed to be that of this student.
             teacher = config.recipes().get(config.distill.teacher, recipe)
             epoch += seconds_per_inference(teacher, images, chosen)
         total += epoch * recipe.epochs

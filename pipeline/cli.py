@@ -46,11 +46,11 @@ for command in STAGES + AROUND:
 
 
 def main() -> NoReturn:
-    """The program. It ends its process itself.
+    """Run the program and end the process with `os._exit`.
 
-    The interpreter's own end takes a second or two to collect what torch and MLflow made, and waits for
-    threads: the compiler's, and that of a run that gave up on MLflow. Nothing is left to them: files are
-    whole or absent, and a run has ended or is in its journal.
+    The normal end of the interpreter takes a second or two to collect the objects of torch and MLflow, and it waits for
+    threads of the compiler and of a run that does not reach MLflow. Nothing depends on that end: files are complete or
+    absent, and a run has ended or is in its journal.
     """
     prepare_streams()
     _name_the_user()
@@ -58,7 +58,7 @@ def main() -> NoReturn:
 
 
 def _name_the_user() -> None:
-    """For torch and MLflow, where nobody has given this user's number a name, as in a container."""
+    """Set a user name for torch and MLflow if the user's number has none, as in some containers."""
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -66,7 +66,7 @@ def _name_the_user() -> None:
 
 
 def run() -> int:
-    """The exit code; a user's mistake is one line on stderr and the error's own code."""
+    """Run the command and return the exit code; a user's mistake is printed as one line and has the error's code."""
     try:
         check_listed()
         cli(prog_name="leanresnet", standalone_mode=False)
@@ -74,7 +74,7 @@ def run() -> int:
     except NoReaderError as error:
         return error.exit_code
     except LeanResNetError as error:
-        # Of the processes of one training all fail alike, and the first one says so.
+        # All processes of a training fail with the same error, so only the first one prints it.
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {redacted(error)}", file=sys.stderr)
         return error.exit_code

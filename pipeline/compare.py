@@ -1,4 +1,4 @@
-"""Models side by side: a workspace's three, or runs of MLflow."""
+"""Command compare: a table of MLflow's runs, or of the models of a workspace."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     default=Path("data/test.safetensors"),
     show_default=True,
     callback=default_in_workspace,
-    help="The split whose images the page shows, where there is one.",
+    help="The test split, whose images the page shows if the file exists.",
 )
-@click.option("--results", type=click.Path(path_type=Path), help="Instead of runs: a folder of results, one a model.")
+@click.option("--results", type=click.Path(path_type=Path), help="Compare the models of this folder instead of runs.")
 def compare(
     targets: tuple[str, ...],
     experiments: tuple[str, ...],
@@ -35,14 +35,16 @@ def compare(
     test: Path,
     results: Path | None,
 ) -> None:
-    """Print runs side by side: the params in which they differ, and what came of it.
+    """Print a table of runs: the params in which they differ, and their results.
 
-    RUN|MODEL: an MLflow run's id, or a model's place; all finished runs where none is named. Runs that
-    differ in their seed alone are one line, with mean and deviation.
+    RUN|MODEL is the id of an MLflow run, or the path of a model. Without it, all finished runs are compared.
+    Runs that differ only in their seed share a row with mean and standard deviation.
     """
     if results is not None:
         if targets or experiments or out or html:
-            raise click.UsageError("--results stands alone: it reads no runs")
+            raise click.UsageError(
+                "--results reads no runs, expected: no RUN, MODEL, --experiment, --out or --html with it"
+            )
         from leanresnet.analysis.summary import comparison
 
         click.echo(comparison(results))
@@ -71,6 +73,6 @@ def _write_page(found: "Comparison", html: Path, test: Path) -> None:
         try:
             differ = disagreement(*best)
         except DataError as error:
-            warn(f"left out of the page, where the two best differ: {error}")
+            warn(f"the page does not show where the two best models differ: {error}")
     write_page(found, differ, load_split(test) if differ and test.exists() else None, html)
     upload(found.groups[0][0].run_id, html, "comparisons")

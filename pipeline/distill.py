@@ -1,4 +1,4 @@
-"""Stage distill: the student, taught by a trained model."""
+"""Stage distill: the student is trained with a teacher."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def distill(
     snapshot_seconds: float,
     extend: bool,
 ) -> None:
-    """Train the student on its labels and on its teacher's answers."""
+    """Train the student on its labels and on its teacher's predictions."""
     from leanresnet.compute.device import choose_device
     from leanresnet.config.load import load_params
     from leanresnet.jobs.train_job import run_experiment

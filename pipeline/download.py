@@ -1,4 +1,4 @@
-"""Stage download: the data set, verified."""
+"""Stage download: the data set is downloaded and verified."""
 
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from pipeline.options import params_option, path_option
     "--archive",
     envvar="LEANRESNET_CIFAR10",
     type=click.Path(path_type=Path),
-    help="A local CIFAR-10 archive, or a folder of its batches, instead of the network.",
+    help="A local CIFAR-10 archive, or a folder of its batches, to use instead of a download.",
 )
 @click.option(
     "--sha256",
     envvar="LEANRESNET_CIFAR10_SHA256",
-    help="The local copy's own SHA-256, where it is not the official archive.",
+    help="SHA-256 of the local copy, if it is not the official archive.",
 )
 def download(params: Path, out: Path, archive: Path | None, sha256: str | None) -> None:
-    """Fetch the data set and verify it."""
+    """Download the data set and verify it."""
     from leanresnet.config.load import load_params
     from leanresnet.data.sources import fetch_source
 

@@ -1,4 +1,4 @@
-"""Several models as one teacher."""
+"""Command ensemble: several models are joined to one teacher."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from pipeline.options import default_in_workspace
     default=Path("models/previous"),
     show_default=True,
     callback=default_in_workspace,
-    help="Folder of the ensemble, which distill.teacher = previous takes as it is.",
+    help="Folder of the ensemble; distill.teacher = previous uses models/previous.",
 )
 def ensemble(models: tuple[Path, ...], out: Path) -> None:
-    """Write MODELS, folders of models of the same data, as one whose answer is the mean of theirs."""
+    """Join MODELS, folders of models of the same data, to an ensemble that averages their logits."""
     from leanresnet.models.checkpoint import load_model, save_ensemble
 
     members = [load_model(folder) for folder in models]

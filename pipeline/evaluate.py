@@ -1,4 +1,4 @@
-"""Stage evaluate: the only one that sees the test split."""
+"""Stage evaluate: the only stage that reads the test split."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pipeline.options import device_option, params_option, path_option
 def evaluate(
     params: Path, model: Path, teacher: Path, validation: Path, test: Path, results: Path, device: str
 ) -> None:
-    """Measure a trained model on the test split, and add that to its MLflow run."""
+    """Measure a trained model on the test split, and add the results to its MLflow run."""
     from leanresnet.compute.device import choose_device
     from leanresnet.config.load import load_params
     from leanresnet.evaluation.report import write_report

@@ -1,4 +1,4 @@
-"""A trained model in other formats."""
+"""Command export: a trained model is written in another format."""
 
 from pathlib import Path
 
@@ -10,11 +10,13 @@ from pipeline.options import model_option
 @click.command()
 @model_option
 @click.option("--format", "form", type=click.Choice(["onnx", "torchscript", "pt2"]), default="onnx", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The file.  [default: model.onnx, ...]")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="The file.  [default: model.onnx, .ts or .pt2]"
+)
 def export(model: Path, form: str, out: Path | None) -> None:
-    """Write a model for other programs, and check that it says what the original does.
+    """Export a model for other programs, and check that its logits agree with the original's.
 
-    It takes raw images (batch, 3, 32, 32) of uint8, any batch, and gives logits (batch, classes).
+    It maps raw images (batch, 3, 32, 32) of type uint8 to logits (batch, classes), for any batch size.
     """
     from leanresnet.models.checkpoint import load_model
     from leanresnet.serving.export import SUFFIXES

@@ -1,4 +1,4 @@
-"""Where a model comes from."""
+"""Command lineage: everything that a model was made from."""
 
 import click
 
@@ -6,9 +6,9 @@ import click
 @click.command()
 @click.argument("target", metavar="RUN|MODEL")
 def lineage(target: str) -> None:
-    """Print what a model was made of, and the commands that make it again.
+    """Print what a model was made from, and the commands that make it again.
 
-    RUN|MODEL: an MLflow run's id, a folder with a model, or a weights file, wherever it was copied to.
+    RUN|MODEL is the id of an MLflow run, a folder with a model, or a file of weights, also a copy of one.
     """
     from leanresnet.analysis.lineage import lineage as trace
     from leanresnet.files import workspace

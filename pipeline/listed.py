@@ -1,4 +1,4 @@
-"""Whether the code that runs is the code that DVC records."""
+"""The check that a stage runs the same code that DVC records for it."""
 
 import os
 import shlex
@@ -7,18 +7,18 @@ from typing import Any
 
 import leanresnet.errors
 
-# The package as dvc.yaml calls it, and as it was imported.
+# The path of the package in dvc.yaml, and the path from which it was imported.
 LISTED, IMPORTED = Path("src/leanresnet"), Path(leanresnet.errors.__file__).resolve().parent
 
 
 def check_listed() -> None:
-    """Compare the code that this process's stage lists in dvc.yaml with the code that was imported, if DVC started it.
+    """Check that the code which the current stage lists in dvc.yaml has the same content as the imported code.
 
-    They differ where a checkout is used with another one's environment, and where a queued experiment,
-    which has a copy of its own, runs after the code was edited. What counts is the content of the files.
+    They differ if a checkout is used with the environment of another one, or if a queued experiment, which has a copy
+    of the code, runs after the code was edited. Without DVC, nothing is checked.
 
     Raises:
-        ConfigError: naming the file, and the line that repairs it.
+        ConfigError: if a file differs; the message names it and the command that repairs the environment.
     """
     stage, stages = os.environ.get("DVC_STAGE", "").partition("@")[0], Path("dvc.yaml")
     if not stage or not stages.exists():
@@ -34,7 +34,7 @@ def check_listed() -> None:
 
 
 def _modules(place: Path, package: Path) -> set[Path]:
-    """The modules at or below `place`, relative to the package; the place itself where it is one."""
+    """Return the modules below the folder `place`, or `place` itself if it is a file, relative to the package."""
     found = place.rglob("*.py") if place.is_dir() else [place]
     return {file.relative_to(package) for file in found}
 

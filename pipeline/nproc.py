@@ -1,10 +1,10 @@
-"""The option of the commands that train, by which one training runs in several processes."""
+"""The option --nproc of the commands that train, by which one training runs in several processes."""
 
 import click
 
 
 def _launch(context: click.Context, option: click.Parameter, processes: int) -> None:
-    """Hand over to so many processes, unless this is one of several."""
+    """Run the command in several processes, unless this is one of them."""
     if processes > 1:
         from leanresnet.jobs.launcher import launch
 
@@ -19,5 +19,5 @@ nproc_option = click.option(
     show_default=True,
     expose_value=False,
     callback=_launch,
-    help="Processes on this machine that share each batch; on several machines: torchrun.",
+    help="Number of processes on this machine that share each batch; for several machines, use torchrun.",
 )

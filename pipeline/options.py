@@ -1,4 +1,4 @@
-"""Options that several commands share. Heavy imports stay inside commands: --help must answer at once."""
+"""Options that several commands share. Slow imports are inside the commands, so that --help is fast."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ SNAPSHOT_SECONDS = 60.0
 
 
 def in_workspace(path: Path) -> Path:
-    """A path of the workspace, as seen from the current folder, which may be one below it; itself outside of one."""
+    """Return a path of the workspace relative to the current folder, or `path` itself outside of a workspace."""
     from leanresnet.errors import ConfigError
     from leanresnet.files import project
 
@@ -23,7 +23,7 @@ def in_workspace(path: Path) -> Path:
 
 
 def default_in_workspace(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    """A callback of options: what is given is of the current folder, and a default of the workspace."""
+    """A callback of options: given paths are relative to the current folder, defaults to the workspace."""
     is_default = context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.DEFAULT
     return in_workspace(value) if is_default else value
 
@@ -45,13 +45,13 @@ snapshot_option = click.option(
     envvar="LEANRESNET_SNAPSHOT_SECONDS",
     default=SNAPSHOT_SECONDS,
     show_default=True,
-    help="Between two saves of a training's state; 0: after each step.",
+    help="Seconds between two snapshots of the training; 0 saves one after each step.",
 )
 extend_option = click.option(
     "--extend",
     is_flag=True,
     envvar="LEANRESNET_EXTEND",
-    help="Go on from the finished training of the same for fewer epochs.",
+    help="Resume from the finished training with the same values but fewer epochs.",
 )
 model_option = click.option(
     "--model",
@@ -64,5 +64,5 @@ model_option = click.option(
 
 
 def path_option(name: str, what: str) -> Callable[[Command], Command]:
-    """A required path."""
+    """Return a required option with a path; `what` is its help."""
     return click.option(name, type=click.Path(path_type=Path), required=True, help=what)

@@ -1,4 +1,4 @@
-"""The keys of params.yaml, explained."""
+"""Command params: the descriptions of the keys of params.yaml."""
 
 import click
 
@@ -14,7 +14,7 @@ import click
     help="markdown and json-schema describe all keys.",
 )
 def params(key: str | None, form: str) -> None:
-    """Explain KEY of params.yaml, such as train.baseline.optimizer.lr, or the keys of a section; all without KEY."""
+    """Describe KEY of params.yaml, such as train.baseline.optimizer.lr, or a section; without KEY, all keys."""
     from leanresnet.scaffold.reference import explain, json_schema, table
 
     if form == "markdown":

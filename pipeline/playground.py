@@ -1,4 +1,4 @@
-"""A page on which one tries the models."""
+"""Command playground: a web page to try the models."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pipeline.port import check_free, port_option
 )
 @device_option
 def playground(port: int, models: Path, device: str) -> None:
-    """Serve a page on 127.0.0.1: drop an image, see what each model says and whether they agree."""
+    """Serve a page on 127.0.0.1 that shows the predictions of each model for an uploaded image."""
     from leanresnet.compute.device import choose_device
     from leanresnet.serving.inference import find_models
     from leanresnet.serving.playground.server import serve

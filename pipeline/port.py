@@ -1,4 +1,4 @@
-"""The port on which a command serves a page."""
+"""The option --port of the commands that serve a page."""
 
 import socket
 
@@ -12,11 +12,11 @@ def port_option(default: int) -> Command:
 
 
 def check_free(port: int) -> None:
-    """Raises ConfigError where nothing can be served on it; another program's page would be taken for ours."""
+    """Raise ConfigError if the port is in use, because a browser would show the page of the other program."""
     from leanresnet.errors import ConfigError
 
     with socket.socket() as probe:
-        # As servers do: the connections of one that has ended are in nobody's way.
+        # As for servers, closed connections of an earlier server do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))

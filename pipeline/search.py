@@ -1,4 +1,4 @@
-"""Architectures within the budget."""
+"""Command search: the architectures within the budget."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ BASELINE = "train.baseline"
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
-    """Some of `expected`: `1,2,4`, or `1-4` for all from 1 to 4."""
+    """A list of numbers of the range `expected`, such as `1,2,4`, or `1-4` for all from 1 to 4."""
 
     name = "numbers"
 
@@ -38,11 +38,15 @@ def numbers_option(name: str, expected: range, default: str, what: str) -> Calla
 
 @click.command()
 @params_option
-@click.option("--budget", type=click.IntRange(1), help="Most parameters.  [default: the baseline's budget]")
-@click.option("--least", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Share of it to fill.")
-@click.option("--count", type=click.IntRange(1), default=12, show_default=True, help="How many to show.")
-@numbers_option("--layers", range(1, 7), "3,4", "N, residual layers.")
-@numbers_option("--blocks", range(1, 101), "1-4", "B, blocks of a layer.")
+@click.option(
+    "--budget", type=click.IntRange(1), help="Largest number of parameters.  [default: the baseline's budget]"
+)
+@click.option(
+    "--least", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Least share of the budget."
+)
+@click.option("--count", type=click.IntRange(1), default=12, show_default=True, help="Number of architectures.")
+@numbers_option("--layers", range(1, 7), "3,4", "N, number of residual layers.")
+@numbers_option("--blocks", range(1, 101), "1-4", "B, number of blocks of a layer.")
 @numbers_option(
     "--channels", range(1, 4097), "16,32,64,96,128,192,256,384,512", "C, channels of a layer; they never decrease."
 )
@@ -61,10 +65,9 @@ def search(
     skip_kernels: tuple[int, ...],
     layout: str,
 ) -> None:
-    """List architectures that fill the budget, evenly from the cheapest to the dearest.
+    """List architectures that use most of the budget, evenly spaced by their number of operations.
 
-    `--format dvc` prints a name and the values that `dvc exp run --set-param` takes, a line each:
-    experiments/architectures hands them to DVC's queue.
+    `--format dvc` prints a line for each with its name and the values for `dvc exp run --set-param`.
     """
     import time
 

@@ -1,4 +1,4 @@
-"""Stage split: train, validation and test, one file each."""
+"""Stage split: the data set is divided into training, validation and test split, one file each."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipeline.options import params_option, path_option
 @path_option("--out", "Folder for train, validation and test.")
 @path_option("--report", "Folder for the counts and the picture.")
 def split(params: Path, source: Path, out: Path, report: Path) -> None:
-    """Hold validation images out, each class in proportion."""
+    """Hold out validation images, with the same proportions of classes."""
     from leanresnet.config.load import load_params
     from leanresnet.data.division import divide
 

@@ -1,4 +1,4 @@
-"""What the program prints, where nobody reads it or it cannot be written."""
+"""Replacements of stdout and stderr, whose errors end the program in an orderly way."""
 
 import errno
 import io
@@ -13,14 +13,14 @@ from leanresnet.errors import StoppedError, StorageError
 
 
 class NoReaderError(StoppedError):
-    """The reader of stdout has gone, as `head` does; what ends a program by SIGPIPE elsewhere."""
+    """The reader of stdout has closed it, as `head` does; other programs are ended by SIGPIPE then."""
 
     def __init__(self) -> None:
         super().__init__("stopped by SIGPIPE: nobody reads stdout", signal.SIGPIPE)
 
 
 class _Output(io.FileIO):
-    """stdout. An error of it is none that click, or whoever prints, would take for one of its own."""
+    """stdout. Its errors are not OSError, so that click and callers do not handle them as their own."""
 
     def write(self, content: "bytes | memoryview") -> int:  # type: ignore[override]
         try:
@@ -32,7 +32,7 @@ class _Output(io.FileIO):
 
 
 class _Messages(io.FileIO):
-    """stderr. A message that nobody gets, as of a terminal that was closed, costs nothing."""
+    """stderr. Its errors are ignored, such as those of a terminal that was closed."""
 
     def write(self, content: "bytes | memoryview") -> int:  # type: ignore[override]
         with suppress(OSError):
@@ -41,15 +41,16 @@ class _Messages(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Replace `sys.stdout` and `sys.stderr`; where one is closed, hold its number, which the next file would get.
+    """Replace `sys.stdout` and `sys.stderr`.
 
-    A stdout that is closed cannot be written, which is said where something is; a stderr that is closed is silent.
+    The descriptor of a closed stream is opened on the null device, because the next opened file would get its number.
+    Writing to a closed stdout is an error; writing to a closed stderr is not.
     """
     for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free is this one.
+            # `os.open` returns the lowest free number, which is this one.
             os.set_inheritable(os.open(os.devnull, mode), True)
     sys.stdout, sys.stderr = _stream(_Output, 1, sys.stdout), _stream(_Messages, 2, sys.stderr)
 

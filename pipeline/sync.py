@@ -1,4 +1,4 @@
-"""Runs that MLflow has not got yet."""
+"""Command sync: reports of runs that MLflow has not received yet are sent."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ import click
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 def sync(folder: Path | None) -> None:
-    """Log to MLflow what runs reported while it was away, and models that DVC restored from its cache.
+    """Log to MLflow what runs reported while it was not available, and models that DVC restored from its cache.
 
-    FOLDER is this workspace unless told: copy .work/journals of a machine without MLflow into an
-    empty folder, and its runs are logged here. Such a folder is read and stays as it is.
+    FOLDER is this workspace by default. To log the runs of a machine without MLflow, copy its .work/journals
+    into an empty folder, and name that folder. It is only read.
     """
     from leanresnet.analysis.backfill import log_restored
     from leanresnet.errors import StorageError
     from leanresnet.files import workspace
-    from leanresnet.tracking.run import sync as hand_on
+    from leanresnet.tracking.run import sync as send_journals
 
     root = folder or workspace()
-    arrived, left = hand_on(root)
+    arrived, left = send_journals(root)
     click.echo(f"{arrived} logged, {left} left")
     if left:
         raise StorageError(

@@ -1,4 +1,4 @@
-"""Stage train: the baseline or the teacher."""
+"""Stage train: the baseline or the teacher is trained."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def train(
     snapshot_seconds: float,
     extend: bool,
 ) -> None:
-    """Train a model on its labels alone."""
+    """Train a model on the labels alone."""
     from leanresnet.compute.device import choose_device
     from leanresnet.config.load import load_params
     from leanresnet.jobs.train_job import run_experiment

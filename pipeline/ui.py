@@ -1,4 +1,4 @@
-"""MLflow's UI on the workspace's runs."""
+"""Command ui: MLflow's UI with the runs of the workspace."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from pipeline.port import check_free, port_option
 @click.command()
 @port_option(5000)
 def ui(port: int) -> None:
-    """Serve MLflow on 127.0.0.1 and print the address of the runs table."""
+    """Serve MLflow on 127.0.0.1 and print the address of the table of runs."""
     from leanresnet.errors import redacted
     from leanresnet.files import workspace
     from leanresnet.tracking.mlflow_client import runs_table, tracking_uri

@@ -139,7 +139,7 @@ def test_compare_takes_results_or_runs() -> None:
     for more in (["run"], ["--experiment", "b"], ["--out", "c"], ["--html", "d"]):
         done = program("compare", "--results", "a", *more)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "--results stands alone" in done.stderr
+        assert "--results reads no runs" in done.stderr
 
 
 def test_without_a_command_the_program_shows_its_help() -> None:
