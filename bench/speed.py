@@ -31,7 +31,7 @@ REPEATS = 5
 
 
 def throughput(device: torch.device, steps: int) -> None:
-    """The trainer, compiled and eager, over the plain loop: the paper's network, batch 128, alternating."""
+    """The trainer, compiled and eager, over the plain loop: the study's network, batch 128, alternating."""
     recipe = paper_recipe(batch_size=128)
     eager, fast = (Engine(recipe, steps, device, compile=it) for it in (False, True))
     eager.warm_up()
@@ -179,7 +179,7 @@ def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
 
 
 def snapshots(device: torch.device) -> None:
-    """What saving a training's state costs at the default period: the paper's network with averaged weights."""
+    """What saving a training's state costs at the default period: the study's network with averaged weights."""
     trainer = Engine(paper_recipe(batch_size=128), 1, device, compile=False)
     trainer.warm_up()
     average = AveragedModel(trainer.net)
