@@ -23,7 +23,7 @@ def sync(folder: Path | None) -> None:
     click.echo(f"{arrived} logged, {left} left")
     if left:
         raise StorageError(
-            f"{left} of {arrived + left} could not be logged, expected: a server that answers, and whole journals"
+            f"{left} of {arrived + left} could not be logged, expected: a server that answers, and undamaged journals"
         )
     restored = log_restored(root) if root.resolve() == workspace() else 0
     if restored:

@@ -129,7 +129,7 @@ def load_json(path: Path) -> Any:
 
 def _no_number(name: str) -> None:
     """Refuse NaN, Infinity and -Infinity, which Python's parser accepts but JSON does not have."""
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def save_csv(header: Sequence[str], rows: Sequence[Sequence[object]], path: Path) -> None:

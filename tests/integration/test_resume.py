@@ -262,7 +262,7 @@ def test_damaged_states_fall_back_or_end_the_command_and_another_machine_is_name
     code, error = train(folder, OMP_NUM_THREADS=2)
     assert code == 0
     damaged, environment_diff = error.splitlines()
-    assert damaged.startswith(f"warning: {paths[0].parent}: damaged, so an earlier one is used: ")
+    assert damaged.startswith(f"warning: {paths[0].parent}: these snapshots are damaged, so an earlier one is used: ")
     assert environment_diff.startswith(
         "warning: this training began in another environment, so its bytes may differ: device: "
     )
@@ -295,7 +295,7 @@ def test_nothing_to_extend_is_one_line(tmp_path: Path) -> None:
     folder = prepare(tmp_path)
     code, error = train(folder, LEANRESNET_EXTEND="1")
     assert (code, error.count("\n")) == (2, 1)
-    assert f"train.baseline.epochs = {EPOCHS} with --extend: expected: with a finished training" in error
+    assert f"train.baseline.epochs = {EPOCHS} with --extend: expected: a finished training" in error
     # One that finished but kept no state is none to go on from, and is not trained anew in silence.
     (lock,) = folder.glob(".work/training/*.lock")
     shorter = lock.with_name(lock.name.replace(f"-{EPOCHS}.lock", "-1"))

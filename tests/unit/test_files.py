@@ -121,7 +121,7 @@ def test_a_number_that_json_has_not_is_neither_written_nor_read(tmp_path: Path, 
         save_json({"a": [number]}, path)
     assert not list(tmp_path.iterdir())
     path.write_text(json.dumps({"a": [number]}))
-    with pytest.raises(StorageError, match=r"file\.json: not valid JSON \(-?(NaN|Infinity) is no number\)"):
+    with pytest.raises(StorageError, match=r"file\.json: not valid JSON \(-?(NaN|Infinity) is not a number\)"):
         load_json(path)
 
 

@@ -49,7 +49,7 @@ def register_champion(root: Path) -> list[str]:
         else:
             by_dataset[dataset].append(run)
     if not by_dataset:
-        raise DataError("no champion: no finished run, expected: an evaluated model with a budget, and within it")
+        raise DataError("no champion: no finished run, expected: an evaluated model within its budget")
     lines = []
     for dataset, runs in by_dataset.items():
         run, name = best(runs), f"leanresnet-{dataset}"

@@ -62,7 +62,7 @@ def read_stages(text: str, place: object = LOCK) -> dict[str, Stage]:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "its top level"
-        raise DataError(f"{place}: {key} is of another kind ({first['msg']}), {remedy}") from error
+        raise DataError(f"{place}: {key} is not valid ({first['msg']}), {remedy}") from error
     except ValueError as error:
         raise DataError(f"{place}: {error}, {remedy}") from error
 

@@ -61,7 +61,7 @@ class Snapshots:
             if state is not None:
                 if damaged:
                     names = ", ".join(each.name for each in damaged)
-                    warn(f"{self.folder}: damaged, so an earlier one is used: {names}")
+                    warn(f"{self.folder}: these snapshots are damaged, so an earlier one is used: {names}")
                 return state
             damaged.append(path)
         if damaged:

@@ -126,7 +126,7 @@ def _extend(work: TrainingWorkdir, training: Training) -> tuple[dict[str, Any], 
     parent = work.parent(work.extended_from)
     state, environment_diff = load_state(parent.snapshots, training.device, training.world) if parent else (None, None)
     if parent is None or state is None:
-        kept = f"expected: with a finished training of the same but fewer epochs; the last {FINISHED_KEPT} are kept"
+        kept = f"expected: a finished training with the same values but fewer epochs; the last {FINISHED_KEPT} are kept"
         raise ConfigError(f"{training.task.key}.epochs = {work.epochs} with --extend: {kept}")
     work.extend(parent)
     return state, environment_diff

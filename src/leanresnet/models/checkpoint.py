@@ -80,7 +80,9 @@ class Origin(Section):
     def _params_name_the_run(self) -> "Origin":
         needed = {"optimizer.name", "epochs", "seed"} | ({"distill.teacher"} if self.teacher_sha256 else set())
         if not needed <= self.params.keys():
-            raise ValueError(f"params lack {', '.join(sorted(needed - self.params.keys()))}, expected: all of a recipe")
+            raise ValueError(
+                f"params lack {', '.join(sorted(needed - self.params.keys()))}, expected: all keys of a recipe"
+            )
         return self
 
 

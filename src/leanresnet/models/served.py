@@ -27,6 +27,8 @@ class Served(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pixels = (images >= 0) & (images <= 255) & (images == images.round())
         # The check runs on the CPU, because a failed assertion on a GPU makes the GPU unusable for the process.
-        torch._assert_async(pixels.all().cpu(), "images: a number is no pixel, expected: whole numbers from 0 to 255")
+        torch._assert_async(
+            pixels.all().cpu(), "images: a number is not a pixel, expected: whole numbers from 0 to 255"
+        )
         logits: Tensor = self.net(images)
         return logits

@@ -40,5 +40,5 @@ def git(folder: Path, *arguments: str, trusted: Path | None = None) -> str | Non
         return None
     if "dubious ownership" in done.stderr:
         repair = "git config --global --add safe.directory FOLDER"
-        raise StorageError(f"{folder}: git does not read a repository of somebody else, expected: `{repair}`")
+        raise StorageError(f"{folder}: git refuses to read the repository of another user, expected: `{repair}`")
     return done.stdout if done.returncode == 0 else None

@@ -88,7 +88,7 @@ class Journal:
         """
         path = _without_link(self.folder.joinpath(*names))
         if not path.is_file():
-            raise StorageError(f"{path}: not there or no file, expected: a file of the journal")
+            raise StorageError(f"{path}: missing or not a regular file, expected: a file of the journal")
         return path
 
 

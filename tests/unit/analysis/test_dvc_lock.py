@@ -30,13 +30,13 @@ DAMAGED = {
     "line 1, column 10: not valid YAML (": b"stages: {",
     "not valid YAML (nested too deeply)": b"[" * 1000,
     "not valid YAML (month must be in 1..12": b"schema: 2024-99-99\n",
-    "schema is of another kind": b"train: {cmd: x, outs: [{path: a, md5: b}]}",
-    "its top level is of another kind": b"- a\n",
-    "schema is of another kind (Input should be '2.0')": b"schema: '3.0'\nstages: {}\n",
-    "stages is of another kind": b"schema: '2.0'\nstages: []\n",
-    "stages.a is of another kind": b"schema: '2.0'\nstages: {a: 1}\n",
-    "stages.a.outs.0.path is of another kind": b"schema: '2.0'\nstages: {a: {outs: [{md5: x}]}}\n",
-    "stages.a.deps.0.md5 is of another kind": b"schema: '2.0'\nstages: {a: {deps: [{path: x, md5: 5}]}}\n",
+    "schema is not valid": b"train: {cmd: x, outs: [{path: a, md5: b}]}",
+    "its top level is not valid": b"- a\n",
+    "schema is not valid (Input should be '2.0')": b"schema: '3.0'\nstages: {}\n",
+    "stages is not valid": b"schema: '2.0'\nstages: []\n",
+    "stages.a is not valid": b"schema: '2.0'\nstages: {a: 1}\n",
+    "stages.a.outs.0.path is not valid": b"schema: '2.0'\nstages: {a: {outs: [{md5: x}]}}\n",
+    "stages.a.deps.0.md5 is not valid": b"schema: '2.0'\nstages: {a: {deps: [{path: x, md5: 5}]}}\n",
 }
 
 

@@ -43,7 +43,7 @@ def test_pixels_are_answered_as_ever(served: nn.Module) -> None:
 def test_another_number_among_them_is_refused(served: nn.Module, number: float) -> None:
     images = random_images(3).float()
     images[1, 2, 3, 4] = number
-    with pytest.raises(RuntimeError, match="a number is no pixel, expected: whole numbers from 0 to 255"):
+    with pytest.raises(RuntimeError, match="a number is not a pixel, expected: whole numbers from 0 to 255"):
         served(images)
 
 
@@ -58,5 +58,5 @@ def test_what_json_brings_arrives_as_it_was_sent() -> None:
         return net(torch.from_numpy(parse_tf_serving_input(json.loads(json.dumps({"inputs": sent.tolist()})), schema)))
 
     assert torch.equal(answer(images), net(images.float()))
-    with pytest.raises(RuntimeError, match="a number is no pixel"):
+    with pytest.raises(RuntimeError, match="a number is not a pixel"):
         answer(images / 255)

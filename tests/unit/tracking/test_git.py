@@ -85,7 +85,7 @@ def test_somebody_elses_checkout_has_its_commit(
     # What belongs to the code is trusted as the code is, and no more than that.
     assert version(outer / "project", monkeypatch) == ("unknown", "unknown")
     error = capsys.readouterr().err
-    assert error.startswith(f"warning: the run's commit is not known: {outer / 'project'}: git does not read")
+    assert error.startswith(f"warning: the run's commit is not known: {outer / 'project'}: git refuses to read")
     assert error.count("\n") == 1
-    with pytest.raises(StorageError, match="somebody else"):
+    with pytest.raises(StorageError, match="of another user"):
         git(checkout, "rev-parse", "HEAD")

@@ -158,7 +158,9 @@ def test_an_artifact_is_a_file_of_the_journal_itself(
     spoil: Callable[[Path, Path], None], journal: OwnJournal, tmp_path: Path
 ) -> None:
     spoil(journal.folder, tmp_path)
-    with pytest.raises(StorageError, match=r"note\.txt: (a link leads to it|not there or no file), expected: a file"):
+    with pytest.raises(
+        StorageError, match=r"note\.txt: (a link leads to it|missing or not a regular file), expected: a file"
+    ):
         journal.file("files", "results", "note.txt")
 
 
@@ -183,7 +185,7 @@ def test_nothing_is_written_through_a_link(journal: OwnJournal, tmp_path: Path) 
 def test_events_in_a_pipe_are_refused_unread(journal: OwnJournal) -> None:
     (journal.folder / "events.jsonl").unlink()
     os.mkfifo(journal.folder / "events.jsonl")
-    with pytest.raises(StorageError, match="no file, expected: a file of the journal"):
+    with pytest.raises(StorageError, match="not a regular file, expected: a file of the journal"):
         _ = Journal(journal.folder).events
 
 
