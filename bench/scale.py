@@ -15,7 +15,7 @@ from leanresnet.scaffold.presets import load_preset
 from leanresnet.tracking import run as reporting
 from leanresnet.tracking.mlflow_client import DATABASE
 from leanresnet.training.tasks import NOT_DISTILLED
-from pipeline.workspace import PRESETS
+from pipeline.workspace import released
 
 SIZE = {"model/parameters": 4_935_242.0, "model/macs": 1.0}
 
@@ -59,7 +59,7 @@ def scale(runs: int, writers: int, epochs: int) -> None:
 
 def write(runs: int, epochs: int, writer: int) -> None:
     """One writer's share."""
-    params = flatten(load_preset("default", PRESETS).params.train.baseline) | NOT_DISTILLED
+    params = flatten(load_preset("default", released("presets")).params.train.baseline) | NOT_DISTILLED
     for number in range(runs):
         tags = {"model": "baseline", "dataset": "synthetic", "scale.run": f"{writer}-{number}"}
         with reporting.start_run(f"scale-{writer}-{number}", {**params, "seed": number}, tags) as run:

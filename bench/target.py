@@ -21,7 +21,7 @@ from leanresnet.training.losses import CrossEntropy
 from leanresnet.training.optimizers import build_optimizer
 from leanresnet.training.schedules import build_schedule
 from leanresnet.training.validation import evaluate
-from pipeline.workspace import PRESETS
+from pipeline.workspace import released
 
 
 def time_to_target(data: Path, preset: str, seeds: int, device: torch.device) -> None:
@@ -29,7 +29,7 @@ def time_to_target(data: Path, preset: str, seeds: int, device: torch.device) ->
 
     Set-up is what reads the data before the first step: statistics, whitening, padding, upload.
     """
-    recipe = load_preset(preset, PRESETS).params.train.baseline
+    recipe = load_preset(preset, released("presets")).params.train.baseline
     train, test = (load_split(data / f"{name}.safetensors") for name in ("train", "test"))
     accuracies, times, compiling, preparing = [], [], [], []
     for seed in range(seeds):

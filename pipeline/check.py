@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.options import device_option, in_workspace
-from pipeline.workspace import PRESETS, dvc, reason
+from pipeline.workspace import dvc, reason, released
 
 if TYPE_CHECKING:
     from leanresnet.config.schema import Params
@@ -27,8 +27,9 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     from leanresnet.models.complexity import breakdown, check_budget, count_macs, count_parameters
     from leanresnet.scaffold.presets import load_preset
 
-    path = PRESETS / f"{preset}.yaml" if preset else params or in_workspace(Path("params.yaml"))
-    config = load_preset(preset, PRESETS).params if preset else load_params(path)
+    presets = released("presets")
+    path = presets / f"{preset}.yaml" if preset else params or in_workspace(Path("params.yaml"))
+    config = load_preset(preset, presets).params if preset else load_params(path)
     for name, recipe in config.recipes().items():
         count, macs = count_parameters(recipe.model), count_macs(recipe.model)
         key = "distill.student" if name == "student" else f"train.{name}"

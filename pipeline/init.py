@@ -21,9 +21,9 @@ def init(folder: Path, preset: str) -> None:
     from leanresnet.errors import ConfigError
     from leanresnet.files import not_written
     from leanresnet.scaffold.presets import load_preset
-    from pipeline.workspace import PRESETS
+    from pipeline.workspace import released
 
-    loaded = load_preset(preset, PRESETS)
+    loaded = load_preset(preset, released("presets"))
     for name in ("params.yaml", "dvc.yaml", ".dvc"):
         if (folder / name).exists():
             raise ConfigError(f"{folder / name}: exists already, expected: a folder without it")
@@ -46,20 +46,20 @@ def _make(folder: Path, preset: "Preset") -> None:
     from leanresnet.errors import StorageError
     from leanresnet.files import save_text
     from leanresnet.scaffold.reference import SCHEMA_FILE, json_schema, render
-    from pipeline.workspace import CHECKOUT, dvc, reason
+    from pipeline.workspace import dvc, reason, released
 
     done = dvc("init", "--no-scm", folder=folder)
     if done.returncode:
         raise StorageError(f"{folder.parent}: dvc init failed ({reason(done)})")
-    # The checkout's own, which may name a team's remote.
-    config = (CHECKOUT / ".dvc" / "config").read_text(encoding="utf-8")
+    # The release's own; a checkout's may name a team's remote.
+    config = released(".dvc/config").read_text(encoding="utf-8")
     save_text(config.replace("[core]\n", "[core]\n    no_scm = true\n", 1), folder / ".dvc" / "config")
-    save_text((CHECKOUT / ".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
-    save_text((CHECKOUT / ".dvcignore").read_text(encoding="utf-8"), folder / ".dvcignore")
+    save_text(released(".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
+    save_text(released(".dvcignore").read_text(encoding="utf-8"), folder / ".dvcignore")
     # The stages depend on the code, which stays where it is. DVC applies .dvcignore to what lies behind a link here,
     # and not to a path outside of the workspace.
     (folder / "src").mkdir()
     (folder / "src" / "leanresnet").symlink_to(Path(leanresnet.__file__).resolve().parent)
     save_text(json_schema(), folder / SCHEMA_FILE)
     save_text(render(preset.params, preset.title), folder / "params.yaml")
-    save_text((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"), folder / "dvc.yaml")
+    save_text(released("dvc.yaml").read_text(encoding="utf-8"), folder / "dvc.yaml")

@@ -45,9 +45,14 @@ def _wrong(file: Path) -> str:
     package = workspace() / LISTED
     if (package / file).resolve() == IMPORTED / file:
         return f"{IMPORTED / file} was edited since the experiment was queued, expected: one that is queued now"
-    checkout = shlex.quote(str(package.resolve().parents[1]))
-    repair = f"python -m pip install --no-deps --no-build-isolation --editable {checkout}"
-    return f"not the code that runs, which is {IMPORTED / file}, expected: this environment after `{repair}`"
+    checkout = package.resolve().parents[1]
+    if package.is_symlink() and not (checkout / "pyproject.toml").exists():
+        # The link of a workspace to an installed package: linked anew, its stages run again with this code.
+        repair, right = shlex.join(["ln", "-sfn", str(IMPORTED), str(package)]), "that code"
+    else:
+        repair = f"python -m pip install --no-deps --no-build-isolation --editable {shlex.quote(str(checkout))}"
+        right = "this environment"
+    return f"not the code that runs, which is {IMPORTED / file}, expected: {right} after `{repair}`"
 
 
 def _differ(listed: Path, imported: Path) -> bool:

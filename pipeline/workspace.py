@@ -1,11 +1,13 @@
-"""A workspace: the files of this checkout that it starts from, and its DVC."""
+"""A workspace: the released files that it starts from, and its DVC."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-PRESETS = CHECKOUT / "presets"
+
+def released(name: str) -> Path:
+    """A file or a folder of the release, such as ``presets``. A checkout and a wheel have them beside the commands."""
+    return Path(__file__).resolve().parent.parent / name
 
 
 def dvc(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

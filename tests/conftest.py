@@ -22,6 +22,7 @@ CHECKOUT_PARTS = (
     "src",
     "pipeline",
     "presets",
+    "pyproject.toml",
     "params.yaml",
     "params.schema.json",
     "dvc.yaml",

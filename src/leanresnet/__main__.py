@@ -15,8 +15,8 @@ NAME = "pipeline"
 
 def main() -> NoReturn:
     package = Path(__file__).resolve().parent
-    # Installed, both packages lie side by side; in a checkout, this one lies in src/.
-    places = (package.with_name(NAME), package.parent.with_name(NAME))
+    # A wheel has the commands, as all released files, inside this package; in a checkout they lie beside src/.
+    places = (package / "_release" / NAME, package.parent.with_name(NAME))
     folder = next(place for place in places if (place / "cli.py").exists())
     spec = importlib.util.spec_from_file_location(
         NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -28,3 +28,7 @@ def main() -> NoReturn:
     spec.loader.exec_module(module)
     importlib.import_module(f"{NAME}.cli").main()
     raise AssertionError("the program ends its process itself")
+
+
+if __name__ == "__main__":
+    main()

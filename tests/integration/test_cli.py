@@ -188,7 +188,8 @@ def checkout_of_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (".dvc/config", ".gitignore", ".dvcignore", "dvc.yaml"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    monkeypatch.setattr(workspace, "CHECKOUT", folder)
+    shutil.copytree(ROOT / "presets", folder / "presets")
+    monkeypatch.setattr(workspace, "released", lambda name: folder / name)
     return folder
 
 

@@ -1,6 +1,8 @@
 """Code that DVC would record though it never ran."""
 
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,27 @@ def test_a_workspace_elsewhere_lists_its_checkout(clone: Path, tmp_path: Path, m
     edit(clone / LOSSES)
     with pytest.raises(ConfigError, match=f"{LOSSES}: not the code that runs.*--editable '{clone}'`"):
         check_listed()
+
+
+def test_a_workspace_of_an_installed_package_is_linked_to_the_code_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = shutil.copytree(ROOT / "src/leanresnet", tmp_path / "site-packages" / "leanresnet")
+    space = tmp_path / "a space"
+    (space / "src").mkdir(parents=True)
+    (space / "src/leanresnet").symlink_to(package)
+    shutil.copy(ROOT / "dvc.yaml", space)
+    monkeypatch.chdir(space)
+    monkeypatch.setenv("DVC_ROOT", str(space))
+    monkeypatch.setenv("DVC_STAGE", "train@baseline")
+    check_listed()
+    edit(space / LOSSES)
+    with pytest.raises(ConfigError) as refused:
+        check_listed()
+    repair = str(refused.value).split("`")[1]
+    assert repair == f"ln -sfn {ROOT / 'src/leanresnet'} '{space / 'src/leanresnet'}'"
+    subprocess.run(shlex.split(repair), check=True)
+    check_listed()
 
 
 def test_an_experiment_runs_the_code_that_it_was_queued_with(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
