@@ -80,7 +80,7 @@ format: $(STAMP)  ## format the code and mend what ruff can
 
 lock:  ## renew requirements.lock from pyproject.toml (needs uv)
 	uv lock --upgrade
-	uv export --frozen --no-emit-project --no-annotate --no-header -o requirements.lock
+	uv export --frozen --all-extras --no-emit-project --no-annotate --no-header -o requirements.lock
 
 audit:  ## known advisories for what requirements.lock names (needs uv and the network)
 	uv tool run pip-audit@2.10.1 --strict --require-hashes --disable-pip --requirement requirements.lock

@@ -22,7 +22,10 @@ from pipeline.port import check_free, port_option
 def playground(port: int, models: Path, device: str) -> None:
     """Serve a page on 127.0.0.1 that shows the predictions of each model for an uploaded image."""
     from leanresnet.compute.device import choose_device
+    from leanresnet.errors import require
     from leanresnet.serving.inference import find_models
+
+    require("serve", "streamlit")
     from leanresnet.serving.playground.server import serve
 
     choose_device(device)

@@ -13,6 +13,7 @@ LeanResNetError        1
 Only these exceptions are shown to the user, as one line. Internal invariants use `assert`.
 """
 
+import importlib.util
 import re
 import sys
 
@@ -55,6 +56,17 @@ class StoppedError(LeanResNetError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal
+
+
+def require(extra: str, *modules: str) -> None:
+    """Check that what an extra of this package installs is there, before it is imported.
+
+    Raises:
+        ConfigError: one of the modules is not installed.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{module}: not installed, expected: it after `pip install 'leanresnet[{extra}]'`")
 
 
 def redacted(text: object) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from leanresnet.config.schema import IMAGE_SIZE
-from leanresnet.errors import DataError
+from leanresnet.errors import DataError, require
 from leanresnet.evaluation.predictions import median_seconds
 from leanresnet.files import save_bytes
 from leanresnet.models.checkpoint import Checkpoint
@@ -45,6 +45,7 @@ def export(model: Checkpoint, form: Format, path: Path) -> Exported:
     written only if its logits, after it is loaded again, agree with those of the original.
 
     Raises:
+        ConfigError: if the package that writes or runs the format is not installed.
         DataError: if they do not agree.
         StorageError: if the file cannot be written.
     """
@@ -91,6 +92,7 @@ class _OfBytes(nn.Module):
 
 
 def _onnx(net: nn.Module, images: Tensor) -> bytes:
+    require("export", "onnx", "onnxscript", "onnxruntime")
     program = torch.onnx.export(
         net,
         (images,),

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 import torch
 from filelock import FileLock
 
-from leanresnet.errors import StorageError
+from leanresnet.errors import StorageError, require
 from leanresnet.files import workspace
 from leanresnet.models.checkpoint import DESCRIPTION, WEIGHTS, load_model
 from leanresnet.models.served import Served
@@ -310,10 +310,13 @@ def connect() -> Any:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = tracking_uri()
+    if uri.partition("://")[0] in ("postgresql", "postgresql+psycopg2"):
+        require("team", "psycopg2")
     mlflow.set_tracking_uri(uri)
     database = _database(uri)
     if database is None:
-        _choose_experiment(mlflow, None)
+        if _choose_experiment(mlflow, None).startswith("s3:"):
+            require("team", "boto3")
         return mlflow
     lock = database.parent / ".work" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,60 @@
+"""What an extra installs, and the line that a user has without it."""
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import packages_distributions
+
+import pytest
+import torch
+from helpers import tiny_net
+from imports import PACKAGES, ROOT
+
+from leanresnet.errors import ConfigError
+from leanresnet.serving import export
+from leanresnet.tracking import mlflow_client
+from pipeline.cli import cli
+
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def write_onnx() -> None:
+    export._onnx(tiny_net(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("streamlit", "serve", lambda: cli(["playground"], standalone_mode=False)),
+        ("onnx", "export", write_onnx),
+        ("onnxscript", "export", write_onnx),
+        ("onnxruntime", "export", write_onnx),
+        ("psycopg2", "team", mlflow_client.connect),
+        ("boto3", "team", mlflow_client.connect),
+    ],
+)
+def test_a_missing_extra_is_one_line_that_says_how_to_install_it(
+    module: str, extra: str, use: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = "http://127.0.0.1:9" if module == "boto3" else "postgresql+psycopg2://mlflow@127.0.0.1:9/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setattr(mlflow_client, "_choose_experiment", lambda *_: "s3://mlflow/1")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError) as refused:
+        use()
+    assert str(refused.value) == f"{module}: not installed, expected: it after `pip install 'leanresnet[{extra}]'`"
+
+
+def test_an_extra_installs_what_is_asked_of_it() -> None:
+    calls = [
+        call
+        for file in (file for package in PACKAGES.values() for file in package.rglob("*.py"))
+        for call in re.findall(r"require\((\".*)\)", file.read_text())
+    ]
+    assert len(calls) == 4
+    installed = packages_distributions()
+    for call in calls:
+        extra, *modules = re.findall(r'"(\w+)"', call)
+        named = {re.split(r"[\[<>=]", requirement)[0] for requirement in EXTRAS[extra]}
+        assert all(named & set(installed[module]) for module in modules), call
