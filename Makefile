@@ -12,7 +12,7 @@ DATA ?= data
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo repro test torture team bench bench-gpu experiments check ui docs format clean lock audit
+.PHONY: help setup demo repro test test-fast torture team bench bench-gpu experiments check ui docs format clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10; then the champion i
 
 test: $(STAMP)  ## the whole test suite
 	python -m pytest --numprocesses 2
+
+test-fast: $(STAMP)  ## the unit tests without the slow ones, for after each edit (under 90 s)
+	python -m pytest --numprocesses 2 -m "not slow" tests/unit tests/test_structure.py
 
 torture: $(STAMP)  ## kill and damage trainings at random (about two hours); ends at the first loss
 	PYTHONPATH=tests:tests/integration:tests/unit/jobs python tests/torture.py

@@ -51,6 +51,7 @@ def steps_of(net: ResNet, objective: Objective, precision: str) -> tuple[list[fl
     return losses, [p.detach().clone() for p in net.parameters()] + hits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "taught", "precision", "tolerance"),
     [(tiny_model(), True, "fp32", 1e-4), (pooling_model(), False, "bf16", 2e-2)],
@@ -82,6 +83,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_without_a_compiler_training_goes_on_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -95,6 +97,7 @@ def test_without_a_compiler_training_goes_on_and_says_so_once(
     assert "training continues without it" in said[0]
 
 
+@pytest.mark.slow
 def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def test_an_engine_puts_torch_back_when_training_fails() -> None:
     assert state() == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
 def test_freed_memory_is_kept_and_used_again() -> None:
     """Page faults of 30 large tensors in turn, in a process of their own."""

@@ -43,6 +43,7 @@ except MemoryLimitError as error:
 """
 
 
+@pytest.mark.slow
 def test_the_line_names_the_batch_and_one_that_was_tried(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").touch()
     environment = outside_environment(PYTHONPATH=str(ROOT / "tests"), OMP_NUM_THREADS="1")

@@ -321,6 +321,7 @@ def test_a_strided_1x1_convolution_of_few_channels_is_the_same_convolution(side:
     torch.testing.assert_close(shortcut(x), F.conv2d(x, shortcut.weight, stride=2))
 
 
+@pytest.mark.slow
 def test_training_with_few_channels_does_not_corrupt_memory() -> None:
     """In a process of its own, which the C library would abort."""
     script = (

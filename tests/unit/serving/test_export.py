@@ -25,6 +25,7 @@ def model(tmp_path: Path) -> Checkpoint:
     return load_model(tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_onnx_takes_any_batch_of_raw_images_and_says_the_same(model: Checkpoint, tmp_path: Path) -> None:
     """By the command, as a user has it."""
     command = ["leanresnet", "export", "--model", "model"]

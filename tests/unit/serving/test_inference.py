@@ -283,6 +283,7 @@ def test_the_pipelines_models_are_found_in_order(model: Path, tmp_path: Path) ->
     assert find_models(tmp_path) == ["baseline", "student"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(model: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     write(random_images(1)[0], tmp_path / "photos" / "one.png")

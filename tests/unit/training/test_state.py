@@ -100,14 +100,14 @@ def without_times(state: Any) -> Any:
     return state
 
 
-CASES: list[tuple[dict[str, Any], dict[str, Any], float | None]] = [
+CASES = [
     ({"name": "sgd"}, {"name": "onecycle", "warmup_epochs": 1, "final_ratio": 0.01}, None),
     ({"name": "adagrad"}, {"name": "step", "step_epochs": 1, "factor": 0.5}, None),
     ({"name": "adadelta"}, {"name": "cosine_restarts", "restart_epochs": 1, "restart_mult": 1}, None),
     ({"name": "adam"}, {"name": "multistep", "milestones": [1, 2], "factor": 0.5}, None),
     ({"name": "radam"}, {"name": "plateau", "patience": 0, "factor": 0.5, "warmup_epochs": 0.5}, None),
     ({"name": "adamw"}, {"name": "linear", "warmup_epochs": 0.5}, None),
-    ({"name": "muon"}, {"name": "linear"}, 0.8),
+    pytest.param({"name": "muon"}, {"name": "linear"}, 0.8, marks=pytest.mark.slow),
 ]
 
 
