@@ -9,6 +9,7 @@ import pytest
 import yaml
 from imports import PACKAGES, ROOT, closure, direct_imports
 
+from hatch_build import RELEASE
 from leanresnet.jobs.workdir import CODE
 
 LIBRARY = sorted(PACKAGES["leanresnet"].rglob("*.py"))
@@ -106,6 +107,12 @@ def test_commands_import_nothing_heavy_at_the_top() -> None:
             for name in names:
                 outside = name.split(".")[0] in ("leanresnet", "torch", "mlflow", "numpy", "dvc", "pydantic")
                 assert not outside or name in light, f"{file.name} imports {name}"
+
+
+def test_a_wheel_holds_what_the_commands_ask_of_a_release() -> None:
+    asked = {name for file in PROGRAM for name in re.findall(r"""\breleased\("([^"]+)"\)""", file.read_text())}
+    assert asked | {"pipeline"} == set(RELEASE)
+    assert all((ROOT / name).exists() for name in RELEASE)
 
 
 RUNS_CODE = re.compile(
