@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -113,6 +114,12 @@ def test_a_wheel_holds_what_the_commands_ask_of_a_release() -> None:
     asked = {name for file in PROGRAM for name in re.findall(r"""\breleased\("([^"]+)"\)""", file.read_text())}
     assert asked | {"pipeline"} == set(RELEASE)
     assert all((ROOT / name).exists() for name in RELEASE)
+
+
+def test_a_source_archive_has_nothing_that_dvc_keeps_to_this_machine() -> None:
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    ignored = (ROOT / ".dvc" / ".gitignore").read_text().split()
+    assert set(targets["sdist"]["exclude"]) == {f"/.dvc{path}" for path in ignored}
 
 
 RUNS_CODE = re.compile(
