@@ -67,7 +67,7 @@ check: $(STAMP)  ## lint, format, types and the structure of the code
 
 SCALE ?= cpu
 experiments: $(STAMP)  ## the questions of experiments/ through DVC's queue (SCALE=cpu|gpu, QUESTIONS="depth ...")
-	experiments/run $(SCALE) $(QUESTIONS)
+	leanresnet experiments run $(QUESTIONS) --scale $(SCALE)
 
 DIR ?= .
 ui: $(STAMP)  ## MLflow on 127.0.0.1 (PORT=5000, DIR=a workspace)

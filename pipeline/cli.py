@@ -15,6 +15,7 @@ from pipeline.distill import distill
 from pipeline.download import download
 from pipeline.ensemble import ensemble
 from pipeline.evaluate import evaluate
+from pipeline.experiments import experiments
 from pipeline.export import export
 from pipeline.init import init
 from pipeline.lineage import lineage
@@ -40,8 +41,9 @@ def cli() -> None:
 
 
 STAGES = (download, split, train, distill, evaluate)
-AROUND = (check, params, init, ensemble, compare, lineage, champion, search, predict, playground, export, sync, ui)
-for command in STAGES + AROUND:
+STUDY = (check, params, init, ensemble, compare, experiments, lineage, champion, search)
+USE = (predict, playground, export, sync, ui)
+for command in STAGES + STUDY + USE:
     cli.add_command(command)
 
 

@@ -7,8 +7,6 @@ import click
 
 from pipeline.options import Command, params_option
 
-BASELINE = "train.baseline"
-
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
     """A list of numbers of the range `expected`, such as `1,2,4`, or `1-4` for all from 1 to 4."""
@@ -52,7 +50,7 @@ def numbers_option(name: str, expected: range, default: str, what: str) -> Calla
 )
 @numbers_option("--kernels", range(1, 16, 2), "3,5", "F, size of the convolutions.")
 @numbers_option("--skip-kernels", range(1, 16, 2), "1,3", "K, size of the shortcuts' convolutions.")
-@click.option("--format", "layout", type=click.Choice(["table", "dvc"]), default="table", show_default=True)
+@click.option("--format", "layout", type=click.Choice(["table", "yaml"]), default="table", show_default=True)
 def search(
     params: Path,
     budget: int | None,
@@ -67,7 +65,7 @@ def search(
 ) -> None:
     """List architectures that use most of the budget, evenly spaced by their number of operations.
 
-    `--format dvc` prints a line for each with its name and the values for `dvc exp run --set-param`.
+    `--format yaml` prints them as runs of a question, such as experiments/architectures.yaml.
     """
     import time
 
@@ -78,15 +76,16 @@ def search(
     recipe = load_params(params).train.baseline
     most = budget or recipe.budget
     if most is None:
-        raise ConfigError(f"{params}: {BASELINE}.budget = null, expected: a number there, or --budget")
+        raise ConfigError(f"{params}: train.baseline.budget = null, expected: a number there, or --budget")
     begun = time.perf_counter()
     models = enumerate_models(recipe.model, layers, blocks, channels, kernels, skip_kernels)
     counted, found = near_budget(models, most, least)
     seconds = time.perf_counter() - begun
     chosen = spread(found, count)
-    if layout == "dvc":
+    if layout == "yaml":
         for each in chosen:
-            click.echo(f"{each.name} {' '.join(each.overrides(f'{BASELINE}.model'))}")
+            shape = ", ".join(f"{key}: {value}" for key, value in each.shape.items())
+            click.echo(f"  - name: {each.name}\n    recipe: {{model: {{{shape}}}}}")
         return
     for each in chosen:
         click.echo(f"{each.name:44} {each.parameters:>12,} parameters  {each.macs / 1e6:>8,.1f} million MACs")

@@ -10,13 +10,13 @@ def released(name: str) -> Path:
     return Path(__file__).resolve().parent.parent / name
 
 
-def dvc(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """DVC's command in `folder`, or here; what it printed is in the result, and so is a failure."""
+def dvc(*arguments: str, folder: Path | None = None, shown: bool = False) -> subprocess.CompletedProcess[str]:
+    """DVC's command in `folder`, or here; a failure is in the result, and what it printed, unless that is shown."""
     from leanresnet.tracking.git import environment
 
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment() | {"DVC_NO_ANALYTICS": "1"}, capture_output=True, text=True
+        command, cwd=folder, env=environment() | {"DVC_NO_ANALYTICS": "1"}, capture_output=not shown, text=True
     )
 
 

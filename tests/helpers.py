@@ -124,12 +124,6 @@ def put(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def experiments_function(name: str) -> str:
-    """A function of experiments/run, as its text."""
-    script = (ROOT / "experiments" / "run").read_text()
-    return script[script.index(f"{name}() {{") :].split("\n}\n")[0] + "\n}"
-
-
 class Brightness(nn.Module):
     """Scores that depend on each image and are far from uniform; counts the batches it sees."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 from conftest import Checkout, edited, outside_environment, preset_text
 from imports import ROOT
@@ -123,9 +124,9 @@ def test_search_lists_architectures_that_fill_the_budget() -> None:
     # Ten ways to widen three layers, two blocks or one in each.
     assert last.startswith("80 counted in ")
     assert last.endswith("with 50% to 100% of 5,000,000")
-    lines = program(*common, *narrow, "--format", "dvc").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == [row.split()[0] for row in rows]
-    assert all("train.baseline.model.channels=[" in line for line in lines)
+    runs = yaml.safe_load(program(*common, *narrow, "--format", "yaml").stdout)
+    assert [run["name"] for run in runs] == [row.split()[0] for row in rows]
+    assert all(len(run["recipe"]["model"]["channels"]) == 3 for run in runs)
 
 
 @pytest.mark.parametrize("numbers", ["", "a", "0", "3-1", "1,,2", "-1", "1-2-", "4", "17"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import HELD, Checkout, copy_checkout, edited, shell_in
-from helpers import experiments_function, put
+from helpers import put
 
 EVALUATIONS = {"evaluate@baseline", "evaluate@teacher", "evaluate@student"}
 STAGES = {"download", "split", "train@baseline", "train@teacher", "distill", *EVALUATIONS}
@@ -253,22 +253,6 @@ def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(
     assert "val/accuracy" in page.read_text()
 
 
-def test_experiments_teach_another_one_in_a_temporary_copy(checkout: Checkout, short: int, tmp_path: Path) -> None:
-    """`learned` of experiments/run: two of them, as one."""
-    shell = checkout.shell
-    overrides = ["-S", "distill.student.epochs=1", "-S", "distill.student.schedule.warmup_epochs=0.5"]
-    learned = experiments_function("learned")
-    script = f'set -euo pipefail\njobs=1 asked=" HEAD "\n{learned}\nlearned student HEAD short\necho "$beside"'
-    beside = shell("bash", "-c", script).stdout.splitlines()[-1].split()
-    overrides += ["-S", "distill.teacher=previous"]
-    shell("dvc", "exp", "run", "--temp", "--name", "taught", *beside, *overrides, "distill")
-    teacher = json.loads((checkout.folder / "models/previous/model.json").read_text())
-    shutil.rmtree(checkout.folder / "models/previous")
-    assert len(teacher["members"]) == 2
-    shell("dvc", "get", "--rev", "taught", ".", "models/student", "--out", str(tmp_path / "student"))
-    assert json.loads((tmp_path / "student/model.json").read_text())["teacher_sha256"] == teacher["sha256"]
-
-
 def count_runs(folder: Path) -> int:
     from mlflow.tracking import MlflowClient
 
@@ -285,3 +269,38 @@ def test_a_workspace_from_an_archive_without_git(tmp_path: Path) -> None:
     assert "Running stage 'split'" in inside("dvc", "repro", "split").stdout
     assert "stages to run: train@baseline, train@teacher" in inside("leanresnet", "check").stdout
     assert (tmp_path / "space/results/split/samples.png").stat().st_size > 1000
+
+
+QUESTION = """
+title: Do two teach a third?
+model: student
+runs:
+  - {name: alone, seeds: [1], model: baseline}
+  - {name: taught, recipe: {seed: 2}, learns_from: [reference, two-alone-1]}
+"""
+
+
+def test_a_question_is_asked_through_the_queue(tmp_path: Path) -> None:
+    """`leanresnet experiments run`: the reference and another one, as an ensemble, teach a third."""
+    home, space = copy_checkout(tmp_path / "home"), tmp_path / ".experiments/cpu"
+    (home / "presets/paper-cpu.yaml").write_text(
+        "# Short.\nbase: demo\nrecipe: {epochs: 1, schedule: {warmup_epochs: 0.5}}\n"
+    )
+    (home / "experiments").mkdir()
+    (home / "experiments/two.yaml").write_text(QUESTION)
+    run = ("leanresnet", "experiments", "run", "two", "--scale", "cpu")
+    shell = shell_in(tmp_path, PYTHONPATH=f"{home}:{home / 'src'}")
+    table = shell(*run).stdout
+    inside = shell_in(space, PYTHONPATH=f"{home}:{home / 'src'}")
+    assert set(inside("dvc", "exp", "list", "--name-only").stdout.split()) == {"reference", "two-alone-1", "two-taught"}
+    assert {line.split(" | ")[1] for line in (space / "results/two.md").read_text().splitlines()[2:]}
+    assert (space / "results/two.md").read_text() in table
+    assert (space / "results/two.png").exists()
+    teacher = json.loads((space / "models/previous/model.json").read_text())
+    assert len(teacher["members"]) == 2
+    inside("dvc", "get", "--rev", "two-taught", ".", "models/student", "--out", str(tmp_path / "student"))
+    assert json.loads((tmp_path / "student/model.json").read_text())["teacher_sha256"] == teacher["sha256"]
+    assert inside("git", "status", "--porcelain").stdout == ""
+    runs = count_runs(space)
+    shell(*run)
+    assert count_runs(space) == runs

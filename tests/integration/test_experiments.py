@@ -1,150 +1,176 @@
-"""The questions in experiments/: every run that they would queue is valid and fits, before hours are spent on it."""
+"""The questions in experiments/: every run that they queue is valid and fits, before hours are spent on it."""
 
 import subprocess
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from conftest import outside_environment, preset_text
-from helpers import experiments_function, put
+from helpers import changed
 from imports import ROOT
 
+from leanresnet.analysis.search import enumerate_models, near_budget, spread
+from leanresnet.config.load import validate
 from leanresnet.config.schema import Params
 from leanresnet.models.complexity import check_budget
+from leanresnet.scaffold.presets import load_preset, merge
+from leanresnet.scaffold.questions import (
+    REFERENCE,
+    SCALES,
+    Experiment,
+    choose,
+    load_experiments,
+    load_question,
+    question_names,
+)
+from pipeline import experiments as command
+from pipeline.search import search
 
-QUESTIONS = sorted(path for path in (ROOT / "experiments").iterdir() if path.name != "run")
-PRESETS = {"cpu": "paper-cpu", "gpu": "paper"}
-# What `learned` made models/previous of, and the target, the name and the values of a run.
-Try = tuple[str, str, str, dict[str, Any]]
-
-
-def setting(scale: str) -> str:
-    """The lines of experiments/run that the questions rely on, with a `try` and a `learned` that print."""
-    script = (ROOT / "experiments" / "run").read_text().splitlines()
-    variables = next(line for line in script if line.startswith("target="))
-    sizes = next(line for line in script if line.strip().startswith(f"{scale}) preset="))
-    values = sizes.strip().removeprefix(f"{scale}) ").removesuffix(";;")
-    functions = 'try() { echo "$target" "$@"; }; learned() { echo learned "$@"; }'
-    return f"set -euo pipefail\n{variables}\n{values}\n{experiments_function('taught')}\n{functions}\n"
-
-
-def tries(question: Path, scale: str, folder: Path) -> list[Try]:
-    """Each run, in a folder with the scale's params."""
-    (folder / "params.yaml").write_text(preset_text(PRESETS[scale]))
-    script = f"{setting(scale)}source {question}\n"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=outside_environment(), capture_output=True, text=True, check=True
-    )
-    found, previous = [], ""
-    for line in done.stdout.splitlines():
-        target, name, *values = line.split()
-        if target == "learned":
-            previous = line
-        else:
-            changes = {key: yaml.safe_load(value) for key, value in (v.split("=", 1) for v in values)}
-            found.append((previous, target, name, changes))
-    return found
+QUESTIONS, PRESETS = ROOT / "experiments", ROOT / "presets"
+NAMES = question_names(QUESTIONS)
+every_scale = pytest.mark.parametrize("scale", SCALES)
 
 
-@pytest.mark.parametrize("scale", PRESETS)
-@pytest.mark.parametrize("question", QUESTIONS, ids=lambda path: path.name)
-def test_a_question_queues_valid_runs_that_differ(question: Path, scale: str, tmp_path: Path) -> None:
-    assert question.read_text().startswith("# ")
-    found = tries(question, scale, tmp_path)
+def params_of(experiment: Experiment, scale: str) -> Params:
+    base = load_preset(SCALES[scale].preset, PRESETS).params.model_dump(mode="json")
+    return validate(merge(base, experiment.values), experiment.name, Params)
+
+
+@every_scale
+@pytest.mark.parametrize("question", NAMES)
+def test_a_question_asks_for_valid_runs_that_differ(question: str, scale: str) -> None:
+    found = [each for each in load_experiments(QUESTIONS, scale, PRESETS).values() if each.question == question]
     assert len(found) >= 2
-    assert len({name for _, _, name, _ in found}) == len(found)
     seen = []
-    for previous, target, name, values in found:
-        valid = Params.model_validate(put(yaml.safe_load((tmp_path / "params.yaml").read_text()), values))
-        assert (previous, valid) not in seen
-        seen.append((previous, valid))
+    for each in found:
+        assert each.name.startswith(f"{question}-")
+        valid = params_of(each, scale)
+        assert (each.learns_from, valid) not in seen
+        seen.append((each.learns_from, valid))
         for model, recipe in valid.recipes().items():
-            check_budget(f"{name}: {model}", recipe.model, recipe.budget)
-        model = target.removeprefix("evaluate@")
-        assert model in valid.recipes()
-        # A baseline that asks for a teacher would train one.
-        taught = "previous" if previous else "teacher"
-        assert valid.distill.teacher == (taught if model == "student" else "baseline")
+            check_budget(f"{each.name}: {model}", recipe.model, recipe.budget)
+        taught = "previous" if each.learns_from else "teacher"
+        assert valid.distill.teacher == (taught if each.model == "student" else "baseline")
 
 
-@pytest.mark.parametrize("scale", PRESETS)
-def test_who_teaches_is_what_an_earlier_question_found(scale: str, tmp_path: Path) -> None:
-    questions = (ROOT / "experiments" / "run").read_text().split("set -- ")[1].splitlines()[0].split()
-    assert sorted(questions) == [question.name for question in QUESTIONS]
-    asked = {"reference"}
-    for question in questions:
-        found = tries(ROOT / "experiments" / question, scale, tmp_path)
-        for _, model, *names in (previous.split() for previous, *_ in found if previous):
-            assert set(names) <= asked
-            assert model in ("baseline", "student")
-        asked |= {f"{question}-{name}" for _, _, name, _ in found}
+@every_scale
+def test_who_teaches_is_what_an_earlier_question_found(scale: str) -> None:
+    found = load_experiments(QUESTIONS, scale, PRESETS)
+    assert [each.name for each in choose(found, NAMES, [])] == list(found)
 
 
-@pytest.mark.parametrize("scale", PRESETS)
-def test_a_student_has_another_seed_than_the_previous_models_that_teach_it(scale: str, tmp_path: Path) -> None:
-    base = yaml.safe_load(preset_text(PRESETS[scale]))
-    seeds = {"reference": base["train"]["baseline"]["seed"]}
-    # The question's own teachers are those of the one before.
-    for question in ("distillation", "teachers"):
-        for previous, target, name, values in tries(ROOT / "experiments" / question, scale, tmp_path):
-            recipe = put(base, values)["distill"]["student"] if target == "evaluate@student" else None
-            seed = (recipe or put(base, values)["train"]["baseline"])["seed"]
-            assert seed not in [seeds[teacher] for teacher in previous.split()[2:]]
-            seeds[f"{question}-{name}"] = seed
+@every_scale
+def test_a_student_has_another_seed_than_the_previous_models_that_teach_it(scale: str) -> None:
+    found = load_experiments(QUESTIONS, scale, PRESETS)
+    seeds = {name: params_of(each, scale).recipes()[each.model].seed for name, each in found.items()}
+    for name, each in found.items():
+        assert seeds[name] not in [seeds[teacher] for teacher in each.learns_from]
 
 
-@pytest.mark.parametrize("arguments", [["moon"], ["cpu", "colour"]])
-def test_an_unknown_scale_or_question_is_one_line(arguments: list[str], tmp_path: Path) -> None:
-    done = subprocess.run([ROOT / "experiments" / "run", *arguments], cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize(("scale", "budget", "widths"), [("cpu", 350_000, 16), ("gpu", 5_000_000, 64)])
+def test_the_architectures_are_those_that_the_search_gives(scale: str, budget: int, widths: int) -> None:
+    """By the command in the file."""
+    channels = [widths * each // 2 for each in (2, 3, 4, 6, 8, 12)]
+    line = f"{scale}: leanresnet search --budget {budget} --count 8 --channels {','.join(map(str, channels))} --format"
+    assert line in (QUESTIONS / "architectures.yaml").read_text()
+    base = load_preset(SCALES[scale].preset, PRESETS).params.train.baseline.model
+    options = {each.name: each for each in search.params}
+    default = {
+        name: options[name].type_cast_value(None, options[name].default)
+        for name in ("layers", "blocks", "kernels", "skip_kernels")
+    }
+    _, candidates = near_budget(enumerate_models(base, channels=channels, **default), budget, options["least"].default)
+    runs = load_question(QUESTIONS / "architectures.yaml").runs
+    listed = [(run.name, changed(base, **run.recipe["model"])) for run in runs if run.scale == scale]
+    assert listed == [(each.name, each.model) for each in reversed(spread(candidates, 8))]
+
+
+@pytest.mark.parametrize("verb", ["run", "list"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--scale", "moon"], "'moon' is not one of 'cpu', 'gpu'"), (["dept"], "'dept': unknown (did you mean depth?)")],
+)
+def test_an_unknown_scale_or_question_is_one_line(
+    verb: str, arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(["leanresnet", "experiments", verb, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert arguments[-1] in done.stderr
+    assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-# Lists twenty thousand experiments, says what it queues, and gets what it is asked for.
-DVC = """#!/usr/bin/env bash
-case "$1 $2" in
-  "exp list") echo sizes-small; sleep 0.2; printf 'another-%s\\n' {1..20000} ;;
-  "exp run") [ "$3" = --run-all ] || echo "queued $6" ;;
-  "get --quiet") mkdir "$8"; echo "$4" > "$8/model.json" ;;
-esac
-"""
-
-
-def with_that_dvc(script: str, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A script that calls this function of experiments/run, in an empty folder."""
-    dvc = folder / "bin" / "dvc"
-    dvc.parent.mkdir()
-    dvc.write_text(DVC)
-    dvc.chmod(0o755)
-    lines = f"set -euo pipefail\nquestion=sizes target=t beside= asked= jobs=1\n{experiments_function(name)}\n{script}"
-    environment = outside_environment(PATH=f"{dvc.parent}:/usr/bin:/bin")
-    return subprocess.run(["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def test_a_search_that_fails_ends_the_question(tmp_path: Path) -> None:
-    script = f"{setting('cpu')}budget=-1\nsource {ROOT / 'experiments' / 'architectures'}\necho over"
+def test_a_list_has_a_line_a_run_for_a_job_array(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=outside_environment(), capture_output=True, text=True
+        ["leanresnet", "experiments", "list", "schedules", "distillation", "--scale", "gpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "'--budget'" in done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines[:4]] == [
+        REFERENCE,
+        "schedules-step",
+        "schedules-plateau",
+        "distillation-hinton-0",
+    ]
+    assert lines[1][1:] == ["evaluate@baseline", "distill.teacher=baseline", "train.baseline.schedule.name=step"]
+    assert lines[3][1:] == ["evaluate@student", "distill.teacher=teacher", "distill.student.seed=0"]
 
 
-def test_what_has_run_is_not_queued_again(tmp_path: Path) -> None:
-    """However long the list of experiments is, and wherever in it the name stands."""
-    assert with_that_dvc("try small a=1; try large a=2", "try", tmp_path).stdout == "queued sizes-large\n"
+class Queue:
+    """DVC that notes what it is asked for, and gets a model that is called after its experiment."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, *arguments: str, shown: bool = False) -> subprocess.CompletedProcess[str]:
+        values = dict(pairwise(arguments))
+        if arguments[0] == "get":
+            Path(values["--out"]).mkdir()
+            Path(values["--out"], "name").write_text(f"{values['--rev']} {values['.']}")
+            self.asked.append(f"get {values['--rev']}")
+        elif "--run-all" in arguments:
+            previous = Path("models/previous/name")
+            self.asked.append(f"run by {previous.read_text()}" if previous.exists() else "run")
+        elif "--queue" in arguments:
+            beside = f" with {values['--copy-paths']}" if "--copy-paths" in values else ""
+            self.asked.append(f"{arguments[-1]} {values['--name']}{beside}")
+        return subprocess.CompletedProcess(arguments, 0, "", "")
 
 
-def test_a_model_teaches_where_none_has_been_trained(tmp_path: Path) -> None:
-    script = 'asked=" another-x "; learned student another-7; learned student another-x; echo "$beside"'
-    done = with_that_dvc(f"{script}; cat models/previous/model.json", "learned", tmp_path)
-    assert done.stdout == "--copy-paths models/previous\nanother-x\n"
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    queue = Queue()
+    monkeypatch.setattr(command, "dvc", queue)
+    monkeypatch.chdir(tmp_path)
+    return queue
 
 
-def test_what_is_to_teach_must_have_been_asked(tmp_path: Path) -> None:
-    done = with_that_dvc("learned student depth-1-2-1", "learned", tmp_path)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "'sizes' learns from depth-1-2-1" in done.stderr
-    assert "after the question 'depth'" in done.stderr
+def experiment(name: str, *learns_from: str) -> Experiment:
+    return Experiment(name, "a", "student" if learns_from else "baseline", {}, learns_from)
+
+
+def ask(have_run: list[str], *chosen: Experiment) -> None:
+    command._ask(chosen, {each.name: each for each in chosen}, have_run, 1)
+
+
+def test_what_has_run_is_not_queued_again(queue: Queue) -> None:
+    ask(["a-small", "a-taught"], *map(experiment, ("a-small", "a-large")), experiment("a-taught", "a-small"))
+    assert queue.asked == ["evaluate@baseline a-large", "run"]
+
+
+def test_a_model_teaches_once_it_and_those_taught_before_have_run(queue: Queue) -> None:
+    first, second = experiment("a-1"), experiment("a-2")
+    ask(["a-2"], first, second, experiment("a-3", "a-1"), experiment("a-4", "a-1"), experiment("a-5", "a-2"))
+    beside = "with models/previous"
+    assert queue.asked == [
+        "evaluate@baseline a-1",
+        "run",
+        "get a-1",
+        f"evaluate@student a-3 {beside}",
+        f"evaluate@student a-4 {beside}",
+        "run by a-1 models/baseline",
+        "get a-2",
+        f"evaluate@student a-5 {beside}",
+        "run by a-2 models/baseline",
+    ]

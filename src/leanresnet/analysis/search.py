@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leanresnet.config.schema import Model
 from leanresnet.models.complexity import count_macs, count_parameters
@@ -26,14 +26,11 @@ class Candidate(NamedTuple):
         }
         return ".".join(key + "-".join(map(str, values)) for key, values in sizes.items())
 
-    def overrides(self, key: str) -> list[str]:
-        """Return values for `dvc exp run --set-param` that make this architecture the model at `key` of params.yaml.
-
-        They have the form `key.layers=4`, `key.blocks=[3,3,2,3]`.
-        """
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The values in which the candidates differ, as keys of a recipe's `model`."""
         keys = {"layers", "blocks", "channels", "kernels", "skip_kernels", "pool"}
-        shape = self.model.model_dump(mode="json", include=keys)
-        return [f"{key}.{name}={str(value).replace(' ', '')}" for name, value in shape.items()]
+        return self.model.model_dump(mode="json", include=keys)
 
 
 def enumerate_models(

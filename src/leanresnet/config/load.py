@@ -22,11 +22,14 @@ def load_params(path: Path) -> Params:
         ConfigError: if a value is not valid; the message names the file, the key, the value and what is expected.
         StorageError: if the file cannot be read.
     """
-    return validate(read_mapping(path), str(path))
+    return validate(read_mapping(path), str(path), Params)
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path, kind: type[Section] = Params) -> dict[str, Any]:
     """Read a file that holds a YAML mapping.
+
+    Args:
+        kind: whose keys an error names, where the file holds no mapping.
 
     Raises:
         ConfigError: if the file does not hold a YAML mapping.
@@ -41,13 +44,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
-        sections = ", ".join(Params.model_fields)
-        raise ConfigError(f"{path}: {_short(raw)} at the top level, expected: a mapping with the sections {sections}")
+        what = f"{'sections' if kind is Params else 'keys'} {', '.join(kind.model_fields)}"
+        raise ConfigError(f"{path}: {_short(raw)} at the top level, expected: a mapping with the {what}")
     return raw
 
 
-def validate(values: dict[str, Any], where: str) -> Params:
-    """Convert the values of a params file to typed sections.
+def validate(values: dict[str, Any], where: str, kind: type[S]) -> S:
+    """Convert the values of a file to a typed section.
 
     Args:
         where: the file for error messages.
@@ -56,9 +59,9 @@ def validate(values: dict[str, Any], where: str) -> Params:
         ConfigError: if a value is not valid; the message names the key, the value and what is expected.
     """
     try:
-        return Params.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from error
+        raise ConfigError(f"{where}: {_explain(error, kind)}") from error
 
 
 def load_section(path: Path, kind: type[S], what: str) -> S:
@@ -82,19 +85,20 @@ def load_section(path: Path, kind: type[S], what: str) -> S:
         raise DataError(f"{path}: not {what} ({mistake}), expected: a file that this version wrote") from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[Section]) -> str:
     """Return the first mistake as `key = value: what is expected`."""
     # An unknown key is often a misspelled one, so it is named before the key that is missing because of it.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = " ".join(".".join(str(part) for part in first["loc"]).split())
     value, message = first["input"], first["msg"]
-    fields = _fields_at(first["loc"][:-1])
+    fields = _fields_at(first["loc"][:-1], kind)
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"{key} = {_short(value)}: unknown key{hint}, expected: {', '.join(fields)}"
     if first["type"] == "missing":
-        return f"{key}: missing, expected: a value (presets/ has complete files)"
+        complete = " (presets/ has complete files)" if kind is Params else ""
+        return f"{key}: missing, expected: a value{complete}"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     message = message.removeprefix("Input should be ")
@@ -109,10 +113,13 @@ def _explain(error: ValidationError) -> str:
     return f"{key} = {_short(value)}: expected: {message}"
 
 
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section at `loc`."""
-    section: type[BaseModel] = Params
+def _fields_at(loc: tuple[int | str, ...], kind: type[Section]) -> list[str]:
+    """The keys of the section at `loc`, below one of this kind."""
+    section: type[BaseModel] = kind
     for part in loc:
+        # An item of a list is of the list's own kind.
+        if isinstance(part, int):
+            continue
         annotation = section.model_fields[str(part)].annotation
         candidates = [annotation, *get_args(annotation)]
         found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]

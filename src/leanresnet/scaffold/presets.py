@@ -45,7 +45,7 @@ def load_preset(name: str, folder: Path) -> Preset:
     """
     path = folder / f"{name}.yaml"
     values = _merged(name, folder, ())
-    return Preset(name, validate(values, str(path)), _title(path))
+    return Preset(name, validate(values, str(path), Params), _title(path))
 
 
 def _merged(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:

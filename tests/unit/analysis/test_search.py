@@ -1,9 +1,8 @@
-"""Architectures within a budget: what is enumerated, what is kept, how it reaches DVC."""
+"""Architectures within a budget: what is enumerated, what is kept, how it is named."""
 
 from itertools import product
 
 import pytest
-import yaml
 from helpers import changed, pooling_model, tiny_model
 
 from leanresnet.analysis.search import Candidate, enumerate_models, near_budget, spread
@@ -72,11 +71,9 @@ def test_a_choice_is_spread_from_end_to_end(count: int, places: list[int]) -> No
     assert [each.macs for each in spread(candidates, count)] == places
 
 
-def test_overrides_make_the_base_the_candidate() -> None:
-    base = tiny_model()
+def test_a_shape_makes_the_base_the_candidate() -> None:
     for model in models()[::7]:
-        values = dict(each.removeprefix("key.").split("=") for each in Candidate(model, 0, 0).overrides("key"))
-        assert changed(base, **{key: yaml.safe_load(value) for key, value in values.items()}) == model
+        assert changed(tiny_model(), **Candidate(model, 0, 0).shape) == model
 
 
 def test_names_tell_candidates_apart_and_suit_a_git_reference() -> None:
