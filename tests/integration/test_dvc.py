@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import HELD, Checkout, copy_checkout, edited, shell_in
+from click.testing import CliRunner
+from conftest import HELD, Checkout, copy_checkout, edited, outside_environment, shell_in
 from helpers import put
+
+from pipeline import experiments
 
 EVALUATIONS = {"evaluate@baseline", "evaluate@teacher", "evaluate@student"}
 STAGES = {"download", "split", "train@baseline", "train@teacher", "distill", *EVALUATIONS}
@@ -272,35 +275,40 @@ def test_a_workspace_from_an_archive_without_git(tmp_path: Path) -> None:
 
 
 QUESTION = """
-title: Do two teach a third?
+title: Does the reference teach another?
 model: student
 runs:
-  - {name: alone, seeds: [1], model: baseline}
-  - {name: taught, recipe: {seed: 2}, learns_from: [reference, two-alone-1]}
+  - {name: student, recipe: {epochs: 1, schedule: {warmup_epochs: 0.5}, seed: 1}, learns_from: [reference]}
 """
 
 
-def test_a_question_is_asked_through_the_queue(tmp_path: Path) -> None:
-    """`leanresnet experiments run`: the reference and another one, as an ensemble, teach a third."""
-    home, space = copy_checkout(tmp_path / "home"), tmp_path / ".experiments/cpu"
-    (home / "presets/paper-cpu.yaml").write_text(
-        "# Short.\nbase: demo\nrecipe: {epochs: 1, schedule: {warmup_epochs: 0.5}}\n"
-    )
-    (home / "experiments").mkdir()
-    (home / "experiments/two.yaml").write_text(QUESTION)
-    run = ("leanresnet", "experiments", "run", "two", "--scale", "cpu")
-    shell = shell_in(tmp_path, PYTHONPATH=f"{home}:{home / 'src'}")
-    table = shell(*run).stdout
-    inside = shell_in(space, PYTHONPATH=f"{home}:{home / 'src'}")
-    assert set(inside("dvc", "exp", "list", "--name-only").stdout.split()) == {"reference", "two-alone-1", "two-taught"}
-    assert {line.split(" | ")[1] for line in (space / "results/two.md").read_text().splitlines()[2:]}
-    assert (space / "results/two.md").read_text() in table
-    assert (space / "results/two.png").exists()
-    teacher = json.loads((space / "models/previous/model.json").read_text())
-    assert len(teacher["members"]) == 2
-    inside("dvc", "get", "--rev", "two-taught", ".", "models/student", "--out", str(tmp_path / "student"))
-    assert json.loads((tmp_path / "student/model.json").read_text())["teacher_sha256"] == teacher["sha256"]
-    assert inside("git", "status", "--porcelain").stdout == ""
-    runs = count_runs(space)
-    shell(*run)
-    assert count_runs(space) == runs
+@pytest.fixture
+def question(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Its name; the checkout is the workspace in which it is asked, with the demo's baseline as the reference."""
+    (tmp_path / "taught.yaml").write_text(QUESTION)
+    (tmp_path / ".experiments").mkdir()
+    (tmp_path / ".experiments/cpu").symlink_to(checkout.folder)
+    monkeypatch.setattr(experiments, "QUESTIONS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, value in outside_environment(PYTHONPATH=f"{checkout.folder}:{checkout.folder / 'src'}").items():
+        monkeypatch.setenv(name, value)
+    yield "taught"
+    checkout.shell("dvc", "queue", "stop")
+    for left in ("models/previous", "results/taught.md", "results/taught.png"):
+        path = checkout.folder / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_a_question_is_asked_through_the_queue(checkout: Checkout, question: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(experiments.experiments, ["run", question, "--scale", "cpu"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert {"reference", "taught-student"} <= set(checkout.shell("dvc", "exp", "list", "--name-only").stdout.split())
+    table = (checkout.folder / "results/taught.md").read_text()
+    # The reference's baseline came from the cache, so that it has no training of its own.
+    assert [row.split(" | ")[:2] for row in table.splitlines()[2:]] == [["| taught-student", "student"]]
+    assert done.stdout.endswith(table)
+    assert (checkout.folder / "results/taught.png").exists()
+    taught = tmp_path / "student"
+    checkout.shell("dvc", "get", "--rev", "taught-student", ".", "models/student", "--out", str(taught))
+    teacher = json.loads((checkout.folder / "models/baseline/model.json").read_text())
+    assert json.loads((taught / "model.json").read_text())["teacher_sha256"] == teacher["sha256"]

@@ -22,6 +22,7 @@ from leanresnet.scaffold.questions import (
     load_question,
     question_names,
 )
+from leanresnet.tracking.git import git
 from pipeline import experiments as command
 from pipeline.search import search
 
@@ -174,3 +175,26 @@ def test_a_model_teaches_once_it_and_those_taught_before_have_run(queue: Queue) 
         f"evaluate@student a-5 {beside}",
         "run by a-2 models/baseline",
     ]
+
+
+def test_several_models_teach_as_their_ensemble(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of their names, which is a part of the ensemble's bytes."""
+    members: list[str] = []
+    monkeypatch.setattr("leanresnet.models.checkpoint.load_model", lambda folder: folder.name)
+    monkeypatch.setattr("leanresnet.models.checkpoint.save_ensemble", lambda models, _: members.extend(models))
+    ask(["a-2", "a-1"], experiment("a-2"), experiment("a-1"), experiment("a-3", "a-2", "a-1"))
+    assert members == ["a-1", "a-2"]
+    assert queue.asked == ["run", "get a-2", "get a-1", "evaluate@student a-3 with models/previous", "run"]
+
+
+def test_the_workspace_becomes_a_repository_once(queue: Queue, tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/cache").mkdir()
+    (tmp_path / ".dvc/cache/data").touch()
+    (tmp_path / "params.yaml").touch()
+    command._commit("paper-cpu, cpu")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert git(tmp_path, "log", "--format=%s %an") == "paper-cpu, cpu leanresnet\n"
+    assert git(tmp_path, "ls-files") == ".dvc/.gitignore\nparams.yaml\n"
+    command._commit("another")
+    assert git(tmp_path, "rev-parse", "HEAD") == head
