@@ -4,7 +4,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-RELEASE = (".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "pipeline", "presets")
+RELEASE = (".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "experiments", "pipeline", "presets")
 
 
 class Release(BuildHookInterface[Any]):

@@ -12,12 +12,12 @@ import click
 
 from pipeline.init import init
 from pipeline.options import Command, in_workspace
-from pipeline.workspace import CHECKOUT, PRESETS, dvc, reason
+from pipeline.workspace import dvc, reason, released
 
 if TYPE_CHECKING:
     from leanresnet.scaffold.questions import Experiment
 
-QUESTIONS = CHECKOUT / "experiments"
+QUESTIONS = released("experiments")
 PREVIOUS = Path("models/previous")
 # What git must not keep of the folder of DVC, which writes these lines itself where it starts in a repository.
 UNTRACKED = "/config.local\n/tmp\n/cache\n"
@@ -30,7 +30,7 @@ def question_options(command: Command) -> Command:
         type=click.Choice(["cpu", "gpu"]),
         default="cpu",
         show_default=True,
-        help="gpu is the paper's own size, presets/paper.yaml; cpu its reduction, presets/paper-cpu.yaml.",
+        help="gpu is the study's own size, presets/paper.yaml; cpu its reduction, presets/paper-cpu.yaml.",
     )
     decorate: Callable[[Command], Command] = click.argument("questions", nargs=-1, metavar="[QUESTION]...")
     return decorate(scale(command))
@@ -91,7 +91,7 @@ def _load(questions: Sequence[str], scale: str) -> tuple[dict[str, "Experiment"]
     from leanresnet.scaffold.questions import check_names, load_experiments, question_names
 
     check_names(questions, QUESTIONS)
-    return load_experiments(QUESTIONS, scale, PRESETS), list(questions) or question_names(QUESTIONS)
+    return load_experiments(QUESTIONS, scale, released("presets")), list(questions) or question_names(QUESTIONS)
 
 
 def _commit(message: str) -> None:
