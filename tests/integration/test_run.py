@@ -250,6 +250,7 @@ def evaluate(accuracy: float) -> None:
 def written_elsewhere(box: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[], object]) -> Path:
     """The one journal that `write` leaves on a machine without MLflow."""
     box.mkdir()
+    (box / "params.yaml").touch()
     with monkeypatch.context() as there:
         there.chdir(box)
         there.setattr(tracking.importlib.util, "find_spec", lambda name: None)
