@@ -10,7 +10,7 @@ from leanresnet.config.load import load_section
 from leanresnet.config.schema import Evaluate, Finite, Positive, Rate, Section, Share
 from leanresnet.data.splits import Split, load_splits
 from leanresnet.errors import DataError
-from leanresnet.evaluation import figures as pictures
+from leanresnet.evaluation import figures
 from leanresnet.evaluation.predictions import Predictions, measure_speed, predict
 from leanresnet.files import save_csv, save_figure, save_json
 from leanresnet.models.checkpoint import check_held_out, load_model, load_origin
@@ -126,8 +126,8 @@ def write_report(
     save_json(speed, results / "speed.json")
     rows = [[split.classes[t], split.classes[p]] for t, p in zip(split.labels, predictions.chosen, strict=True)]
     save_csv(["true", "predicted"], rows, results / "confusion.csv")
-    save_figure(pictures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
-    save_figure(pictures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
+    save_figure(figures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
+    save_figure(figures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
 
 
 def report_files(outputs: Outputs) -> list[Path]:

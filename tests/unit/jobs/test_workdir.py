@@ -101,6 +101,22 @@ def test_the_folder_depends_on_the_values_and_the_code(monkeypatch: pytest.Monke
     assert folder(MADE_BY) != before
 
 
+def test_a_stopped_training_of_other_code_is_named_once_and_not_resumed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_workdir(MADE_BY) as held:
+        held.snapshots.save({"step": 1})
+    with open_workdir(MADE_BY) as again:
+        assert again.snapshots.load() == {"step": 1}
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(work, "_code_digest", lambda: "edited")
+    with open_workdir(MADE_BY) as other:
+        assert other.snapshots.load() is None
+    error = capsys.readouterr().err
+    assert error.startswith(f"warning: {held.snapshots.folder}: made by other code than the current")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("text", ["../../../victim", "", "x' or '1"])
 def test_the_id_of_a_run_that_is_none_is_refused(text: str) -> None:
     with open_workdir(MADE_BY) as held:
