@@ -226,7 +226,7 @@ def one(batch: int, factor: float, steps: int, device: torch.device, compile_it:
 
     recipe = paper_recipe(batch_size=batch)
     recipe = Recipe.model_validate(
-        recipe.model_dump() | {"model": wider(recipe.model, factor).model_dump(), "budget": None}
+        recipe.model_dump() | {"model": wider(recipe.model, factor).model_dump(), "max_parameters": None}
     )
     trainer = Engine(recipe, steps, device, compile_it)
     trainer.warm_up()

@@ -59,7 +59,7 @@ def _train(recipe: Recipe, train: Split, device: torch.device) -> tuple[float, f
     wait(device)
     ready = time.perf_counter()
     fresh = copy.deepcopy(net.state_dict())
-    for epoch in {1, recipe.progressive.epochs + 1}:
+    for epoch in {1, recipe.progressive_resizing.epochs + 1}:
         train_one_epoch(net, [next(iter(batches.epoch(epoch)))] * 2, setup.step_config)
     # The graphs stay compiled; weights, optimizer and schedule begin anew.
     net.load_state_dict(fresh)

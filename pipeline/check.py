@@ -33,10 +33,10 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     for name, recipe in config.recipes().items():
         count, macs = count_parameters(recipe.model), count_macs(recipe.model)
         key = "distill.student" if name == "student" else f"train.{name}"
-        check_budget(f"{path}: {key}", recipe.model, recipe.budget)
+        check_budget(f"{path}: {key}", recipe.model, recipe.max_parameters)
         share = (
-            f"{count / recipe.budget:.1%} of the budget of {recipe.budget:,}"
-            if recipe.budget
+            f"{count / recipe.max_parameters:.1%} of the budget of {recipe.max_parameters:,}"
+            if recipe.max_parameters
             else "exempt from the budget"
         )
         click.echo(f"{name:9} {count:>12,} parameters  {macs / 1e6:>8,.1f} million MACs  {share}")
@@ -89,7 +89,7 @@ def _echo_estimate(config: "Params", device: str) -> None:
     for name, recipe in config.recipes().items():
         epoch = seconds_per_epoch(recipe, images, chosen)
         if name == "student":
-            # The size of a previous model is not known here, so it is assumed to be that of this student.
+            # The size of an external model is not known here, so it is assumed to be that of this student.
             teacher = config.recipes().get(config.distill.teacher, recipe)
             epoch += seconds_per_inference(teacher, images, chosen)
         total += epoch * recipe.epochs

@@ -12,10 +12,10 @@ from pipeline.options import default_in_workspace
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=Path("models/previous"),
+    default=Path("models/external"),
     show_default=True,
     callback=default_in_workspace,
-    help="Folder of the ensemble; distill.teacher = previous uses models/previous.",
+    help="Folder of the ensemble; distill.teacher = external uses models/external.",
 )
 def ensemble(models: tuple[Path, ...], out: Path) -> None:
     """Join MODELS, folders of models of the same data, to an ensemble that averages their logits."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leanresnet.scaffold.questions import Experiment
 
 QUESTIONS = released("experiments")
-PREVIOUS = Path("models/previous")
+EXTERNAL = Path("models/external")
 # What git must not keep of the folder of DVC, which writes these lines itself where it starts in a repository.
 UNTRACKED = "/config.local\n/tmp\n/cache\n"
 
@@ -125,14 +125,14 @@ def _ask(chosen: Sequence["Experiment"], known: dict[str, "Experiment"], have_ru
             _hand_on([known[name] for name in each.learns_from])
             handed = each.learns_from
         # DVC would leave it where it is.
-        beside = ["--copy-paths", str(PREVIOUS)] if each.learns_from else []
+        beside = ["--copy-paths", str(EXTERNAL)] if each.learns_from else []
         values = [part for override in each.overrides for part in ("--set-param", override)]
         _dvc("exp", "run", "--quiet", "--queue", "--name", each.name, *beside, *values, each.target)
     _dvc(*run_all, shown=True)
 
 
 def _hand_on(teachers: Sequence["Experiment"]) -> None:
-    """Make models/previous the model of this experiment, of several their ensemble."""
+    """Make models/external the model of this experiment, of several their ensemble."""
     from leanresnet.models.checkpoint import load_model, save_ensemble
 
     with tempfile.TemporaryDirectory() as folder:
@@ -141,11 +141,11 @@ def _hand_on(teachers: Sequence["Experiment"]) -> None:
         for each in teachers:
             out = str(Path(folder, each.name))
             _dvc("get", "--quiet", "--rev", each.name, ".", f"models/{each.model}", "--out", out)
-        shutil.rmtree(PREVIOUS, ignore_errors=True)
+        shutil.rmtree(EXTERNAL, ignore_errors=True)
         if len(found) == 1:
-            shutil.copytree(found[0], PREVIOUS)
+            shutil.copytree(found[0], EXTERNAL)
         else:
-            save_ensemble([load_model(each) for each in found], PREVIOUS)
+            save_ensemble([load_model(each) for each in found], EXTERNAL)
 
 
 def _dvc(*arguments: str, shown: bool = False) -> str:

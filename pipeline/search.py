@@ -74,9 +74,9 @@ def search(
     from leanresnet.errors import ConfigError
 
     recipe = load_params(params).train.baseline
-    most = budget or recipe.budget
+    most = budget or recipe.max_parameters
     if most is None:
-        raise ConfigError(f"{params}: train.baseline.budget = null, expected: a number there, or --budget")
+        raise ConfigError(f"{params}: train.baseline.max_parameters = null, expected: a number there, or --budget")
     begun = time.perf_counter()
     models = enumerate_models(recipe.model, layers, blocks, channels, kernels, skip_kernels)
     counted, found = near_budget(models, most, least)

@@ -141,7 +141,7 @@ EVALUATE = (
     "evaluate --model models/baseline --teacher models/teacher --validation data/validation.safetensors"
     " --test data/test.safetensors --results results/baseline"
 )
-ENSEMBLE = "ensemble models/baseline models/teacher --out models/previous"
+ENSEMBLE = "ensemble models/baseline models/teacher --out models/external"
 DOWNLOAD = "download --out data/source"
 BASE, MODEL = "train.baseline", "train.baseline.model"
 OPTIMIZER, SCHEDULE = f"{BASE}.optimizer", f"{BASE}.schedule"
@@ -169,8 +169,8 @@ CASES = [
     param("fraction for a count", {f"{BASE}.epochs": 7.5}, f"{BASE}.epochs = 7.5: expected: ", "integer"),
     param(
         "exponent for a count",
-        {f"{BASE}.budget": 5e6},
-        f"{BASE}.budget = 5000000.0: expected: a valid integer, 5000000",
+        {f"{BASE}.max_parameters": 5e6},
+        f"{BASE}.max_parameters = 5000000.0: expected: a valid integer, 5000000",
     ),
     param("yes for a flag", {f"{OPTIMIZER}.nesterov": "yes"}, f"{OPTIMIZER}.nesterov = 'yes': expected: true or false"),
     param("boolean for a count", {"split.seed": True}, "split.seed = True: expected: a valid integer"),
@@ -210,7 +210,7 @@ CASES = [
         "unknown schedule", {f"{SCHEDULE}.name": "onecycel"}, f"{SCHEDULE}.name = 'onecycel'", "did you mean onecycle?"
     ),
     param("unknown precision", {f"{BASE}.precision": "fp16"}, f"{BASE}.precision = 'fp16'", "'auto', 'fp32' or 'bf16'"),
-    param("unknown teacher", {"distill.teacher": "student"}, "distill.teacher = 'student'", "'teacher' or 'previous'"),
+    param("unknown teacher", {"distill.teacher": "student"}, "distill.teacher = 'student'", "'teacher' or 'external'"),
     param("unknown data set", {"download.dataset": "cifar"}, "download.dataset = 'cifar'", "did you mean cifar10?"),
     # models
     param("even kernel", {f"{MODEL}.kernels": [3, 4, 3]}, f"{MODEL}: kernels = [3, 4, 3]: 4 is even", "expected: odd"),
@@ -229,12 +229,15 @@ CASES = [
     ),
     param(
         "over the budget",
-        {f"{BASE}.budget": 20_000},
-        f"{MODEL}: 31,722 parameters exceed budget = 20,000 by 11,722",
+        {f"{BASE}.max_parameters": 20_000},
+        f"{MODEL}: 31,722 parameters exceed max_parameters = 20,000 by 11,722",
         "channels = [16, 8, 32] would fit with 19,338",
     ),
     param(
-        "far over the budget", {"distill.student.budget": 90}, "distill.student.model: 31,722 ", "no single change fits"
+        "far over the budget",
+        {"distill.student.max_parameters": 90},
+        "distill.student.model: 31,722 ",
+        "no single change fits",
     ),
     # training
     param(
@@ -465,8 +468,8 @@ CASES = [
         "training over the budget",
         TRAIN,
         CONFIG,
-        ("params.yaml: train.baseline.model: 31,722 parameters exceed budget = 20,000 by 11,722; ",),
-        params({f"{BASE}.budget": 20_000}),
+        ("params.yaml: train.baseline.model: 31,722 parameters exceed max_parameters = 20,000 by 11,722; ",),
+        params({f"{BASE}.max_parameters": 20_000}),
     ),
     Case(
         "batch larger than the split",
@@ -523,11 +526,11 @@ CASES = [
         other_data("validation"),
     ),
     Case(
-        "previous model with other maps",
+        "external model with other maps",
         DISTILL,
         CONFIG,
-        ("params.yaml: distill.attention = 1 with layers of [15, 7] pixels and a previous model's of [32, 16]",),
-        params({"distill.teacher": "previous", "distill.attention": 1.0, "distill.student.model": POOLING}),
+        ("distill.attention_transfer = 1 with layers of [15, 7] pixels and an external model's of [32, 16]",),
+        params({"distill.teacher": "external", "distill.attention_transfer": 1.0, "distill.student.model": POOLING}),
     ),
     # evaluation
     Case("evaluation by another split", EVALUATE, DATA, ("model.json: validation_md5 = 0123, ",), held_out("0123")),
@@ -706,7 +709,7 @@ def test_the_names_of_the_cases_are_their_own() -> None:
 def test_the_model_that_would_fit_fits(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params({f"{BASE}.budget": 20_000, f"{MODEL}.channels": [16, 8, 32]})(workspace)
+    params({f"{BASE}.max_parameters": 20_000, f"{MODEL}.channels": [16, 8, 32]})(workspace)
     assert "of the budget of 20,000" in accepted("check", monkeypatch, capsys)
 
 

@@ -38,7 +38,9 @@ def run(accuracy: float, parameters: float = 100, budget: str = "100", split: st
         "test/accuracy": 1 - accuracy,
         "model/parameters": parameters,
     }
-    return RunRecord(str(accuracy), "", "FINISHED", {"dvc.validation_md5": split}, {"budget": budget}, metrics, list)
+    return RunRecord(
+        str(accuracy), "", "FINISHED", {"dvc.validation_md5": split}, {"max_parameters": budget}, metrics, list
+    )
 
 
 def test_only_evaluated_models_within_a_budget_are_candidates() -> None:

@@ -40,7 +40,7 @@ def prepared(folder: Path, **changes: object) -> Path:
     recipe = params["train"]["baseline"]
     recipe.update({"precision": "fp32", "sync_batch_norm": True, **changes})
     recipe["augmentation"]["mix"] = "cutmix"
-    recipe["sharpness"]["rho"] = 0.5
+    recipe["sam"]["rho"] = 0.5
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     return folder
 

@@ -212,9 +212,9 @@ def test_a_student_teaches_the_next_one(checkout: Checkout) -> None:
     """README: born-again networks. Their maps are compared too."""
     file = checkout.folder / "params.yaml"
     first = json.loads((checkout.folder / "models/student/model.json").read_text())
-    shutil.copytree(checkout.folder / "models/student", checkout.folder / "models/previous")
+    shutil.copytree(checkout.folder / "models/student", checkout.folder / "models/external")
     params = yaml.safe_load(file.read_text())
-    params["distill"] |= {"teacher": "previous", "attention": 1.0}
+    params["distill"] |= {"teacher": "external", "attention_transfer": 1.0}
     params["distill"]["student"] |= {"epochs": 1}
     params["distill"]["student"]["schedule"] |= {"warmup_epochs": 0.5}
     with edited(file, yaml.safe_dump(params)):
@@ -222,7 +222,7 @@ def test_a_student_teaches_the_next_one(checkout: Checkout) -> None:
         second = json.loads((checkout.folder / "models/student/model.json").read_text())
     checkout.shell("dvc", "repro")
     assert second["teacher_sha256"] == first["sha256"]
-    assert (second["params"]["distill.teacher"], second["params"]["distill.attention"]) == ("student", 1.0)
+    assert (second["params"]["distill.teacher"], second["params"]["distill.attention_transfer"]) == ("student", 1.0)
     assert json.loads((checkout.folder / "models/student/model.json").read_text()) == first
 
 
@@ -294,7 +294,7 @@ def question(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
     yield "taught"
     checkout.shell("dvc", "queue", "stop")
-    for left in ("models/previous", "results/taught.md", "results/taught.png"):
+    for left in ("models/external", "results/taught.md", "results/taught.png"):
         path = checkout.folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -110,7 +110,7 @@ def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> N
     folder = prepare(tmp_path)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["distill"] |= {
-        "teacher": "previous",
+        "teacher": "external",
         "student": tiny_recipe(epochs=3, batch_size=20).model_dump(mode="json"),
     }
     for name, seed in (("one", 0), ("other", 1)):
@@ -124,15 +124,15 @@ def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> N
         )
 
     made = run("ensemble", "models/one", "models/other")
-    assert made.stdout == "models/previous: 2 members, 10,532 parameters\n"
+    assert made.stdout == "models/external: 2 members, 10,532 parameters\n"
     splits = ["--train", "data/train.safetensors", "--validation", "data/validation.safetensors"]
-    distill = ["distill", "--teacher", "models/previous", *splits, "--model", "models/student", "--results", "results"]
-    refused = run(*distill, attention=1.0)
+    distill = ["distill", "--teacher", "models/external", *splits, "--model", "models/student", "--results", "results"]
+    refused = run(*distill, attention_transfer=1.0)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "distill.attention = 1.0 with an ensemble, expected: 0" in refused.stderr
+    assert "distill.attention_transfer = 1.0 with an ensemble, expected: 0" in refused.stderr
     done = run(*distill)
     assert (done.returncode, done.stderr) == (0, "")
     about = json.loads((folder / "models/student/model.json").read_text())
-    teacher = json.loads((folder / "models/previous/model.json").read_text())
+    teacher = json.loads((folder / "models/external/model.json").read_text())
     assert about["teacher_sha256"] == teacher["sha256"]
     assert about["params"]["distill.teacher"] == "ensemble"

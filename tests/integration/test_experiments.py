@@ -48,8 +48,8 @@ def test_a_question_asks_for_valid_runs_that_differ(question: str, scale: str) -
         assert (each.learns_from, valid) not in seen
         seen.append((each.learns_from, valid))
         for model, recipe in valid.recipes().items():
-            check_budget(f"{each.name}: {model}", recipe.model, recipe.budget)
-        taught = "previous" if each.learns_from else "teacher"
+            check_budget(f"{each.name}: {model}", recipe.model, recipe.max_parameters)
+        taught = "external" if each.learns_from else "teacher"
         assert valid.distill.teacher == (taught if each.model == "student" else "baseline")
 
 
@@ -131,7 +131,7 @@ class Queue:
             Path(values["--out"], "name").write_text(f"{values['--rev']} {values['.']}")
             self.asked.append(f"get {values['--rev']}")
         elif "--run-all" in arguments:
-            previous = Path("models/previous/name")
+            previous = Path("models/external/name")
             self.asked.append(f"run by {previous.read_text()}" if previous.exists() else "run")
         elif "--queue" in arguments:
             beside = f" with {values['--copy-paths']}" if "--copy-paths" in values else ""
@@ -163,7 +163,7 @@ def test_what_has_run_is_not_queued_again(queue: Queue) -> None:
 def test_a_model_teaches_once_it_and_those_taught_before_have_run(queue: Queue) -> None:
     first, second = experiment("a-1"), experiment("a-2")
     ask(["a-2"], first, second, experiment("a-3", "a-1"), experiment("a-4", "a-1"), experiment("a-5", "a-2"))
-    beside = "with models/previous"
+    beside = "with models/external"
     assert queue.asked == [
         "evaluate@baseline a-1",
         "run",
@@ -184,7 +184,7 @@ def test_several_models_teach_as_their_ensemble(queue: Queue, monkeypatch: pytes
     monkeypatch.setattr("leanresnet.models.checkpoint.save_ensemble", lambda models, _: members.extend(models))
     ask(["a-2", "a-1"], experiment("a-2"), experiment("a-1"), experiment("a-3", "a-2", "a-1"))
     assert members == ["a-1", "a-2"]
-    assert queue.asked == ["run", "get a-2", "get a-1", "evaluate@student a-3 with models/previous", "run"]
+    assert queue.asked == ["run", "get a-2", "get a-1", "evaluate@student a-3 with models/external", "run"]
 
 
 def test_the_workspace_becomes_a_repository_once(queue: Queue, tmp_path: Path) -> None:

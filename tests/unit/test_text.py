@@ -59,7 +59,7 @@ def named(name: str, accuracy: float = 0.5, parameters: float = 1.0) -> RunRecor
         "model/macs": 1.0,
     }
     metrics |= {f"test/accuracy_of/{name}": 0.5, **dict.fromkeys(MEASURED, 1.0)}
-    params = {"budget": "5", "lr": f"{name}{accuracy}", name: f"{name}{accuracy}"}
+    params = {"max_parameters": "5", "lr": f"{name}{accuracy}", name: f"{name}{accuracy}"}
     return RunRecord("0" * 32, name, "FINISHED", tags, params, metrics, lambda: [0.1, 0.2])
 
 

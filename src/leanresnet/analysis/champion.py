@@ -64,7 +64,7 @@ def register_champion(root: Path) -> list[str]:
 
 def is_candidate(run: RunRecord) -> bool:
     """Return whether the run was evaluated and its model has a budget and does not exceed it."""
-    budget = run.params.get("budget", "None")
+    budget = run.params.get("max_parameters", "None")
     if run.lacks([], REQUIRED) or not re.fullmatch("[0-9]{1,18}", budget):
         return False
     return run.metrics["model/parameters"] <= int(budget)
@@ -105,7 +105,7 @@ How it was made (with the params of every stage: `{lineage}` among the run's art
 def card(run: RunRecord, origin: str) -> str:
     """Return a model card (Mitchell et al., arXiv:1810.03993) in Markdown; `origin` is the lineage of the run."""
     figures = {
-        "parameters": f"{run.metrics['model/parameters']:,.0f} of a budget of {int(run.params['budget']):,}",
+        "parameters": f"{run.metrics['model/parameters']:,.0f} of a budget of {int(run.params['max_parameters']):,}",
         "multiply-accumulates": f"{run.metrics['model/macs']:,.0f}",
         "validation accuracy, by which it was chosen": f"{run.metrics[EVALUATED]:.2%}",
         "test accuracy": f"{run.metrics['test/accuracy']:.2%}",

@@ -14,7 +14,7 @@ from leanresnet.files import save_figure, save_text
 from leanresnet.text import markdown
 
 # The budget does not change a model, and the number of layers is the length of model.blocks.
-NOT_COMPARED = {"budget", "model.layers"}
+NOT_COMPARED = {"max_parameters", "model.layers"}
 # Metrics that a run needs for a comparison; an unfinished run or one of another program may lack them.
 COMPARED = (registry.TRAINED, "model/parameters", "model/macs")
 # Tags that determine a result besides the params: digests of the data, and of the teacher's weights.

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from leanresnet.config.load import current_key
 from leanresnet.errors import DataError, LeanResNetError, StorageError
 from leanresnet.files import workspace
 from leanresnet.tracking import limits
@@ -40,6 +41,7 @@ class RunRecord:
     """A run in MLflow.
 
     Attributes:
+        params: the run's params; those of an older run have their present names.
         metrics: the last value of each metric.
         validation: a function that requests the validation accuracy of each epoch from MLflow. It is a function
             because only a few of many runs are drawn.
@@ -211,7 +213,8 @@ def _search(query: str) -> list[RunRecord]:
 
 
 def _recorded(client: Any, run: Any) -> RunRecord:
-    tags, params, metrics = (dict(each) for each in (run.data.tags, run.data.params, run.data.metrics))
+    tags, metrics = dict(run.data.tags), dict(run.data.metrics)
+    params = {current_key(key): value for key, value in run.data.params.items()}
     validation = partial(_validation, client, run.info.run_id)
     return RunRecord(run.info.run_id, run.info.run_name, run.info.status, tags, params, metrics, validation)
 

@@ -14,6 +14,18 @@ from leanresnet.files import load_json
 
 S = TypeVar("S", bound=Section)
 
+# Keys and choices of older params files and older runs, with their present names.
+RENAMED = {
+    "attention": "attention_transfer",
+    "budget": "max_parameters",
+    "clip_norm": "max_grad_norm",
+    "crop_mode": "padding_mode",
+    "policy": "auto_augment",
+    "previous": "external",
+    "progressive": "progressive_resizing",
+    "sharpness": "sam",
+}
+
 
 def load_params(path: Path) -> Params:
     """Read and validate a params file.
@@ -85,6 +97,11 @@ def load_section(path: Path, kind: type[S], what: str) -> S:
         raise DataError(f"{path}: not {what} ({mistake}), expected: a file that this version wrote") from error
 
 
+def current_key(key: str) -> str:
+    """Return the present name of a dotted key that an older run may have recorded, see `RENAMED`."""
+    return ".".join(RENAMED.get(part, part) for part in key.split("."))
+
+
 def _explain(error: ValidationError, kind: type[Section]) -> str:
     """Return the first mistake as `key = value: what is expected`."""
     # An unknown key is often a misspelled one, so it is named before the key that is missing because of it.
@@ -93,8 +110,7 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
     value, message = first["input"], first["msg"]
     fields = _fields_at(first["loc"][:-1], kind)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = _did_you_mean(str(first["loc"][-1]), fields)
         return f"{key} = {_short(value)}: unknown key{hint}, expected: {', '.join(fields)}"
     if first["type"] == "missing":
         complete = " (presets/ has complete files)" if kind is Params else ""
@@ -103,14 +119,18 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     message = message.removeprefix("Input should be ")
     if first["type"] == "literal_error" and isinstance(value, str):
-        options = message.replace("'", "").replace(" or ", ", ").split(", ")
-        near = difflib.get_close_matches(value, options, n=1)
-        message += f" (did you mean {near[0]}?)" if near else ""
+        message += _did_you_mean(value, message.replace("'", "").replace(" or ", ", ").split(", "))
     if first["type"] == "bool_type":
         message = "true or false"
     if first["type"] == "int_type" and isinstance(value, float) and value.is_integer():
         message += f", {int(value)}"
     return f"{key} = {_short(value)}: expected: {message}"
+
+
+def _did_you_mean(name: str, options: list[str]) -> str:
+    """A hint at the option that `name` was renamed to or is like, or an empty text."""
+    near = [RENAMED[name]] if RENAMED.get(name) in options else difflib.get_close_matches(name, options, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _fields_at(loc: tuple[int | str, ...], kind: type[Section]) -> list[str]:

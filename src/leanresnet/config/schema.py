@@ -219,10 +219,10 @@ class Augmentation(Section):
     crop_padding: Annotated[int, Field(ge=0, le=IMAGE_SIZE // 2)] = Field(
         description="Padding in pixels on each side before a random crop of 32x32; 0 leaves out the crop."
     )
-    crop_mode: Literal["constant", "reflect"] = Field(
+    padding_mode: Literal["constant", "reflect"] = Field(
         description="Content of the padding: black, or the reflected image."
     )
-    policy: Literal["none", "trivial_augment", "rand_augment"] = Field(
+    auto_augment: Literal["none", "trivial_augment", "rand_augment"] = Field(
         description="torchvision's policy of image operations, drawn anew each epoch."
     )
     cutout: Annotated[int, Field(ge=0, le=IMAGE_SIZE)] = Field(
@@ -243,14 +243,14 @@ class Augmentation(Section):
         return self
 
 
-class Progressive(Section):
+class ProgressiveResizing(Section):
     """Progressive resizing: images are scaled down to `size` in the first `epochs` epochs."""
 
     epochs: Count = Field(description="Number of epochs, from the first, that see smaller images.")
     size: Annotated[int, Field(ge=8, le=IMAGE_SIZE)] = Field(description="Side of those images in pixels.")
 
 
-class Sharpness(Section):
+class Sam(Section):
     """Sharpness-aware minimisation; a radius of 0 turns it off."""
 
     rho: Decay = Field(
@@ -280,7 +280,9 @@ class Recipe(Section):
     """A model and everything that its training depends on."""
 
     model: Model = Field(description="Architecture.")
-    budget: Positive | None = Field(description="Largest number of parameters; null sets no limit.")
+    max_parameters: Positive | None = Field(
+        description="Largest number of parameters, the model's budget; null sets no limit."
+    )
     seed: Seed = Field(
         description="Seed of initial weights, order and augmentation; a student's should differ from its teacher's."
     )
@@ -292,7 +294,7 @@ class Recipe(Section):
         description="Precision of the forward pass; auto takes bf16 where the hardware has it."
     )
     label_smoothing: Fraction = Field(description="Label smoothing (arXiv:1512.00567).")
-    clip_norm: Rate | None = Field(description="Largest L2 norm of the gradient; null does not clip it.")
+    max_grad_norm: Rate | None = Field(description="Largest L2 norm of the gradient; null does not clip it.")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         description="Decay per step of the averaged weights that are evaluated and kept; null keeps no average."
     )
@@ -315,23 +317,22 @@ class Recipe(Section):
     optimizer: Optimizer = Field(description="Optimizer.")
     schedule: Schedule = Field(description="Learning rate schedule.")
     augmentation: Augmentation = Field(description="Augmentation of the training images.")
-    progressive: Progressive = Field(description="Smaller images in the first epochs.")
-    sharpness: Sharpness = Field(description="Sharpness-aware minimization.")
+    progressive_resizing: ProgressiveResizing = Field(description="Smaller images in the first epochs.")
+    sam: Sam = Field(description="Sharpness-aware minimization.")
     normalization: Normalization = Field(description="Normalization of the input.")
 
     @model_validator(mode="after")
     def _small_images_fit(self) -> "Recipe":
-        if self.progressive.epochs > self.epochs:
-            raise ValueError(f"progressive.epochs = {self.progressive.epochs}, expected: 0 to epochs = {self.epochs}")
-        if self.progressive.epochs and self.model.pool != self.model.last_map:
+        small, key = self.progressive_resizing, "progressive_resizing"
+        if small.epochs > self.epochs:
+            raise ValueError(f"{key}.epochs = {small.epochs}, expected: 0 to epochs = {self.epochs}")
+        if small.epochs and self.model.pool != self.model.last_map:
             raise ValueError(
-                f"progressive.epochs = {self.progressive.epochs} with model.pool = {self.model.pool}, expected: "
+                f"{key}.epochs = {small.epochs} with model.pool = {self.model.pool}, expected: "
                 f"0, or a pool of the whole last map, {self.model.last_map}"
             )
-        if self.progressive.epochs and self.model.feature_map_sizes(self.progressive.size)[-1] == 0:
-            raise ValueError(
-                f"progressive.size = {self.progressive.size} leaves no map to pool, expected: larger, up to 32"
-            )
+        if small.epochs and self.model.feature_map_sizes(small.size)[-1] == 0:
+            raise ValueError(f"{key}.size = {small.size} leaves no map to pool, expected: larger, up to 32")
         return self
 
     @model_validator(mode="after")
@@ -349,15 +350,15 @@ class Train(Section):
 
 
 class Distill(Section):
-    teacher: Literal["baseline", "teacher", "previous"] = Field(
-        description="The student's teacher; previous is a model or an ensemble in models/previous."
+    teacher: Literal["baseline", "teacher", "external"] = Field(
+        description="The student's teacher; external is a model or an ensemble in models/external."
     )
-    alpha: Share = Field(description="Weight of the teacher's answers against the labels.")
-    temperature: Rate = Field(description="Temperature that softens the answers of both (arXiv:1503.02531).")
+    alpha: Share = Field(description="Weight of the teacher's predictions; the labels have the rest.")
+    temperature: Rate = Field(description="Temperature that softens the predictions of both (arXiv:1503.02531).")
     beta: Rate | None = Field(
         description="Weight of the wrong classes in decoupled distillation (arXiv:2203.08679); null takes the plain KL."
     )
-    attention: Decay = Field(
+    attention_transfer: Decay = Field(
         description="Weight of the attention maps of the layers (arXiv:1612.03928); 0 leaves them out."
     )
     student: Recipe = Field(description="The model within the limit that the teacher teaches.")
@@ -395,32 +396,33 @@ def check_teacher(key: str, settings: Distill, teacher: Model, name: str) -> Non
     Args:
         key: file and key of the section for the error message.
         teacher: sizes of the teacher's network.
-        name: name of the teacher for the error message.
+        name: the teacher in the error message, such as "a teacher".
 
     Raises:
         ValueError: if the teacher does not accept the sizes of the images, or has no layers whose attention maps can be
             compared with those of the student.
     """
-    small = settings.student.progressive
+    small = settings.student.progressive_resizing
     if small.epochs and (teacher.pool != teacher.last_map or teacher.feature_map_sizes(small.size)[-1] == 0):
         raise ValueError(
-            f"{key}.student.progressive.epochs = {small.epochs} with a {name} that pools {teacher.pool} of "
+            f"{key}.student.progressive_resizing.epochs = {small.epochs} with {name} that pools {teacher.pool} of "
             f"{teacher.last_map} pixels, expected: 0, or a teacher that takes smaller images"
         )
-    if settings.attention:
+    if settings.attention_transfer:
         _check_maps(key, settings, teacher, name)
 
 
 def _check_maps(key: str, settings: Distill, teacher: Model, name: str) -> None:
-    student, small = settings.student.model, settings.student.progressive
+    student, small = settings.student.model, settings.student.progressive_resizing
     whole = same_side(student.feature_map_sizes()[1:], teacher.feature_map_sizes()[1:])
     for image in (IMAGE_SIZE, small.size if small.epochs else IMAGE_SIZE):
         sides, taught = student.feature_map_sizes(image)[1:], teacher.feature_map_sizes(image)[1:]
         if whole and same_side(sides, taught) == whole:
             continue
-        wrong = f"{key}.attention = {settings.attention:g} with layers of {sides} pixels and a {name}'s of {taught}"
+        wrong = f"{key}.attention_transfer = {settings.attention_transfer:g} with layers of {sides} pixels"
+        wrong += f" and {name}'s of {taught}"
         if whole:
-            wrong += f" where progressive.size is {image}"
+            wrong += f" where progressive_resizing.size is {image}"
         expected = "that pair as those of whole images do" if whole else "of the same side"
         raise ValueError(f"{wrong}, expected: 0, or layers {expected}")
 
@@ -436,7 +438,7 @@ class Params(Section):
     def _teacher_suits(self) -> "Params":
         recipe = self.recipes().get(self.distill.teacher)
         if recipe is not None:
-            check_teacher("distill", self.distill, recipe.model, self.distill.teacher)
+            check_teacher("distill", self.distill, recipe.model, f"a {self.distill.teacher}")
         return self
 
     def recipes(self) -> dict[str, Recipe]:

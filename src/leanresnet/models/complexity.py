@@ -49,7 +49,9 @@ def check_budget(key: str, model: Model, budget: int | None) -> None:
         return
     fitting = _largest_fit(model, budget)
     advice = f"{fitting[0]} = {list(fitting[1])} would fit with {fitting[2]:,}" if fitting else "no single change fits"
-    raise ConfigError(f"{key}.model: {count:,} parameters exceed budget = {budget:,} by {count - budget:,}; {advice}")
+    raise ConfigError(
+        f"{key}.model: {count:,} parameters exceed max_parameters = {budget:,} by {count - budget:,}; {advice}"
+    )
 
 
 def _modules(model: Model) -> Iterator[Layer]:

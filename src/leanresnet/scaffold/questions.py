@@ -73,7 +73,7 @@ class Experiment:
         question: the one that asks for it; of the reference, that one's name.
         model: the model that is trained, evaluated and compared.
         values: what differs from the preset, as in params.yaml.
-        learns_from: the experiments whose models teach as models/previous.
+        learns_from: the experiments whose models teach as models/external.
     """
 
     name: str
@@ -174,7 +174,7 @@ def _values(model: str, run: Run, seed: int | None) -> dict[str, Any]:
     if model == "baseline":
         # A baseline that asks for a teacher would train one.
         return {"distill": {"teacher": "baseline", **run.distill}, "train": {"baseline": recipe}}
-    teacher = "previous" if run.learns_from else "teacher"
+    teacher = "external" if run.learns_from else "teacher"
     return {"distill": {"teacher": teacher, **run.distill, "student": recipe}}
 
 

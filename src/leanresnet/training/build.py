@@ -50,7 +50,9 @@ def build_training(
     ).to(device)
     if recipe.sync_batch_norm and world.size > 1:
         convert_sync_batch_norm(net)
-    batches = TrainBatches(train, recipe.batch_size, recipe.augmentation, recipe.seed, device, recipe.progressive)
+    batches = TrainBatches(
+        train, recipe.batch_size, recipe.augmentation, recipe.seed, device, recipe.progressive_resizing
+    )
     optimizer = build_optimizer(net, recipe.optimizer)
     objective = objective_of(net, criterion)
     step_config = StepConfig(
@@ -58,8 +60,8 @@ def build_training(
         optimizer=optimizer,
         schedule=build_schedule(optimizer, recipe.schedule, recipe.epochs, len(batches)),
         autocast=autocast(device, recipe.precision),
-        clip_norm=recipe.clip_norm,
-        sharpness=SharpnessAware(net, recipe.sharpness) if recipe.sharpness.rho else None,
+        max_grad_norm=recipe.max_grad_norm,
+        sam=SharpnessAware(net, recipe.sam) if recipe.sam.rho else None,
         world=world,
     )
     return TrainingSetup(net, batches, step_config)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from leanresnet.config.schema import Augmentation, Progressive
+from leanresnet.config.schema import Augmentation, ProgressiveResizing
 from leanresnet.data.splits import Split, channel_statistics
 from leanresnet.training.augmentation import apply_policy, crop_and_flip, cut_out, draw, mix_pairs, pad
 
@@ -19,7 +19,7 @@ class TrainBatches:
     """Shuffled and augmented batches of training images; an incomplete last batch of an epoch is dropped.
 
     Args:
-        progressive: size of the images in the first epochs, or None for the full size in all epochs.
+        small: size of the images in the first epochs, or None for the full size in all epochs.
     """
 
     def __init__(
@@ -29,15 +29,15 @@ class TrainBatches:
         augmentation: Augmentation,
         seed: int,
         device: torch.device | None = None,
-        progressive: Progressive | None = None,
+        small: ProgressiveResizing | None = None,
     ) -> None:
         self._images = split.images.to(device)
         # Padded images, and the epoch for which a policy transformed them; 0 means not transformed.
-        self._padded = 0, pad(self._images, augmentation.crop_padding, augmentation.crop_mode)
+        self._padded = 0, pad(self._images, augmentation.crop_padding, augmentation.padding_mode)
         self._labels = split.labels.to(device)
         self._color = (255 * torch.tensor(channel_statistics(split)[0])).round().to(torch.uint8).to(device)
         self._augmentation = augmentation
-        self._progressive = progressive
+        self._small = small
         self._seed = seed
         self.batch_size = batch_size
 
@@ -68,8 +68,8 @@ class TrainBatches:
                 images = cut_out(images, draws.holes[part], settings.cutout, self._color)
             if settings.mix != "none":
                 images, labels = mix_pairs(images, labels, settings, self._seed, number, step)
-            if self._progressive is not None and number <= self._progressive.epochs:
-                images = F.interpolate(images.float(), size=self._progressive.size, mode="bilinear", antialias=True)
+            if self._small is not None and number <= self._small.epochs:
+                images = F.interpolate(images.float(), size=self._small.size, mode="bilinear", antialias=True)
             yield images, labels
 
     def _padded_in(self, number: int) -> Tensor:
@@ -78,9 +78,9 @@ class TrainBatches:
         They are cached, because averaged weights read the start of an epoch once more.
         """
         settings = self._augmentation
-        if settings.policy != "none" and self._padded[0] != number:
-            images = apply_policy(self._images, settings.policy, self._seed, number)
-            self._padded = number, pad(images, settings.crop_padding, settings.crop_mode)
+        if settings.auto_augment != "none" and self._padded[0] != number:
+            images = apply_policy(self._images, settings.auto_augment, self._seed, number)
+            self._padded = number, pad(images, settings.crop_padding, settings.padding_mode)
         return self._padded[1]
 
 

@@ -41,7 +41,7 @@ class StepConfig:
     Args:
         objective: see `objective_of`; compiled or not.
         autocast: a reusable context, entered around each forward pass.
-        clip_norm: largest L2 norm of the gradient, or None for no clipping.
+        max_grad_norm: largest L2 norm of the gradient, or None for no clipping.
         sharpness: the perturbation of the weights for a second pass, or None for steps of one pass.
         world: the processes that share each batch.
     """
@@ -50,8 +50,8 @@ class StepConfig:
     optimizer: torch.optim.Optimizer
     schedule: LearningRate
     autocast: AbstractContextManager[object]
-    clip_norm: float | None
-    sharpness: SharpnessAware | None = None
+    max_grad_norm: float | None
+    sam: SharpnessAware | None = None
     world: DistributedContext = SINGLE_PROCESS
 
 
@@ -194,14 +194,14 @@ def train_one_epoch(
         with step_config.autocast:
             loss, right = step_config.objective(images, labels)
         loss.backward()
-        if step_config.sharpness is not None:
-            with step_config.sharpness.perturbed_weights():
+        if step_config.sam is not None:
+            with step_config.sam.perturbed_weights():
                 step_config.optimizer.zero_grad(set_to_none=True)
                 with step_config.autocast:
                     perturbed_loss, _ = step_config.objective(images, labels)
                 perturbed_loss.backward()
-        if step_config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(net.parameters(), step_config.clip_norm)
+        if step_config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), step_config.max_grad_norm)
         loss, right = step_config.world.reduce_step(loss, right)
         meter.watch.see(loss, len(meter.losses) + 1, step_config.schedule.value)
         step_config.optimizer.step()

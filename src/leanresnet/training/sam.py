@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from leanresnet.config.schema import Sharpness
+from leanresnet.config.schema import Sam
 
 
 class SharpnessAware:
@@ -19,7 +19,7 @@ class SharpnessAware:
 
     FLOOR = 0.01
 
-    def __init__(self, net: nn.Module, settings: Sharpness) -> None:
+    def __init__(self, net: nn.Module, settings: Sam) -> None:
         self._net = net
         self._rho = settings.rho
         self._adaptive = settings.adaptive

@@ -20,7 +20,7 @@ NOT_DISTILLED: dict[str, str | float] = {
     "distill.alpha": 0.0,
     "distill.temperature": 1.0,
     "distill.beta": "none",
-    "distill.attention": 0.0,
+    "distill.attention_transfer": 0.0,
 }
 
 
@@ -67,9 +67,11 @@ def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> Tra
     # load_params has checked a teacher whose network the params name, but not a model from elsewhere.
     try:
         if isinstance(teacher.net, ResNet):
-            check_teacher(f"{where}: distill", settings, teacher.net.model, "previous model")
-        elif settings.attention:
-            raise ConfigError(f"{where}: distill.attention = {settings.attention} with an ensemble, expected: 0")
+            check_teacher(f"{where}: distill", settings, teacher.net.model, "an external model")
+        elif settings.attention_transfer:
+            raise ConfigError(
+                f"{where}: distill.attention_transfer = {settings.attention_transfer} with an ensemble, expected: 0"
+            )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return TrainingTask(
@@ -81,7 +83,7 @@ def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> Tra
             settings.temperature,
             settings.beta,
             settings.student.label_smoothing,
-            settings.attention,
+            settings.attention_transfer,
         ),
         measures=TeacherComparison(teacher.net).measures(),
         params={
@@ -89,7 +91,7 @@ def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> Tra
             "distill.alpha": settings.alpha,
             "distill.temperature": settings.temperature,
             "distill.beta": "none" if settings.beta is None else settings.beta,
-            "distill.attention": settings.attention,
+            "distill.attention_transfer": settings.attention_transfer,
         },
         teacher_sha256=teacher.sha256,
     )

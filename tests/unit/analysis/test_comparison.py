@@ -25,7 +25,13 @@ def recorded(experiment: str, accuracy: float, parameters: float = 1000, **param
     }
     tags = {EXPERIMENT_TAG: experiment, "model": "baseline", "dataset": "cifar10"}
     return RunRecord(
-        experiment, "", "FINISHED", tags, {"epochs": "3", "budget": "5", **params}, metrics, lambda: [0.1, accuracy]
+        experiment,
+        "",
+        "FINISHED",
+        tags,
+        {"epochs": "3", "max_parameters": "5", **params},
+        metrics,
+        lambda: [0.1, accuracy],
     )
 
 
@@ -33,7 +39,7 @@ def track(
     monkeypatch: pytest.MonkeyPatch, experiment: str, model: str, accuracies: list[float], fail: bool = False
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", experiment)
-    with reporting.start_run(experiment, {"lr": accuracies[-1]}, {"model": model}) as run:
+    with reporting.start_run(experiment, {"lr": accuracies[-1], "budget": 7}, {"model": model}) as run:
         for epoch, accuracy in enumerate(accuracies, start=1):
             run.log_metrics({"val/accuracy": accuracy, "val/best_accuracy": max(accuracies[:epoch])}, epoch)
         run.log_metrics({"model/parameters": 1000, "model/macs": 2e6}, 1)
@@ -62,7 +68,8 @@ def test_a_question_finds_its_finished_runs_the_newest_of_each_model(
     newest = found["optimizers-sgd", "baseline"]
     assert newest.validation() == [0.3, 0.5, 0.4]
     assert newest.metrics["val/best_accuracy"] == 0.5
-    assert newest.params == {"lr": "0.4"}
+    # A key that an older version recorded has its present name.
+    assert newest.params == {"lr": "0.4", "max_parameters": "7"}
 
 
 def test_a_comparison_is_written_as_a_table_and_a_picture(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from dvc.utils.serialize import parse_yaml
 from helpers import put
 from imports import ROOT
 
-from leanresnet.config.load import load_params
+from leanresnet.config.load import RENAMED, load_params
 from leanresnet.config.schema import flatten
 from leanresnet.errors import ConfigError, StorageError
 
@@ -30,6 +30,33 @@ def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path
         load_params(save(tmp_path, params))
 
 
+def renamed(values: dict[str, Any], old: str, new: str) -> tuple[dict[str, Any], int]:
+    """The values with the first key `new` under its old name, and the number of keys that were changed."""
+    found: dict[str, Any] = {}
+    count = 0
+    for key, value in values.items():
+        if isinstance(value, dict) and not count and key != new:
+            value, count = renamed(value, old, new)
+        elif key == new and not count:
+            key, count = old, 1
+        found[key] = value
+    return found, count
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED.keys() - {"previous"}))
+def test_a_key_of_an_older_file_is_answered_by_its_present_name(tmp_path: Path, old: str) -> None:
+    params, count = renamed(yaml.safe_load(DEFAULT), old, RENAMED[old])
+    assert count == 1
+    with pytest.raises(ConfigError, match=rf"\.{old} = .*: unknown key \(did you mean {RENAMED[old]}\?\), expected: "):
+        load_params(save(tmp_path, params))
+
+
+def test_a_choice_of_an_older_file_is_answered_by_its_present_name(tmp_path: Path) -> None:
+    params = put(yaml.safe_load(DEFAULT), {"distill.teacher": "previous"})
+    with pytest.raises(ConfigError, match=r"distill.teacher = 'previous': .*did you mean external\?"):
+        load_params(save(tmp_path, params))
+
+
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
@@ -39,7 +66,7 @@ def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path
         ("train.baseline.optimizer.lr", "1E-3", 0.001),
         ("train.baseline.seed", "010", 10),
         ("train.baseline.seed", "0o10", 8),
-        ("train.baseline.budget", "5_000_000", 5_000_000),
+        ("train.baseline.max_parameters", "5_000_000", 5_000_000),
     ],
 )
 def test_a_number_is_the_one_that_dvc_records(tmp_path: Path, key: str, text: str, value: float) -> None:
@@ -64,7 +91,7 @@ def test_what_dvc_writes_for_set_param_is_read(tmp_path: Path) -> None:
         ("train.baseline.optimizer.nesterov", "yes", "'yes': expected: true or false"),
         ("train.baseline.compile", "off", "'off': expected: true or false"),
         ("train.baseline.epochs", "1:30", "'1:30': expected: a valid integer"),
-        ("train.baseline.budget", "5e6", "5000000.0: expected: a valid integer, 5000000"),
+        ("train.baseline.max_parameters", "5e6", "5000000.0: expected: a valid integer, 5000000"),
         ("train.baseline.optimizer.lr", "'1e-3'", "'1e-3': expected: a valid number"),
         ("train.baseline.optimizer.lr", ".inf", "inf: expected: a finite number"),
         ("train.baseline.optimizer.lr", "1e400", "inf: expected: a finite number"),

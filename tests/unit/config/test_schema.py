@@ -86,7 +86,7 @@ def test_flatten_writes_lists_as_text_and_null_as_none() -> None:
     flat = flatten(load_params(ROOT / "params.yaml").train.teacher, "teacher.")
     assert flat["teacher.model.blocks"] == "2,2,2,2"
     assert flat["teacher.optimizer.betas"] == "0.9,0.999"
-    assert flat["teacher.budget"] == "none"
+    assert flat["teacher.max_parameters"] == "none"
     assert flat["teacher.epochs"] == 30
     assert flat["teacher.optimizer.nesterov"] is True
 
@@ -126,13 +126,13 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{MODEL}.activation": ["swish"],
     f"{MODEL}.block": ["bottleneck"],
     f"{MODEL}.squeeze_excite": [-1, 65],
-    f"{BASE}.budget": [0, -1, 5.0e6],
+    f"{BASE}.max_parameters": [0, -1, 5.0e6],
     f"{BASE}.seed": [-1, 2**31],
     f"{BASE}.epochs": [0, 7, 1.5],
     f"{BASE}.batch_size": [1, 0],
     f"{BASE}.precision": ["fp16", 32],
     f"{BASE}.label_smoothing": [1.0, -0.1, float("nan")],
-    f"{BASE}.clip_norm": [0.0, float("inf")],
+    f"{BASE}.max_grad_norm": [0.0, float("inf")],
     f"{BASE}.ema_decay": [0.0, 1.0],
     f"{BASE}.bn_momentum": [0.0, 1.1],
     f"{BASE}.sync_batch_norm": [1, "auto"],
@@ -160,23 +160,23 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{BASE}.augmentation.flip": [-0.1, 1.1],
     f"{BASE}.augmentation.flip_mode": ["vertical"],
     f"{BASE}.augmentation.crop_padding": [-1, 17],
-    f"{BASE}.augmentation.crop_mode": ["wrap"],
-    f"{BASE}.augmentation.policy": ["auto_augment"],
+    f"{BASE}.augmentation.padding_mode": ["wrap"],
+    f"{BASE}.augmentation.auto_augment": ["auto_augment"],
     f"{BASE}.augmentation.cutout": [-1, 33],
     f"{BASE}.augmentation.mix": ["both"],
     f"{BASE}.augmentation.mix_alpha": [0.0],
     f"{BASE}.augmentation.mix_share": [-0.1, 1.1],
-    f"{BASE}.progressive.epochs": [-1, 31, 1.5],
-    f"{BASE}.progressive.size": [7, 33],
-    f"{BASE}.sharpness.rho": [-0.1],
-    f"{BASE}.sharpness.adaptive": ["no"],
+    f"{BASE}.progressive_resizing.epochs": [-1, 31, 1.5],
+    f"{BASE}.progressive_resizing.size": [7, 33],
+    f"{BASE}.sam.rho": [-0.1],
+    f"{BASE}.sam.adaptive": ["no"],
     f"{BASE}.normalization.mean": [[0.5, 0.5], [0.5, 0.5, 1.5], [0.5, 0.5, 0.5]],
     f"{BASE}.normalization.std": [[0.2, 0.2, 0.0], [0.2, 0.2, 0.2]],
     "distill.teacher": ["student"],
     "distill.alpha": [-0.1, 1.1],
     "distill.temperature": [0.0, -1.0],
     "distill.beta": [0.0],
-    "distill.attention": [-1.0, None],
+    "distill.attention_transfer": [-1.0, None],
     "evaluate.batch_size": [0],
     "evaluate.calibration_bins": [1],
     "evaluate.mistakes": [0, 101],
@@ -203,8 +203,8 @@ def test_the_table_of_refusals_has_every_key() -> None:
         ("split.training", 10),
         ("split.seed", 2**31 - 1),
         (f"{MODEL}.pool", 1),
-        (f"{BASE}.budget", None),
-        (f"{BASE}.clip_norm", 1),
+        (f"{BASE}.max_parameters", None),
+        (f"{BASE}.max_grad_norm", 1),
         (f"{BASE}.bn_momentum", 1.0),
         (f"{BASE}.schedule.warmup_epochs", 0),
         (f"{BASE}.schedule.milestones", []),
@@ -212,7 +212,7 @@ def test_the_table_of_refusals_has_every_key() -> None:
         ("distill.alpha", 0),
         ("distill.alpha", 1.0),
         ("distill.teacher", "baseline"),
-        ("distill.teacher", "previous"),
+        ("distill.teacher", "external"),
     ],
 )
 def test_a_value_at_the_edge_of_its_range_is_accepted(tmp_path: Path, key: str, value: Any) -> None:
@@ -264,15 +264,18 @@ def test_preactivation_is_for_strided_networks_with_a_learned_stem(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({f"{MODEL}.pool": 2}, "progressive.epochs = 5 with model.pool = 2, expected: 0, or a pool of the whole"),
         (
-            {f"{MODEL}.downsample": "pool", f"{MODEL}.pool": 2, f"{BASE}.progressive.size": 15},
-            "progressive.size = 15 leaves no map to pool, expected: larger, up to 32",
+            {f"{MODEL}.pool": 2},
+            "progressive_resizing.epochs = 5 with model.pool = 2, expected: 0, or a pool of the whole",
+        ),
+        (
+            {f"{MODEL}.downsample": "pool", f"{MODEL}.pool": 2, f"{BASE}.progressive_resizing.size": 15},
+            "progressive_resizing.size = 15 leaves no map to pool, expected: larger, up to 32",
         ),
     ],
 )
 def test_small_images_need_a_network_that_takes_them(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    assert said in refusal(tmp_path, {f"{BASE}.progressive.epochs": 5, **changes})
+    assert said in refusal(tmp_path, {f"{BASE}.progressive_resizing.epochs": 5, **changes})
 
 
 def test_an_alternating_flip_needs_something_to_alternate(tmp_path: Path) -> None:
@@ -281,35 +284,43 @@ def test_an_alternating_flip_needs_something_to_alternate(tmp_path: Path) -> Non
 
 
 def test_a_teacher_has_to_take_the_students_small_images(tmp_path: Path) -> None:
-    small = {"distill.student.progressive.epochs": 2, "train.teacher.model.pool": 2}
-    assert "progressive.epochs = 2 with a teacher that pools 2 of 4 pixels" in refusal(tmp_path, small)
+    small = {"distill.student.progressive_resizing.epochs": 2, "train.teacher.model.pool": 2}
+    assert "progressive_resizing.epochs = 2 with a teacher that pools 2 of 4 pixels" in refusal(tmp_path, small)
     assert load_params(write(tmp_path, put(DEFAULT, small | {"distill.teacher": "baseline"})))
 
 
 @pytest.mark.parametrize(
     ("size", "sides"),
     [
-        (25, "[12, 6, 3, 1] pixels and a teacher's of [25, 13, 7, 4] where progressive.size is 25, expected: 0, or"),
-        (28, "[14, 7, 3, 1] pixels and a teacher's of [28, 14, 7, 4] where progressive.size is 28, expected: 0, or"),
+        (
+            25,
+            "[12, 6, 3, 1] pixels and a teacher's of [25, 13, 7, 4] where progressive_resizing.size is 25",
+        ),
+        (
+            28,
+            "[14, 7, 3, 1] pixels and a teacher's of [28, 14, 7, 4] where progressive_resizing.size is 28",
+        ),
         (16, None),
         (32, None),
     ],
 )
 def test_attention_needs_the_same_pairs_of_layers_at_each_size(size: int, sides: str | None, tmp_path: Path) -> None:
     student = {f"distill.student.model.{key}": value for key, value in {"downsample": "pool", "pool": 2}.items()}
-    small = {"distill.student.progressive.epochs": 2, "distill.student.progressive.size": size}
-    changes = {"distill.attention": 1.5, **student, **small}
+    small = {"distill.student.progressive_resizing.epochs": 2, "distill.student.progressive_resizing.size": size}
+    changes = {"distill.attention_transfer": 1.5, **student, **small}
     if sides is None:
         assert load_params(write(tmp_path, put(DEFAULT, changes)))
         return
-    assert f"distill.attention = 1.5 with layers of {sides}" in refusal(tmp_path, changes)
+    assert f"distill.attention_transfer = 1.5 with layers of {sides}" in refusal(tmp_path, changes)
     # No image of that size occurs.
-    assert load_params(write(tmp_path, put(DEFAULT, changes | {"distill.student.progressive.epochs": 0})))
+    assert load_params(write(tmp_path, put(DEFAULT, changes | {"distill.student.progressive_resizing.epochs": 0})))
 
 
 def test_attention_needs_layers_of_the_same_side(tmp_path: Path) -> None:
     pooled = {"stem": "whitening", "downsample": "pool", "pool": 1}
-    changes = {"distill.attention": 1.5} | {f"train.teacher.model.{key}": value for key, value in pooled.items()}
-    said = "distill.attention = 1.5 with layers of [32, 16, 8, 4] pixels and a teacher's of [15, 7, 3, 1], expected: 0"
+    changes = {"distill.attention_transfer": 1.5} | {
+        f"train.teacher.model.{key}": value for key, value in pooled.items()
+    }
+    said = "attention_transfer = 1.5 with layers of [32, 16, 8, 4] pixels and a teacher's of [15, 7, 3, 1], expected: 0"
     assert said in refusal(tmp_path, changes)
     assert load_params(write(tmp_path, put(DEFAULT, changes | {"distill.teacher": "baseline"})))

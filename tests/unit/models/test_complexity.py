@@ -284,7 +284,7 @@ def test_a_model_over_its_budget_is_refused_with_a_change_that_fits(budget: int)
     with pytest.raises(ConfigError) as caught:
         check_budget("baseline", PAPER, budget)
     found = re.fullmatch(
-        r"baseline\.model: 4,935,242 parameters exceed budget = ([\d,]+) by ([\d,]+); "
+        r"baseline\.model: 4,935,242 parameters exceed max_parameters = ([\d,]+) by ([\d,]+); "
         r"(blocks|channels) = (\[[\d, ]+\]) would fit with ([\d,]+)",
         str(caught.value),
     )

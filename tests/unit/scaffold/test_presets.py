@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 @every_preset
 def test_every_preset_is_valid_and_within_its_budget(name: str) -> None:
     for model, recipe in load_preset(name, PRESETS).params.recipes().items():
-        check_budget(f"{name}: {model}", recipe.model, recipe.budget)
+        check_budget(f"{name}: {model}", recipe.model, recipe.max_parameters)
 
 
 @every_preset

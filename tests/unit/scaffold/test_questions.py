@@ -50,7 +50,7 @@ def test_runs_become_experiments_with_the_values_in_which_they_differ(tmp_path: 
     assert found["sizes-small"].overrides == ["distill.teacher=baseline", "train.baseline.epochs=2"]
     taught = found["taught-one-4"]
     assert (taught.target, taught.learns_from) == ("evaluate@student", ("sizes-small",))
-    assert taught.overrides == ["distill.teacher=previous", "distill.alpha=0.5", "distill.student.seed=4"]
+    assert taught.overrides == ["distill.teacher=external", "distill.alpha=0.5", "distill.student.seed=4"]
     alone = found["taught-alone"]
     assert (alone.target, alone.values["distill"]) == ("evaluate@baseline", {"teacher": "baseline"})
 

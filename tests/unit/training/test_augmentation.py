@@ -71,7 +71,7 @@ def test_a_batch_has_many_of_a_policys_draws(name: str, policy: type[v2.Transfor
     distinct, sizes = apply_policy(image, name, seed=0, epoch=1).flatten(1).unique(dim=0, return_counts=True)
     assert groups // 2 < len(distinct) <= groups
     assert all(size % POLICY_GROUP == 0 for size in sizes.tolist())
-    settings = augmentation_settings(flip=0.0, crop_padding=0, policy=name)
+    settings = augmentation_settings(flip=0.0, crop_padding=0, auto_augment=name)
     for images, _ in TrainBatches(split_of(image), POLICY_GROUP, settings, seed=0).epoch(1):
         assert len(images.flatten(1).unique(dim=0)) > groups // 2
 
@@ -84,13 +84,13 @@ def test_a_policy_runs_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
         return apply_policy(images, name, seed, epoch)
 
     monkeypatch.setattr(module, "apply_policy", counted)
-    batches = TrainBatches(split_of(random_images(40)), 20, augmentation_settings(policy="rand_augment"), seed=0)
+    batches = TrainBatches(split_of(random_images(40)), 20, augmentation_settings(auto_augment="rand_augment"), seed=0)
     for number in (1, 1, 2, 2, 1):
         next(batches.epoch(number))
     assert ran == [1, 2, 1]
 
 
-@pytest.mark.parametrize("changes", [{"policy": "trivial_augment"}, {"mix": "mixup"}, {"mix": "cutmix"}])
+@pytest.mark.parametrize("changes", [{"auto_augment": "trivial_augment"}, {"mix": "mixup"}, {"mix": "cutmix"}])
 def test_what_images_undergo_leaves_a_gpus_random_state(
     changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_policy_is_drawn_anew_each_epoch_and_leaves_the_global_random_state() 
 
 def test_an_epoch_crops_what_the_policy_made() -> None:
     split = split_of(random_images(40))
-    settings = augmentation_settings(flip=0.0, crop_padding=0, policy="trivial_augment")
+    settings = augmentation_settings(flip=0.0, crop_padding=0, auto_augment="trivial_augment")
     for number in (1, 2, 3):
         expected = apply_policy(split.images, "trivial_augment", 0, number)[draw(40, settings, 0, number).order]
         assert torch.equal(epoch_of(settings, split, number)[0], expected)

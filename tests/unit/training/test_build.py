@@ -26,11 +26,11 @@ def recipe(**changes: object) -> Recipe:
         "epochs": 4,
         "initialization": "dirac",
         "bn_momentum": 0.3,
-        "clip_norm": 2.5,
+        "max_grad_norm": 2.5,
         "precision": "bf16",
         "optimizer": plain["optimizer"] | {"name": "muon", "lr": 0.02},
         "schedule": plain["schedule"] | {"name": "linear", "warmup_epochs": 0.0, "final_ratio": 0.0},
-        "progressive": {"epochs": 1, "size": 16},
+        "progressive_resizing": {"epochs": 1, "size": 16},
         "seed": 5,
     }
     return Recipe.model_validate(plain | parts | changes)
@@ -45,7 +45,7 @@ def test_a_recipe_is_put_together_with_nothing_left_out() -> None:
     assert made.net.layers[0][0][1].momentum == 0.3
     assert [next(iter(made.batches.epoch(n)))[0].shape for n in (1, 2)] == [(20, 3, 16, 16), (20, 3, 32, 32)]
     assert isinstance(made.step_config.optimizer, Muon)
-    assert made.step_config.clip_norm == 2.5
+    assert made.step_config.max_grad_norm == 2.5
     with made.step_config.autocast:
         assert torch.is_autocast_enabled("cpu")
     rates = []
@@ -77,7 +77,7 @@ def test_the_switch_decides_whether_a_step_is_compiled(compile_it: bool, monkeyp
     assert train_one_epoch(made.net, made.batches.epoch(1), made.step_config)["loss"] > 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"epochs": 1, "progressive": {"epochs": 0, "size": 16}}])
+@pytest.mark.parametrize("changes", [{}, {"epochs": 1, "progressive_resizing": {"epochs": 0, "size": 16}}])
 @pytest.mark.parametrize("schedule", ["onecycle", "linear"])
 def test_an_estimate_needs_no_long_schedule(schedule: str, changes: dict[str, object]) -> None:
     plain = tiny_recipe().schedule.model_dump()

@@ -43,7 +43,7 @@ def plain() -> dict[str, Tensor]:
     ("key", "value"),
     [
         ("seed", 1),
-        ("clip_norm", 1e-3),
+        ("max_grad_norm", 1e-3),
         ("ema_decay", 0.9),
         ("bn_momentum", 0.9),
         ("initialization", "dirac"),
@@ -52,12 +52,12 @@ def plain() -> dict[str, Tensor]:
         ("schedule.name", "cosine"),
         ("augmentation.flip", 0.5),
         ("augmentation.crop_padding", 0),
-        ("augmentation.crop_mode", "reflect"),
-        ("augmentation.policy", "rand_augment"),
+        ("augmentation.padding_mode", "reflect"),
+        ("augmentation.auto_augment", "rand_augment"),
         ("augmentation.cutout", 16),
         ("augmentation.mix", "cutmix"),
-        ("progressive.epochs", 1),
-        ("sharpness.rho", 0.5),
+        ("progressive_resizing.epochs", 1),
+        ("sam.rho", 0.5),
         ("normalization", {"mean": [0.1] * 3, "std": [0.1] * 3}),
     ],
 )
@@ -83,7 +83,7 @@ def task_of(monkeypatch: pytest.MonkeyPatch, *command: str) -> TrainingTask:
 
 
 def test_a_loss_is_what_the_params_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distill = {"alpha": 0.3, "temperature": 2.5, "beta": 6.0, "attention": 0.7, "teacher": "previous"}
+    distill = {"alpha": 0.3, "temperature": 2.5, "beta": 6.0, "attention_transfer": 0.7, "teacher": "external"}
     changes = {
         "train.baseline.label_smoothing": 0.15,
         "distill.student.label_smoothing": 0.05,

@@ -7,7 +7,7 @@ from helpers import augmentation_settings, random_images, synthetic_split
 from scipy.stats import chisquare
 from torch import Tensor
 
-from leanresnet.config.schema import Augmentation, Progressive
+from leanresnet.config.schema import Augmentation, ProgressiveResizing
 from leanresnet.data.splits import Split
 from leanresnet.training.augmentation import AugmentationDraws, crop_and_flip, draw
 from leanresnet.training.loader import EvalBatches, TrainBatches
@@ -19,7 +19,7 @@ def augmented_one_by_one(
     """The epoch's images and labels, one image at a time in numpy."""
     p, images = settings.crop_padding, []
     for place, row, column, flip in zip(draws.order, draws.rows, draws.columns, draws.flips, strict=True):
-        padded = np.pad(split.images[place].numpy(), ((0, 0), (p, p), (p, p)), mode=settings.crop_mode)
+        padded = np.pad(split.images[place].numpy(), ((0, 0), (p, p), (p, p)), mode=settings.padding_mode)
         crop = padded[:, row : row + 32, column : column + 32]
         images.append(crop[:, :, ::-1] if flip else crop)
     return np.stack(images), split.labels.numpy()[draws.order.numpy()]
@@ -34,7 +34,7 @@ def epoch_of(batches: TrainBatches, number: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
 def test_an_epoch_equals_augmenting_one_image_at_a_time(mode: str, padding: int) -> None:
     split = Split(random_images(40), torch.arange(40) % 10, tuple("abcdefghij"), "random")
-    settings = augmentation_settings(flip=0.5, crop_padding=padding, crop_mode=mode)
+    settings = augmentation_settings(flip=0.5, crop_padding=padding, padding_mode=mode)
     images, labels = epoch_of(TrainBatches(split, 8, settings, seed=3), 2)
     expected_images, expected_labels = augmented_one_by_one(split, draw(40, settings, 3, 2), settings)
     assert np.array_equal(images.numpy(), expected_images)
@@ -56,7 +56,7 @@ def test_every_offset_and_flip_occurs_as_often_as_it_should() -> None:
     place = torch.arange(32, dtype=torch.uint8)
     image = torch.stack([place[:, None].expand(32, 32), place[None].expand(32, 32), torch.zeros(32, 32).byte()])
     split = Split(image.expand(count, -1, -1, -1), torch.zeros(count, dtype=torch.int64), ("a",), "places")
-    settings = augmentation_settings(flip=0.3, crop_padding=1, crop_mode="constant")
+    settings = augmentation_settings(flip=0.3, crop_padding=1, padding_mode="constant")
     images, _ = epoch_of(TrainBatches(split, 1000, settings, seed=0), 1)
     rows = images[:, 0, 10, 10].long() - 9
     flips = (images[:, 1, 10, 11] < images[:, 1, 10, 10]).long()
@@ -93,8 +93,8 @@ def test_an_alternating_flip_mirrors_every_image_in_one_of_two_epochs() -> None:
 
 def test_small_epochs_scale_the_augmented_images_down() -> None:
     split, settings = synthetic_split(40), augmentation_settings(flip=0.5, crop_padding=2)
-    progressive = Progressive(epochs=2, size=16)
-    batches = TrainBatches(split, 20, settings, 1, progressive=progressive)
+    progressive = ProgressiveResizing(epochs=2, size=16)
+    batches = TrainBatches(split, 20, settings, 1, small=progressive)
     plain = TrainBatches(split, 20, settings, 1)
     assert [epoch_of(batches, number)[0].shape[2:] for number in (1, 2, 3)] == [(16, 16), (16, 16), (32, 32)]
     images, labels = epoch_of(batches, 2)

@@ -36,7 +36,7 @@ class Training:
         optimizer: dict[str, Any] | None = None,
         schedule: dict[str, Any] | None = None,
         precision: str = "fp32",
-        clip_norm: float | None = None,
+        max_grad_norm: float | None = None,
         seed: int = 0,
         stochastic_depth: float = 0.0,
     ) -> None:
@@ -48,7 +48,7 @@ class Training:
         settings = schedule_settings(**{"name": "constant", "warmup_epochs": 0, **(schedule or {})})
         built = build_schedule(self.optimizer, settings, epochs, len(self.train))
         objective = objective_of(self.net, criterion or CrossEntropy(0.0))
-        self.loop = StepConfig(objective, self.optimizer, built, autocast(CPU, precision), clip_norm)
+        self.loop = StepConfig(objective, self.optimizer, built, autocast(CPU, precision), max_grad_norm)
         self.logged: list[tuple[int, Metrics]] = []
         self.snapshots: list[Weights] = []
 
@@ -166,8 +166,8 @@ def test_averaged_weights_have_the_batch_statistics_of_their_own_activations() -
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_clip_norm_bounds_the_gradient(optimizer: str) -> None:
-    def norms(clip_norm: float | None) -> list[float]:
-        training, found = Training(optimizer={"name": optimizer}, clip_norm=clip_norm), []
+    def norms(max_grad_norm: float | None) -> list[float]:
+        training, found = Training(optimizer={"name": optimizer}, max_grad_norm=max_grad_norm), []
 
         def after() -> None:
             gradients = [p.grad for p in training.net.parameters() if p.grad is not None]

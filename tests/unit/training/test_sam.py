@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leanresnet.compute.device import autocast
-from leanresnet.config.schema import Sharpness
+from leanresnet.config.schema import Sam
 from leanresnet.models.resnet import ResNet
 from leanresnet.training.loop import StepConfig, objective_of, train_one_epoch
 from leanresnet.training.losses import CrossEntropy
@@ -35,7 +35,7 @@ def test_the_weights_move_along_the_gradient_by_the_radius(adaptive: bool) -> No
         sizes = [0.01 + p.abs() if "weight" in name else torch.ones_like(p) for name, p in net.named_parameters()]
         scales = torch.cat([size.detach().flatten() for size in sizes])
         assert (scales == 1).any()
-    with SharpnessAware(net, Sharpness(rho=0.3, adaptive=adaptive)).perturbed_weights():
+    with SharpnessAware(net, Sam(rho=0.3, adaptive=adaptive)).perturbed_weights():
         moved = torch.cat([p.detach().flatten() for p in net.parameters()]) - weights
         net(IMAGES)
         assert any(not torch.equal(b, old) for b, old in zip(net.buffers(), buffers, strict=True))
@@ -52,7 +52,7 @@ def test_a_step_takes_the_gradient_uphill(adaptive: bool) -> None:
     """Against a step of SGD by hand; batch norm's statistics are those of the first pass."""
     net, by_hand = tiny_net().train(), tiny_net().train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    sharpness = SharpnessAware(net, Sharpness(rho=0.3, adaptive=adaptive))
+    sharpness = SharpnessAware(net, Sam(rho=0.3, adaptive=adaptive))
     loop = StepConfig(
         objective_of(net, CrossEntropy(0.0)), optimizer, Still(), autocast(IMAGES.device, "fp32"), None, sharpness
     )
@@ -60,7 +60,7 @@ def test_a_step_takes_the_gradient_uphill(adaptive: bool) -> None:
 
     loss_of(by_hand).backward()
     start, up = copy.deepcopy(by_hand), copy.deepcopy(by_hand)
-    with SharpnessAware(by_hand, Sharpness(rho=0.3, adaptive=adaptive)).perturbed_weights():
+    with SharpnessAware(by_hand, Sam(rho=0.3, adaptive=adaptive)).perturbed_weights():
         up.load_state_dict(by_hand.state_dict())
     up.zero_grad()
     loss_of(up).backward()

@@ -10,7 +10,7 @@ from helpers import MEAN, STD, augmentation_settings, optimizer_settings, schedu
 from torch import Tensor, nn
 
 from leanresnet.compute.device import autocast
-from leanresnet.config.schema import Sharpness
+from leanresnet.config.schema import Sam
 from leanresnet.models.resnet import build_model
 from leanresnet.training.loader import EvalBatches, TrainBatches
 from leanresnet.training.loop import StepConfig, fit, objective_of
@@ -47,7 +47,7 @@ class Trial:
         self.validation = EvalBatches(synthetic_split(40, seed=1), BATCH)
         built = build_optimizer(net, optimizer_settings(lr=0.05, **optimizer))
         rates = build_schedule(built, schedule_settings(**{"warmup_epochs": 0, **schedule}), epochs, STEPS)
-        sharpness = SharpnessAware(net, Sharpness(rho=0.1, adaptive=True)) if ema_decay else None
+        sharpness = SharpnessAware(net, Sam(rho=0.1, adaptive=True)) if ema_decay else None
         context = autocast(torch.device("cpu"), "fp32")
         self.loop = StepConfig(objective_of(net, CrossEntropy(0.1)), built, rates, context, 1.0, sharpness)
         self.net, self.ema_decay = net, ema_decay
