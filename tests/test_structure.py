@@ -164,10 +164,43 @@ def test_the_test_split_reaches_evaluate_alone() -> None:
     assert receivers == {"evaluate"}
 
 
-def test_the_readme_names_real_targets() -> None:
+def test_the_docs_name_each_target_and_no_other() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^ {4})make ([a-z][a-z-]*)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert {"demo", "test", "repro", "check", "ui"} <= named <= targets
+    readme, reference = ((ROOT / name).read_text() for name in ("README.md", "docs/reference.md"))
+    assert (
+        {"demo", "test", "repro", "ui"}
+        <= set(re.findall(r"(?:`|^ {4})make ([a-z][a-z-]*)", readme, re.MULTILINE))
+        <= targets
+    )
+    assert set(re.findall(r"^\| `make ([a-z-]+)`", reference, re.MULTILINE)) == targets
+
+
+def test_the_reference_has_each_variable_preset_and_exit_code() -> None:
+    reference = (ROOT / "docs/reference.md").read_text()
+    code = "".join(path.read_text() for folder in ("src", "pipeline") for path in (ROOT / folder).rglob("*.py"))
+    rows = set(re.findall(r"^\| `([A-Za-z0-9_-]+)` \|", reference, re.MULTILINE))
+    assert {name for name in rows if name.startswith("LEANRESNET_")} == set(re.findall(r"LEANRESNET_[A-Z0-9_]+", code))
+    assert {path.stem for path in (ROOT / "presets").glob("*.yaml")} <= rows
+    codes = set(re.findall(r"exit_code = (\d+)", code)) - {"1", "128"}
+    assert codes <= set(re.findall(r"^\| (\d+) \|", reference, re.MULTILINE))
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 140
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            place, _, anchor = target.partition("#")
+            if "://" in target:
+                continue
+            linked = page.parent / place if place else page
+            assert linked.exists(), f"{page.name}: {target}"
+            if anchor:
+                assert anchor in map(_anchor, re.findall(r"^#+ (.*)", linked.read_text(), re.MULTILINE)), target
+
+
+def _anchor(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def test_the_lock_has_hashes_and_no_address() -> None:
