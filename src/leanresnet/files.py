@@ -99,7 +99,7 @@ def project() -> Path:
     raise ConfigError(f"{here}: no workspace, expected: a folder with {PARAMS}, or one below such a folder; {made}")
 
 
-def save_bytes(content: bytes | memoryview, path: Path) -> None:
+def save_bytes(content: bytes, path: Path) -> None:
     with atomic_write(path, len(content)) as file:
         file.write(content)
 
@@ -155,7 +155,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG without date and version, so that the same figure has the same bytes."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100, metadata={"Software": None})
-    save_bytes(drawn.getbuffer(), path)
+    save_bytes(drawn.getvalue(), path)
 
 
 def file_hashes(path: Path) -> tuple[str, str]:

@@ -88,11 +88,13 @@ class DistributedContext:
             return state
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        length = torch.tensor(len(buffer.getbuffer()))
+        saved = bytearray(buffer.getvalue())
+        length = torch.tensor(len(saved))
         dist.broadcast(length, 0)
-        content = torch.empty(int(length), dtype=torch.uint8)
         if self.is_main_process:
-            content.copy_(torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8))
+            content = torch.frombuffer(saved, dtype=torch.uint8)
+        else:
+            content = torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(content, 0)
         if self.is_main_process:
             return state

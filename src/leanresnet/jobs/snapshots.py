@@ -36,7 +36,7 @@ class Snapshots:
         """
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        content = buffer.getbuffer()
+        content = buffer.getvalue()
         # Remove the partial files of a process that died during a write. Only one process at a time uses the folder.
         for part in self.folder.glob(".*"):
             with suppress(OSError):
