@@ -15,7 +15,10 @@ from leanresnet.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name.
+    """Return the device of a name, and make a CUDA device the current one of this thread.
+
+    torch's functions without a device argument use the current device, such as NCCL's and those that ask what a GPU
+    supports.
 
     Args:
         name: cpu, cuda, cuda:N, or auto for a CUDA device if there is one. For cuda, each of several processes that
@@ -37,6 +40,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = f"{torch.cuda.device_count()} CUDA devices found"
         raise ConfigError(f"device = {name!r}: {found}, expected here: auto or cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
     return device
 
 

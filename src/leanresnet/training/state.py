@@ -43,7 +43,8 @@ class LossWatch:
         value = torch.empty((), dtype=loss.dtype, pin_memory=True)
         value.copy_(loss, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        # The copy is on the stream of the loss, and the current device may be another one.
+        event.record(torch.cuda.current_stream(loss.device))
         self._on_its_way = value, event, step, rate
 
     def settle(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from leanresnet.compute.device import backend_settings, exact_float32
+from leanresnet.compute.device import backend_settings, choose_device, exact_float32
 
 CPU = torch.device("cpu")
 STATE: dict[str, Callable[[], Any]] = {
@@ -86,6 +86,24 @@ def test_a_cpu_training_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         with backend_settings(torch.device(place), deterministic=False):
             pass
     assert kept == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "index"), [("cuda", None, 0), ("cuda:1", None, 1), ("cuda", "1", 1), ("auto", "1", 1)]
+)
+def test_the_chosen_gpu_is_the_current_one(
+    name: str, rank: str | None, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert choose_device(name) == torch.device("cuda", index)
+    assert current == [torch.device("cuda", index)]
+    assert choose_device("cpu") == CPU
+    assert len(current) == 1
 
 
 def test_exact_float32_is_not_tf32() -> None:

@@ -1,7 +1,10 @@
 """A training that stops anywhere and goes on from its saved state is the one that never stopped, bit for bit."""
 
 import io
+import math
 from collections.abc import Iterable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from leanresnet.compute.device import autocast
 from leanresnet.config.schema import Sam
+from leanresnet.errors import DivergedError
 from leanresnet.models.resnet import build_model
 from leanresnet.training.loader import EvalBatches, TrainBatches
 from leanresnet.training.loop import StepConfig, fit, objective_of
@@ -18,7 +22,7 @@ from leanresnet.training.losses import CrossEntropy
 from leanresnet.training.optimizers import build_optimizer
 from leanresnet.training.sam import SharpnessAware
 from leanresnet.training.schedules import build_schedule
-from leanresnet.training.state import TrainState
+from leanresnet.training.state import LossWatch, TrainState
 from leanresnet.training.validation import MEASURES, Metrics
 
 EPOCHS, STEPS, BATCH = 3, 3, 20
@@ -187,3 +191,54 @@ def test_averaged_weights_take_their_statistics_in_the_time_of_training(
     second.run(start=first.run(stop_at=stop_at) if stop_at else None)
     assert dict(second.logged)[3]["train_seconds"] == 90
     assert {metrics["images_per_second"] for _, metrics in second.logged} == {2}
+
+
+class SecondGPU:
+    """Stands for cuda:1 beside a current cuda:0: a copy is done once an event of its stream is waited for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.device = torch.device("cuda:1")
+        self.copies: dict[torch.device, list[tuple[PinnedNumber, float]]] = {self.device: []}
+        monkeypatch.setattr(torch, "empty", lambda *size, **options: PinnedNumber(self))
+        monkeypatch.setattr(torch.cuda, "Event", lambda: StreamEvent(self))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+
+    def loss(self, value: float) -> Any:
+        return SimpleNamespace(is_cuda=True, dtype=torch.float32, device=self.device, value=value)
+
+
+class PinnedNumber:
+    def __init__(self, gpu: SecondGPU) -> None:
+        self.gpu, self.value = gpu, -math.inf
+
+    def copy_(self, loss: Any, non_blocking: bool) -> None:
+        self.gpu.copies[loss.device].append((self, loss.value))
+
+    def __float__(self) -> float:
+        return self.value
+
+
+class StreamEvent:
+    def __init__(self, gpu: SecondGPU) -> None:
+        self.gpu = gpu
+
+    def record(self, stream: torch.device | None = None) -> None:
+        self.stream = stream or torch.device("cuda:0")
+
+    def synchronize(self) -> None:
+        for number, value in self.gpu.copies.pop(self.stream, []):
+            number.value = value
+
+
+@pytest.mark.parametrize("value", [1.5, math.nan])
+def test_a_loss_on_another_gpu_than_the_current_one_is_waited_for(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = LossWatch()
+    watch.see(SecondGPU(monkeypatch).loss(value), 7, 0.1)
+    with (
+        nullcontext()
+        if math.isfinite(value)
+        else pytest.raises(DivergedError, match=r"^step 7: the training loss is nan")
+    ):
+        watch.settle()
