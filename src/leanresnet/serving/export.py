@@ -142,5 +142,8 @@ def _pt2(net: nn.Module, images: Tensor) -> bytes:
 
 
 def _load_pt2(content: bytes) -> Runner:
-    loaded: Runner = torch.export.load(io.BytesIO(content)).module()
+    with warnings.catch_warnings():
+        # torch 2.11 warns of its own buffers.
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        loaded: Runner = torch.export.load(io.BytesIO(content)).module()
     return loaded
