@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from leanresnet.errors import LeanResNetError, redacted
+from leanresnet.errors import LeanResNetError, MemoryLimitError, redacted
 from pipeline.champion import champion
 from pipeline.check import check
 from pipeline.compare import compare
@@ -67,11 +67,24 @@ def _name_the_user() -> None:
         os.environ["LOGNAME"] = str(os.getuid())
 
 
+def _run_command() -> None:
+    """Run the command; outside of a training, which names a batch that fits, a lack of memory is one line too."""
+    try:
+        cli(prog_name="leanresnet", standalone_mode=False)
+    except (RuntimeError, MemoryError) as error:
+        from leanresnet.jobs.oom import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MemoryLimitError(f"out of memory ({reason}), expected: more free memory") from error
+
+
 def run() -> int:
     """Run the command and return the exit code; a user's mistake is printed as one line and has the error's code."""
     try:
         check_listed()
-        cli(prog_name="leanresnet", standalone_mode=False)
+        _run_command()
         sys.stdout.flush()
     except NoReaderError as error:
         return error.exit_code

@@ -6,7 +6,7 @@ LeanResNetError        1
 ├── DivergedError      4   a loss, a metric or a weight became NaN or infinite
 ├── StorageError       5   a file that cannot be read or written
 ├── SnapshotError      6   all snapshots of a stopped training are damaged
-├── MemoryLimitError   7   a batch that does not fit into memory
+├── MemoryLimitError   7   a batch or a network that does not fit into memory
 ├── LostProcessError   8   one of several processes of a training ended early
 └── StoppedError     130   stopped by SIGINT, 143 by SIGTERM, 129 by SIGHUP: 128 plus the signal's number
 

@@ -12,6 +12,15 @@ from leanresnet.training.fit import Training
 from leanresnet.training.state import TrainState
 from leanresnet.training.validation import Metrics
 
+# Only torch's allocator for a GPU has an error of its own. All others raise a plain RuntimeError with such a message.
+MESSAGES = (
+    "can't allocate memory",  # torch's allocator for a CPU
+    "could not create a primitive",  # oneDNN
+    "CUDA error: out of memory",  # CUDA's context, modules and pinned memory
+    "STATUS_ALLOC_FAILED",  # cuBLAS, cuSOLVER, cuSPARSE, cuDNN 8
+    "ALLOCATION_FAILED",  # cuDNN 9, on the host and on the device
+)
+
 
 def run_or_name_batch(
     training: Training,
@@ -34,15 +43,19 @@ def run_or_name_batch(
     # This is outside of the handler, because its traceback keeps the tensors of the failed step alive.
     batch_size, processes = training.recipe.batch_size, training.world.size
     share = largest_fit(batch_size // processes, training.try_step)
-    hint = "none was found" if share is None else f"{share * processes}, which was tried and fits"
+    hint = (
+        "more memory, because no smaller batch fits"
+        if share is None
+        else f"{share * processes}, which was tried and fits"
+    )
     raise MemoryLimitError(f"{training.task.key}.batch_size = {batch_size}: out of memory, expected: {hint}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out, on a GPU or on a CPU."""
-    # On a CPU, torch's allocator and oneDNN raise a plain RuntimeError, which only its message identifies.
-    messages = ("can't allocate memory", "could not create a primitive")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in messages)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in MESSAGES)
+    )
 
 
 def largest_fit(batch_size: int, step: Callable[[int], object]) -> int | None:

@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import outside_environment
+from helpers import synthetic_split, tiny_recipe
 from imports import ROOT
 
-from leanresnet.jobs.oom import is_out_of_memory, largest_fit
+from leanresnet.compute.distributed import SINGLE_PROCESS
+from leanresnet.errors import MemoryLimitError
+from leanresnet.jobs.oom import is_out_of_memory, largest_fit, run_or_name_batch
+from leanresnet.training.fit import Training
+from leanresnet.training.losses import CrossEntropy
+from leanresnet.training.tasks import TrainingTask
+from pipeline import cli
 
 # The limit is one of addresses, which the C library does not give back where they lie between others. Large tensors
 # find room in what is free; code that oneDNN would compile for another batch might not, so it has to stay out.
@@ -74,6 +81,48 @@ def test_another_mistake_is_not_taken_for_it() -> None:
 
     with pytest.raises(RuntimeError, match="mat1"):
         largest_fit(100, step)
-    assert not is_out_of_memory(ValueError("no"))
-    assert is_out_of_memory(RuntimeError("could not create a primitive"))
-    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(ValueError("CUDA error: out of memory"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "could not create a primitive",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried",
+        "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    ],
+)
+def test_each_library_says_in_words_of_its_own_that_memory_ran_out(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message))
+
+
+def refuse(*args: object) -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def test_a_training_that_cannot_be_put_together_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanresnet.training.fit.build_training", refuse)
+    task = TrainingTask("train@baseline", "params.yaml: train.baseline", CrossEntropy(0.0))
+    split = synthetic_split(20)
+    training = Training(tiny_recipe(batch_size=8), task, split, split, torch.device("cpu"), SINGLE_PROCESS)
+    expected = (
+        r"^params.yaml: train.baseline.batch_size = 8: out of memory, "
+        "expected: more memory, because no smaller batch fits$"
+    )
+    with pytest.raises(MemoryLimitError, match=expected):
+        run_or_name_batch(training, None, lambda metrics, step: None, lambda train_state: None)
+
+
+def test_a_command_that_does_not_train_ends_in_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a teacher or a model to evaluate does that finds no place on the device."""
+    monkeypatch.setattr(cli, "cli", lambda **options: refuse())
+    assert cli.run() == 7
+    out_of_memory = "out of memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`)"
+    assert capsys.readouterr().err == f"error: {out_of_memory}, expected: more free memory\n"
