@@ -13,7 +13,7 @@ from leanresnet.analysis.runs import RunRecord, find_finished
 from leanresnet.config.schema import flatten
 from leanresnet.scaffold.presets import load_preset
 from leanresnet.tracking import run as reporting
-from leanresnet.tracking.mlflow_client import DATABASE
+from leanresnet.tracking.connection import DATABASE
 from leanresnet.training.tasks import NOT_DISTILLED
 from pipeline.workspace import released
 

@@ -14,7 +14,7 @@ def ui(port: int) -> None:
     """Serve MLflow on 127.0.0.1 and print the address of the table of runs."""
     from leanresnet.errors import redacted
     from leanresnet.files import workspace
-    from leanresnet.tracking.mlflow_client import runs_table, tracking_uri
+    from leanresnet.tracking.connection import runs_table, tracking_uri
 
     if tracking_uri().startswith("http"):
         click.echo(f"runs: {redacted(tracking_uri()).rstrip('/')}/{runs_table()}")

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from leanresnet.tracking.mlflow_client import _create_database
+from leanresnet.tracking.connection import _create_database
 
 
 @cache

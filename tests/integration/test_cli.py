@@ -15,7 +15,7 @@ from conftest import Checkout, edited, outside_environment, preset_text
 from imports import ROOT
 
 from leanresnet.serving import inference
-from leanresnet.tracking import mlflow_client as tracking
+from leanresnet.tracking import connection
 from pipeline import workspace
 from pipeline.cli import cli
 from pipeline.options import model_option, params_option
@@ -262,7 +262,7 @@ def test_ui_with_a_server_of_its_own_that_is_dead_is_one_line(tmp_path: Path) ->
 def test_a_page_is_not_announced_where_another_program_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "runs_table", lambda: "runs")
+    monkeypatch.setattr(connection, "runs_table", lambda: "runs")
     monkeypatch.setattr(inference, "find_models", lambda models: ["student"])
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

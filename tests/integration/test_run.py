@@ -23,6 +23,7 @@ from mlflow.tracking import MlflowClient
 from waiting import PATIENCE, wait_for
 
 from leanresnet.errors import StoppedError, StorageError
+from leanresnet.tracking import connection
 from leanresnet.tracking import mlflow_client as tracking
 from leanresnet.tracking import run as reporting
 from leanresnet.tracking.events import Begin, End, Metrics
@@ -220,7 +221,7 @@ def test_a_machine_without_mlflow_keeps_its_run_for_another(
     (box / "params.yaml").touch()
     with monkeypatch.context() as there:
         there.chdir(box)
-        there.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+        there.setattr(connection.importlib.util, "find_spec", lambda name: None)
         # Two ids of one second sort by chance.
         there.setattr(reporting, "new_id", iter(("20260101-000000-0a0b0c0d", "20260101-000001-0a0b0c0d")).__next__)
         with start_run("name", {"lr": 0.1}, {"model": "baseline"}) as run:
@@ -253,7 +254,7 @@ def written_elsewhere(box: Path, monkeypatch: pytest.MonkeyPatch, write: Callabl
     (box / "params.yaml").touch()
     with monkeypatch.context() as there:
         there.chdir(box)
-        there.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+        there.setattr(connection.importlib.util, "find_spec", lambda name: None)
         write()
     (journal,) = (box / ".work/journals").glob("*/")
     return journal

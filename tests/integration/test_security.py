@@ -20,7 +20,7 @@ from test_resume import COMMAND, prepare
 from waiting import PATIENCE, wait_for
 
 from leanresnet.errors import redacted
-from leanresnet.tracking.mlflow_client import connect
+from leanresnet.tracking.connection import connect
 
 SECRETS = {name: f"{name}-5ecr3t-0f-7ests" for name in ("environment", "remote", "tracking", "params", "command")}
 

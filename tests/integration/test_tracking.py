@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from leanresnet.errors import ConfigError
-from leanresnet.tracking.mlflow_client import connect, tracking_uri
+from leanresnet.tracking.connection import connect, tracking_uri
 
 MODELS = ("baseline", "teacher", "student")
 
@@ -200,7 +200,7 @@ MAKES_A_DATABASE = """
 import itertools, os, signal
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from leanresnet.tracking.mlflow_client import runs_table
+from leanresnet.tracking.connection import runs_table
 
 statements = itertools.count(1)
 

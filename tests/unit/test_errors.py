@@ -13,7 +13,7 @@ from imports import PACKAGES, ROOT
 
 from leanresnet.errors import ConfigError
 from leanresnet.serving import export
-from leanresnet.tracking import mlflow_client
+from leanresnet.tracking import connection
 from pipeline.cli import cli
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -30,8 +30,8 @@ def write_onnx() -> None:
         ("onnx", "export", write_onnx),
         ("onnxscript", "export", write_onnx),
         ("onnxruntime", "export", write_onnx),
-        ("psycopg2", "team", mlflow_client.connect),
-        ("boto3", "team", mlflow_client.connect),
+        ("psycopg2", "team", connection.connect),
+        ("boto3", "team", connection.connect),
     ],
 )
 def test_a_missing_extra_is_one_line_that_says_how_to_install_it(
@@ -39,7 +39,7 @@ def test_a_missing_extra_is_one_line_that_says_how_to_install_it(
 ) -> None:
     server = "http://127.0.0.1:9" if module == "boto3" else "postgresql+psycopg2://mlflow@127.0.0.1:9/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    monkeypatch.setattr(mlflow_client, "_choose_experiment", lambda *_: "s3://mlflow/1")
+    monkeypatch.setattr(connection, "_choose_experiment", lambda *_: "s3://mlflow/1")
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError) as refused:
         use()

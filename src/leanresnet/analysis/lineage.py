@@ -10,11 +10,12 @@ from leanresnet.errors import DataError, redacted
 from leanresnet.files import file_hashes
 from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.text import plain
-from leanresnet.tracking import mlflow_client as tracking
+from leanresnet.tracking.connection import tracking_uri
+from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
 
 # Tags and metrics of a run that wrote a model.
 TOLD = (
-    *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", "dvc.weights_md5", tracking.WEIGHTS_TAG),
+    *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", "dvc.weights_md5", WEIGHTS_TAG),
     *("device", "torch", "git.commit", "git.dirty"),
 )
 SIZES = ("model/parameters", "model/macs")
@@ -37,7 +38,7 @@ def find(target: str) -> RunRecord:
         sha256 = file_hashes(path / WEIGHTS if path.is_dir() else path)[1]
         run, what = registry.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
     if run is None:
-        where = redacted(tracking.tracking_uri())
+        where = redacted(tracking_uri())
         raise DataError(f"{target}: {what}, expected: a run of {where}, or the weights that it made")
     return run
 
@@ -57,12 +58,12 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
     if missing:
         lacks = f"it is {run.status} and lacks {', '.join(missing)}"
         raise DataError(f"run {run.run_id}: {lacks}, expected: a training of leanresnet that wrote a model")
-    sha256 = run.tags[tracking.WEIGHTS_TAG]
+    sha256 = run.tags[WEIGHTS_TAG]
     found = find_locked(run.tags["dvc.weights_md5"], root)
     parts = {
         "model": _model(run),
         "weights": f"SHA-256 {sha256}, md5 {run.tags['dvc.weights_md5']}",
-        "run": f"{run.run_id} {run.name}, {run.status}, in {redacted(tracking.tracking_uri())}",
+        "run": f"{run.run_id} {run.name}, {run.status}, in {redacted(tracking_uri())}",
         "code": _code(run),
         "made on": f"{run.tags['device']}, torch {run.tags['torch']}",
         "data": f"{run.tags['dataset']}, md5 {run.tags['dvc.train_md5']} (training), "

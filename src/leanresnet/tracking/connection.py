@@ -1,0 +1,155 @@
+"""The connection to MLflow: its address, and the database that a workspace has by default."""
+
+import importlib.util
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from filelock import FileLock
+
+from leanresnet.errors import StorageError, require
+from leanresnet.files import workspace
+
+EXPERIMENT = "leanresnet"
+# Names in the workspace.
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+
+
+def runs_table() -> str:
+    """Return the address of the table of runs, relative to that of MLflow's UI; create the database if there is none.
+
+    Raises:
+        StorageError: if MLflow cannot be reached.
+    """
+    try:
+        number = connect().get_experiment_by_name(EXPERIMENT).experiment_id
+    except Exception as error:
+        raise StorageError(f"{tracking_uri()}: MLflow does not answer ({error})") from error
+    return f"#/experiments/{number}/runs?workflowType=machine_learning"
+
+
+def tracking_uri() -> str:
+    """Return MLFLOW_TRACKING_URI, or the address of a database in the workspace. Paths are relative to the workspace.
+
+    Raises:
+        ConfigError: if the address depends on the workspace and there is none.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
+    scheme, slashes, rest = given.partition("://")
+    if slashes and scheme.partition("+")[0] == "sqlite":
+        path, mark, query = rest.removeprefix("/").partition("?")
+        return f"{_sqlite_uri(_in_workspace(unquote(path)))}{mark}{query}"
+    if urlsplit(given).scheme in ("", "file") and given != "databricks":
+        return _in_workspace(unquote(urlsplit(given).path)).as_uri()
+    return given
+
+
+def _sqlite_uri(path: Path) -> str:
+    # The driver is named because MLflow creates the parent folder of an address that begins with sqlite:///, under its
+    # quoted name.
+    return f"sqlite+pysqlite:///{quote(str(path))}"
+
+
+def _in_workspace(path: str) -> Path:
+    return Path(path) if Path(path).is_absolute() else workspace() / path
+
+
+def _database(uri: str) -> Path | None:
+    """Return the file of an address that `tracking_uri` returned, or None if it is not one of sqlite."""
+    scheme, _, path = uri.partition(":///")
+    return Path(unquote(path.partition("?")[0])) if scheme == "sqlite+pysqlite" else None
+
+
+def connect() -> Any:
+    """Return the mlflow module, connected and with this project's experiment selected.
+
+    Raises:
+        StorageError: if mlflow is not installed.
+        Exception: any exception of MLflow, if it cannot be reached.
+    """
+    if importlib.util.find_spec("mlflow") is None:
+        raise StorageError("mlflow is not installed")
+    # With MLflow's defaults, one call to a dead server waits for four minutes. The callers do their own retries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    uri = tracking_uri()
+    if uri.partition("://")[0] in ("postgresql", "postgresql+psycopg2"):
+        require("team", "psycopg2")
+    mlflow.set_tracking_uri(uri)
+    database = _database(uri)
+    if database is None:
+        if _choose_experiment(mlflow, None).startswith("s3:"):
+            require("team", "boto3")
+        return mlflow
+    lock = database.parent / ".work" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes that create a database at the same time would damage it.
+    with FileLock(lock):
+        _create_database(database)
+        artifacts = (database.parent / ARTIFACTS).as_uri()
+        before = _choose_experiment(mlflow, artifacts)
+        if before != artifacts and before.startswith("file:") and before.endswith(f"/{ARTIFACTS}"):
+            _follow_move(uri, before, artifacts)
+    return mlflow
+
+
+def _choose_experiment(mlflow: Any, artifacts: str | None) -> str:
+    """Select the experiment and return the location of its artifacts; create it with `artifacts` if there is none.
+
+    Args:
+        artifacts: location of the artifacts of a new experiment; None lets the server choose it.
+    """
+    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+        mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    return str(mlflow.set_experiment(EXPERIMENT).artifact_location)
+
+
+def _create_database(path: Path) -> None:
+    """Create a database if there is none.
+
+    It is created under another name and then renamed, because a process that is killed would leave an unusable file.
+    """
+    from mlflow.tracking import MlflowClient
+
+    if not path.exists():
+        # It gets a folder of its own, because sqlite writes other files beside a database.
+        folder = path.with_name(f"{path.name}.new")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        MlflowClient(_sqlite_uri(folder / path.name)).search_experiments(max_results=1)
+        (folder / path.name).replace(path)
+        folder.rmdir()
+
+
+def _follow_move(uri: str, before: str, now: str) -> None:
+    """Replace the location of the artifacts in a database that was moved or copied together with them.
+
+    MLflow stores the location in each experiment, run, logged model and model version, so that a copy would otherwise
+    write to the artifacts of the original.
+    """
+    from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+    from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
+    from sqlalchemy import create_engine, func, update
+
+    engine = create_engine(uri)
+    with engine.begin() as connection:
+        for place in (
+            SqlExperiment.artifact_location,
+            SqlRun.artifact_uri,
+            SqlLoggedModel.artifact_location,
+            SqlModelVersion.source,
+            SqlModelVersion.storage_location,
+        ):
+            is_inside = func.substr(place + "/", 1, len(before) + 1) == f"{before}/"
+            moved = update(place.class_).where(is_inside).values({place: now + func.substr(place, len(before) + 1)})
+            connection.execute(moved)
+    engine.dispose()
