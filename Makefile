@@ -31,14 +31,14 @@ demo: $(STAMP)  ## all five stages on bundled digits, in .demo/ (under 2 minutes
 	@test -e $(DEMO)/dvc.yaml || leanresnet init $(DEMO) --preset demo
 	cd $(DEMO) && dvc repro
 	@echo && leanresnet compare --results $(DEMO)/results
-	@echo && echo "compare the runs in MLflow: make ui DIR=$(DEMO)"
+	@echo && echo "the runs in MLflow, after \`make ui DIR=$(DEMO)\`:" && cd $(DEMO) && leanresnet ui --addresses
 
 repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10; then the champion is registered
 	dvc repro
 	leanresnet sync
 	leanresnet champion
 	@echo && leanresnet compare --results results
-	@echo && echo "compare the runs in MLflow: make ui"
+	@echo && echo "the runs in MLflow, after \`make ui\`:" && leanresnet ui --addresses
 
 test: $(STAMP)  ## the whole test suite
 	python -m pytest --numprocesses 2
@@ -70,7 +70,7 @@ experiments: $(STAMP)  ## the questions of experiments/ through DVC's queue (SCA
 	leanresnet experiments run $(QUESTIONS) --scale $(SCALE)
 
 DIR ?= .
-ui: $(STAMP)  ## MLflow on 127.0.0.1 (PORT=5000, DIR=a workspace)
+ui: $(STAMP)  ## MLflow on 127.0.0.1, open on the results (PORT=5000, DIR=a workspace)
 	@cd $(DIR) && leanresnet ui --port $(PORT)
 
 docs: $(STAMP)  ## renew what describes the keys: params.schema.json and docs/params.md

@@ -1,31 +1,68 @@
 """Command ui: MLflow's UI with the runs of the workspace."""
 
+import http.client
 import os
 import sys
+import time
 
 import click
 
 from pipeline.port import check_free, port_option
 
+POLL_SECONDS = 0.2
+# MLflow imports a module whose end starlette announces.
+NOT_OURS = "ignore:starlette.middleware.wsgi is deprecated:UserWarning"
+
 
 @click.command()
 @port_option(5000)
-def ui(port: int) -> None:
-    """Serve MLflow on 127.0.0.1 and print the address of the table of runs."""
+@click.option("--addresses", "only_addresses", is_flag=True, help="Print the addresses and serve nothing.")
+def ui(port: int, only_addresses: bool) -> None:
+    """Serve MLflow on 127.0.0.1, and print the addresses of its saved views when the page answers."""
     from leanresnet.errors import redacted
     from leanresnet.files import workspace
-    from leanresnet.tracking.connection import runs_table, tracking_uri
+    from leanresnet.tracking.connection import page_addresses, tracking_uri
 
-    if tracking_uri().startswith("http"):
-        click.echo(f"runs: {redacted(tracking_uri()).rstrip('/')}/{runs_table()}")
+    is_remote = tracking_uri().startswith("http")
+    page = redacted(tracking_uri()).rstrip("/") if is_remote else f"http://127.0.0.1:{port}"
+    lines = [f"{name:8} {page}/{address}" for name, address in page_addresses().items()]
+    if only_addresses or is_remote:
+        click.echo("\n".join(lines))
         return
+    check_free(port)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    table = runs_table()
-    check_free(port)
-    click.echo(f"runs: http://127.0.0.1:{port}/{table}")
-    sys.stdout.flush()
+    os.environ.setdefault("PYTHONWARNINGS", NOT_OURS)
+    listen = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]
     store = ["--backend-store-uri", tracking_uri(), "--artifacts-destination", (workspace() / "mlartifacts").as_uri()]
-    os.execv(
-        sys.executable, [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *store]
-    )
+    _announce(port, lines)
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *listen, *store])
+
+
+def _announce(port: int, lines: list[str]) -> None:
+    """Print lines when the server answers, from a process of its own that ends with this one.
+
+    This process becomes the server, so that a signal to it reaches the server and no other process.
+    """
+    sys.stdout.flush()
+    server = os.getpid()
+    if os.fork():
+        return
+    while os.getppid() == server:
+        if _answers(port):
+            click.echo("\n".join(lines))
+            sys.stdout.flush()
+            break
+        time.sleep(POLL_SECONDS)
+    os._exit(0)
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -259,10 +259,20 @@ def test_ui_with_a_server_of_its_own_that_is_dead_is_one_line(tmp_path: Path) ->
     assert "secret" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["compare", "champion", "ui", "sync"])
+def test_a_command_about_runs_outside_of_a_workspace_creates_nothing(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, [command])
+    assert f"{tmp_path}: no workspace, expected: a folder with params.yaml" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_page_is_not_announced_where_another_program_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(connection, "runs_table", lambda: "runs")
+    monkeypatch.setattr(connection, "page_addresses", lambda: {"results": "#"})
     monkeypatch.setattr(inference, "find_models", lambda models: ["student"])
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

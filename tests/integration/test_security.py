@@ -77,20 +77,22 @@ def test_an_address_in_a_message_keeps_its_secrets() -> None:
 
 @contextmanager
 def ui(folder: Path) -> Iterator[tuple[int, int]]:
-    """Its port and its process."""
+    """Its port and its process, as soon as it has printed the addresses of the page."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "ui", "--port", str(port)],
-        cwd=folder,
-        env=outside_environment(PYTHONPATH=str(ROOT)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    printed = folder / "printed.txt"
+    with printed.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "ui", "--port", str(port)],
+            cwd=folder,
+            env=outside_environment(PYTHONPATH=str(ROOT)),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
-        wait_for(lambda: reachable("127.0.0.1", port) or process.poll() is not None)
+        wait_for(lambda: f"http://127.0.0.1:{port}/#/" in printed.read_text() or process.poll() is not None)
         yield port, process.pid
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -110,7 +112,11 @@ def test_the_ui_serves_this_machine_alone_and_no_foreign_page(tmp_path: Path) ->
     search = "/api/2.0/mlflow/experiments/search"
     (tmp_path / "params.yaml").touch()
     with ui(tmp_path) as (port, process):
-        assert psutil.Process(process).environ()["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+        assert asked(port, "GET", "/") == 200
+        assert "Warning" not in (tmp_path / "printed.txt").read_text()
+        environment = psutil.Process(process).environ()
+        assert environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+        assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
         assert asked(port, "GET", f"{search}?max_results=1", Host=f"127.0.0.1:{port}") == 200
         assert asked(port, "GET", f"{search}?max_results=1", Host="evil.example") == 403
         json_type = {"Content-Type": "application/json"}

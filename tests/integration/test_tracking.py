@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from leanresnet.errors import ConfigError
+from leanresnet.tracking import views
 from leanresnet.tracking.connection import connect, tracking_uri
 
 MODELS = ("baseline", "teacher", "student")
@@ -58,6 +59,8 @@ def test_the_three_runs_line_up_without_a_missing_column(runs: dict[str, Run]) -
     expected = {"train/loss", "val/accuracy", "val/best_accuracy", "test/accuracy", "test/teacher_gap", "lr"}
     expected |= {"val/evaluated_accuracy", "val/evaluated_teacher_gap"}
     assert expected | {"model/parameters", "model/macs", "images_per_second", "speed/latency_ms"} <= metrics[0]
+    columns = {views.param(key) for key in params[0]} | {views.metric(key) for key in metrics[0]}
+    assert {*views.RESULTS, *views.SWEEP} - {"tags.`dvc.experiment`"} <= columns
 
 
 def test_a_run_says_what_it_was_made_from(checkout: Checkout, runs: dict[str, Run]) -> None:
@@ -200,7 +203,7 @@ MAKES_A_DATABASE = """
 import itertools, os, signal
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from leanresnet.tracking.connection import runs_table
+from leanresnet.tracking.connection import page_addresses
 
 statements = itertools.count(1)
 
@@ -209,7 +212,7 @@ def die(*_):
     if next(statements) == STATEMENTS:
         os.kill(os.getpid(), signal.SIGKILL)
 
-runs_table()
+page_addresses()
 """
 
 

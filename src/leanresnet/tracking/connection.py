@@ -12,23 +12,24 @@ from filelock import FileLock
 
 from leanresnet.errors import StorageError, require
 from leanresnet.files import workspace
+from leanresnet.tracking import views
 
 EXPERIMENT = "leanresnet"
 # Names in the workspace.
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 
 
-def runs_table() -> str:
-    """Return the address of the table of runs, relative to that of MLflow's UI; create the database if there is none.
+def page_addresses() -> dict[str, str]:
+    """Return the addresses of the saved views by name, relative to MLflow's page; create the database if there is none.
 
     Raises:
         StorageError: if MLflow cannot be reached.
     """
     try:
-        number = connect().get_experiment_by_name(EXPERIMENT).experiment_id
+        experiment = connect().get_experiment_by_name(EXPERIMENT)
     except Exception as error:
         raise StorageError(f"{tracking_uri()}: MLflow does not answer ({error})") from error
-    return f"#/experiments/{number}/runs?workflowType=machine_learning"
+    return views.addresses(experiment.experiment_id)
 
 
 def tracking_uri() -> str:
@@ -77,6 +78,7 @@ def connect() -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -103,14 +105,17 @@ def connect() -> Any:
 
 
 def _choose_experiment(mlflow: Any, artifacts: str | None) -> str:
-    """Select the experiment and return the location of its artifacts; create it with `artifacts` if there is none.
+    """Select the experiment with its saved views, and return the location of its artifacts; create what is missing.
 
     Args:
         artifacts: location of the artifacts of a new experiment; None lets the server choose it.
     """
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
         mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
-    return str(mlflow.set_experiment(EXPERIMENT).artifact_location)
+    experiment = mlflow.set_experiment(EXPERIMENT)
+    for tag, view in views.missing(experiment.tags).items():
+        mlflow.set_experiment_tag(tag, view)
+    return str(experiment.artifact_location)
 
 
 def _create_database(path: Path) -> None:
