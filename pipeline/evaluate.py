@@ -21,10 +21,11 @@ def evaluate(
     """Measure a trained model on the test split, and add the results to its MLflow run."""
     from leanresnet.compute.device import choose_device
     from leanresnet.config.load import load_params
+    from leanresnet.data.splits import load_split
     from leanresnet.evaluation.report import write_report
     from leanresnet.tracking.log_outputs import log_evaluation
     from leanresnet.training.results import Outputs
 
     outputs, chosen = Outputs(model, results), choose_device(device)
     write_report(load_params(params).evaluate, outputs, teacher, validation, test, chosen)
-    log_evaluation(outputs, chosen)
+    log_evaluation(outputs, chosen, test, load_split(test).counts())

@@ -69,7 +69,7 @@ def report(run: Run, first: int = 1, last: int = EPOCHS) -> None:
         run.log_metrics({"loss": 1 / epoch, "accuracy": epoch / 10}, epoch)
     run.set_tags({"colour": "blue"})
     run.log_artifact(Path("note.txt"), "results")
-    run.log_dataset("digits", "0123", "training")
+    run.log_dataset("digits", "0123", "training", {"one": 3, "two": 2})
 
 
 def assert_is_complete(run: RunRecord, status: str = "FINISHED") -> None:

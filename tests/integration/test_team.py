@@ -144,7 +144,7 @@ def test_what_is_too_long_or_odd_for_a_column_arrives(
     long = "x" * 20_000
     with reporting.start_run(long, {"long": long, "nul": "a\0b"}, {"long": long, "test": "limits"}) as run:
         run.log_metrics({"test/accuracy_of/a|b\n": 0.5, f"test/{long}": 0.25}, 1)
-        run.log_dataset(long, long, "training")
+        run.log_dataset(long, long, "training", {long: 3})
         run.log_note(long, None)
     assert sync(tmp_path)[1] == 0
     (found,) = (run for run in registry.find_finished() if run.tags.get("test") == "limits")

@@ -1,5 +1,6 @@
 """MLflow, for real, on a database in a workspace."""
 
+import getpass
 import json
 import shutil
 import signal
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import Checkout, outside_environment, shell_in
+from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from leanresnet.errors import ConfigError
+from leanresnet.files import file_hashes
 from leanresnet.tracking import views
 from leanresnet.tracking.connection import connect, tracking_uri
 
@@ -76,8 +79,52 @@ def test_a_run_says_what_it_was_made_from(checkout: Checkout, runs: dict[str, Ru
         assert tags["seed"] == "0"
         assert tags["git.dirty"] == "false"
         assert tags["device"]
-        digests = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
-        assert digests == {"digits-train": tags["dvc.train_md5"], "digits-validation": tags["dvc.validation_md5"]}
+        assert tags["mlflow.user"] == getpass.getuser()
+        assert tags["mlflow.source.name"] == f"dvc.yaml:{tags['dvc.stage']}"
+        assert tags["mlflow.source.git.commit"] == commit
+
+
+def test_a_run_has_its_three_splits_with_schema_and_classes(checkout: Checkout, runs: dict[str, Run]) -> None:
+    test_md5 = file_hashes(checkout.folder / "data/test.safetensors")[0]
+    for run in runs.values():
+        data = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+        assert {use: (each.name, each.digest) for use, each in data.items()} == {
+            "training": ("digits-train", run.data.tags["dvc.train_md5"]),
+            "validation": ("digits-validation", run.data.tags["dvc.validation_md5"]),
+            "test": ("digits-test", test_md5),
+        }
+        for use, each in data.items():
+            profile = json.loads(each.profile)
+            assert profile["num_rows"] == sum(profile["rows_by_class"].values()) > 0, use
+            assert len(profile["rows_by_class"]) == 10
+            schema = TensorDatasetSchema.from_dict(json.loads(each.schema))
+            assert schema.features.inputs[0].shape == (-1, 3, 32, 32)
+            assert schema.targets.inputs[0].shape == (-1,)
+
+
+def test_values_that_a_run_has_once_are_at_step_0(checkout: Checkout, runs: dict[str, Run]) -> None:
+    client = client_of(checkout.folder)
+    for key in ("model/parameters", "model/macs", "best_epoch", "test/accuracy", "speed/latency_ms", "test/loss"):
+        assert [each.step for each in client.get_metric_history(runs["student"].info.run_id, key)] == [0], key
+
+
+def test_models_have_their_names_and_their_accuracies_by_data_set(checkout: Checkout, runs: dict[str, Run]) -> None:
+    client = client_of(checkout.folder)
+    for name, run in runs.items():
+        (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+        assert model.name == name
+        found = {each.key: (each.value, each.dataset_name) for each in model.metrics}
+        assert found["test/accuracy"] == (run.data.metrics["test/accuracy"], "digits-test")
+        expected = (run.data.metrics["val/evaluated_accuracy"], "digits-validation")
+        assert found["val/evaluated_accuracy"] == expected
+
+
+def test_system_metrics_come_by_epoch(checkout: Checkout, runs: dict[str, Run]) -> None:
+    client = client_of(checkout.folder)
+    for key in ("system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"):
+        history = client.get_metric_history(runs["teacher"].info.run_id, key)
+        assert [each.step for each in history] == list(range(1, 9)), key
+        assert all(each.value > 0 for each in history)
 
 
 def test_metrics_come_by_epoch_once(checkout: Checkout, runs: dict[str, Run]) -> None:
@@ -146,7 +193,9 @@ def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout,
     live = runs_by_model(checkout.folder)["baseline"]
     assert run.data.tags["git.commit"] == "unknown"
     assert run.data.params == live.data.params
-    assert set(live.data.metrics) - set(run.data.metrics) == {"images_per_second", "train_seconds"}
+    unknown = {key for key in set(live.data.metrics) - set(run.data.metrics) if not key.startswith("system/")}
+    assert unknown == {"images_per_second", "train_seconds"}
+    assert "mlflow.source.git.commit" not in run.data.tags
     assert run.data.metrics["test/accuracy"] == live.data.metrics["test/accuracy"]
     assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 8
 

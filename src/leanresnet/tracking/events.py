@@ -55,9 +55,12 @@ class Begin(_Reported):
 
 
 class Metrics(_Reported):
+    """Values at a step. With `dataset`, (name, digest), they were measured on it and belong to the run's model, too."""
+
     type: Literal["metrics"] = "metrics"
     values: dict[str, float]
     step: Int63
+    dataset: tuple[str, str] | None = None
 
 
 class SetTags(_Reported):
@@ -74,10 +77,13 @@ class Artifact(_Reported):
 
 
 class Dataset(_Reported):
+    """The data that the run used; `classes` has the number of images of each class, if it is known."""
+
     type: Literal["dataset"] = "dataset"
     name: str
     digest: str
     context: str
+    classes: dict[str, Int63] | None = None
 
 
 class LoggedModel(_Reported):

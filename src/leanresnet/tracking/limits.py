@@ -35,6 +35,11 @@ def name(text: str) -> str:
     return re.sub(r"(?:^|(?<=/))\.+(?=/|$)|^\.\.", lambda found: "_" * len(found[0]), path) or "_"
 
 
+def model_name(text: str) -> str:
+    """Return a name of a logged model that MLflow accepts; a character that it refuses is replaced by `_`."""
+    return re.sub(r"[/:.%\"']", "_", fitted(text, NAME))
+
+
 def tags(values: Mapping[str, object]) -> dict[str, str]:
     return {name(key): fitted(value, TAG) for key, value in values.items()}
 

@@ -1,7 +1,8 @@
 """The logging of a stage's outputs to the MLflow run of the model that they belong to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from pydantic import ConfigDict, Field
 from leanresnet.compute.device import describe
 from leanresnet.config.load import load_section
 from leanresnet.config.schema import Positive, Section, Share
-from leanresnet.evaluation.report import Report, Speed, load_report, load_speed, report_files
+from leanresnet.evaluation.report import load_report, load_speed, report_files
+from leanresnet.files import file_hashes
 from leanresnet.models import checkpoint
 from leanresnet.models.resnet import ResNet
 from leanresnet.tracking import run as reporting
@@ -63,8 +65,12 @@ def run_metadata(provenance: dict[str, Any]) -> tuple[str, dict[str, Any], dict[
     return name, params, tags
 
 
-def log_training(run: Run, outputs: Outputs) -> None:
-    """Log a finished training from its outputs."""
+def log_training(run: Run, outputs: Outputs, classes: Mapping[str, Mapping[str, int]] | None = None) -> None:
+    """Log a finished training from its outputs.
+
+    Args:
+        classes: number of images of each class in the splits `train` and `validation`; None if they are not at hand.
+    """
     model = checkpoint.load_model(outputs.model)
     about, summary = model.about, load_section(outputs.summary, Best, "a training's summary")
     run.set_tags({WEIGHTS_TAG: model.sha256, "dvc.weights_md5": model.md5})
@@ -73,12 +79,11 @@ def log_training(run: Run, outputs: Outputs) -> None:
             "model/parameters": model.parameters,
             "model/macs": model.macs,
             "best_epoch": summary.best_epoch,
-            "val/best_accuracy": summary.accuracy,
-        },
-        summary.best_epoch,
+        }
     )
-    run.log_dataset(f"{about['dataset']}-train", about["train_md5"], "training")
-    run.log_dataset(f"{about['dataset']}-validation", about["validation_md5"], "validation")
+    run.log_metrics({"val/best_accuracy": summary.accuracy}, summary.best_epoch)
+    for split, use in (("train", "training"), ("validation", "validation")):
+        run.log_dataset(*_data(about["dataset"], split, about[f"{split}_md5"]), use, (classes or {}).get(split))
     for path in (outputs.model / checkpoint.WEIGHTS, outputs.model / checkpoint.DESCRIPTION):
         run.log_artifact(path, "checkpoint")
     for path in (outputs.history, outputs.summary, outputs.curves):
@@ -89,37 +94,47 @@ def log_training(run: Run, outputs: Outputs) -> None:
     run.log_note(note, (about["params"]["distill.teacher"], teacher) if teacher else None)
 
 
-def log_evaluation(outputs: Outputs, device: torch.device) -> None:
+def log_evaluation(outputs: Outputs, device: torch.device, test: Path, classes: Mapping[str, int]) -> None:
     """Log the report of an evaluation on `device` to the run of the model's training.
 
     Nothing is logged for an ensemble, which has no run because it was not trained.
+
+    Args:
+        test: the file of the test split.
+        classes: the number of its images of each class.
     """
     if isinstance(checkpoint.load_model(outputs.model).net, ResNet):
         with run_for_outputs(outputs) as run:
-            log_report(run, outputs)
+            data = _data(checkpoint.load_origin(outputs.model).dataset, "test", file_hashes(test)[0])
+            run.log_dataset(*data, "test", classes)
+            log_report(run, outputs, data)
             run.set_tags({"evaluate.device": describe(device)})
 
 
-def log_report(run: Run, outputs: Outputs) -> None:
-    """Log what `evaluation.report.write_report` wrote."""
-    measured = _for_mlflow(load_report(outputs.results), load_speed(outputs.results))
-    run.log_metrics(measured, len(read_history(outputs.history)) + 1)
+def log_report(run: Run, outputs: Outputs, test: tuple[str, str] | None = None) -> None:
+    """Log what `evaluation.report.write_report` wrote; `test` is (name, digest) of the test split, if it is known.
+
+    The metrics have names that MLflow groups, such as test/accuracy and test/accuracy_of/cat. Measures on validation
+    are named val/evaluated_accuracy and so on, because val/accuracy is the one that training measures in each epoch and
+    in its own precision.
+    """
+    report, speed = load_report(outputs.results), load_speed(outputs.results)
+    origin = checkpoint.load_origin(outputs.model)
+    measured = report.test.model_dump()
+    by_class = measured.pop("accuracy_by_class")
+    run.log_metrics(_named("test/", measured), dataset=test)
+    run.log_metrics(_named("test/accuracy_of/", by_class))
+    held_out = _data(origin.dataset, "validation", origin.validation_md5)
+    run.log_metrics(_named("val/evaluated_", report.val.model_dump()), dataset=held_out)
+    run.log_metrics({**_named("speed/", speed.model_dump()), "model/size_bytes": report.size_bytes})
     for path in report_files(outputs):
         run.log_artifact(path, "results")
 
 
-def _for_mlflow(report: Report, speed: Speed) -> Metrics:
-    """Return the measures under names that MLflow groups, such as test/accuracy and test/accuracy_of/cat.
+def _named(prefix: str, values: Metrics) -> Metrics:
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
-    Measures on validation are named val/evaluated_accuracy and so on, because val/accuracy is the one that training
-    measures in each epoch and in its own precision.
-    """
-    test = report.test.model_dump()
-    by_class = test.pop("accuracy_by_class")
-    return {
-        **{f"test/{name}": value for name, value in test.items()},
-        **{f"test/accuracy_of/{name}": value for name, value in by_class.items()},
-        **{f"val/evaluated_{name}": value for name, value in report.val.model_dump().items()},
-        **{f"speed/{name}": value for name, value in speed.model_dump().items()},
-        "model/size_bytes": report.size_bytes,
-    }
+
+def _data(dataset: str, split: str, md5: str) -> tuple[str, str]:
+    """Return the name and the digest by which MLflow knows a split."""
+    return f"{dataset}-{split}", md5

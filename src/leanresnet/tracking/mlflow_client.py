@@ -4,15 +4,20 @@ A run is found by the id of its journal, and the run of a model by the SHA-256 o
 has to hold a run id.
 """
 
+import getpass
+import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from leanresnet.config.schema import IMAGE_SIZE
 from leanresnet.errors import StorageError
 from leanresnet.models.checkpoint import DESCRIPTION, WEIGHTS, load_model
 from leanresnet.models.served import Served
@@ -37,6 +42,19 @@ from leanresnet.tracking.journal import Journal
 
 WEIGHTS_TAG = "leanresnet.weights_sha256"
 EXPERIMENT_TAG = "dvc.experiment"
+USER_TAG = "user"
+# The schema of a split as MLflow's own data sets of arrays write it.
+SCHEMA = json.dumps(
+    {
+        "mlflow_tensorspec": {
+            kind: json.dumps([{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": shape}}])
+            for kind, dtype, shape in (
+                ("features", "uint8", [-1, 3, IMAGE_SIZE, IMAGE_SIZE]),
+                ("targets", "int64", [-1]),
+            )
+        }
+    }
+)
 # The checkout of this code, if it runs from one.
 CODE = Path(__file__).resolve().parents[3]
 
@@ -69,7 +87,7 @@ class MlflowWriter:
             run = self._run_of_weights(begin.weights, among)
         if run is None:
             self._is_new = True
-            tags = limits.tags({**begin.tags, JOURNAL_TAG: journal.id})
+            tags = limits.tags({**begin.tags, **_mlflows_tags(begin), JOURNAL_TAG: journal.id})
             run = self._client.create_run(self._experiment, begin.time, tags, limits.fitted(begin.name, limits.NAME))
         self._run_id = str(run.info.run_id)
         histories = [self._client.get_metric_history(self._run_id, name) for name in run.data.metrics]
@@ -112,7 +130,12 @@ class MlflowWriter:
 
         step, values = event.step, limits.metrics(event.values).items()
         fresh = [(name, value) for name, value in values if self._place(name, step, value) not in self._known]
-        metrics = [Metric(name, value, event.time, step) for name, value in fresh]
+        of_model: dict[str, str] = {}
+        model = find_model(self._client, self._experiment, self._run_id) if event.dataset else None
+        if event.dataset and model is not None:
+            name, digest = _fitted_dataset(*event.dataset)
+            of_model = {"model_id": model.model_id, "dataset_name": name, "dataset_digest": digest}
+        metrics = [Metric(name, value, event.time, step, **of_model) for name, value in fresh]
         self._client.log_batch(self._run_id, metrics=metrics)
         self._known |= {self._place(name, step, value) for name, value in fresh}
 
@@ -131,14 +154,16 @@ class MlflowWriter:
         self._client.log_batch(self._run_id, tags=fitted)
 
     def _log_dataset(self, event: Dataset) -> None:
-        from mlflow.data.code_dataset_source import CodeDatasetSource
-        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import Dataset as DatasetEntity
         from mlflow.entities import DatasetInput, InputTag
 
-        name = limits.fitted(event.name, limits.DATASET_NAME)
-        dataset = MetaDataset(CodeDatasetSource({}), name, limits.fitted(event.digest, limits.DATASET_DIGEST))
+        name, digest = _fitted_dataset(event.name, event.digest)
+        profile = None
+        if event.classes is not None:
+            profile = json.dumps({"num_rows": sum(event.classes.values()), "rows_by_class": event.classes})
+        dataset = DatasetEntity(name, digest, "code", json.dumps({"tags": {}}), SCHEMA, profile)
         tags = [InputTag("mlflow.data.context", event.context)]
-        self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
+        self._client.log_inputs(self._run_id, [DatasetInput(dataset, tags)])
 
     def _log_model(self, event: LoggedModel) -> None:
         if find_model(self._client, self._experiment, self._run_id) is None:
@@ -178,6 +203,21 @@ class MlflowWriter:
         return None
 
 
+def _fitted_dataset(name: str, digest: str) -> tuple[str, str]:
+    return limits.fitted(name, limits.DATASET_NAME), limits.fitted(digest, limits.DATASET_DIGEST)
+
+
+def _mlflows_tags(begin: Begin) -> dict[str, str]:
+    """Return the tags for which MLflow's page has columns: the user, and the source with its version."""
+    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": f"dvc.yaml:{begin.tags.get('dvc.stage', begin.name)}"}
+    if USER_TAG in begin.tags:
+        tags["mlflow.user"] = limits.fitted(begin.tags[USER_TAG], limits.NAME)
+    # The code of a run that is recorded from its outputs is not known.
+    if begin.weights is None and re.fullmatch("[0-9a-f]{40,64}", begin.tags.get("git.commit", "")):
+        tags["mlflow.source.git.commit"] = begin.tags["git.commit"]
+    return tags
+
+
 def find_model(client: Any, experiment: str, run_id: str) -> Any:
     """Return the model that a run logged in MLflow's own format, or None if it has none or it was deleted."""
     from mlflow.entities import LoggedModelStatus
@@ -193,7 +233,8 @@ def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
     """
     from mlflow.models import infer_signature
 
-    net = Served(load_model(checkpoint).net).eval()
+    model = load_model(checkpoint)
+    net = Served(model.net).eval()
     example = torch.zeros(2, 3, 32, 32)
     with torch.no_grad():
         signature = infer_signature(example.numpy(), net(example).numpy())
@@ -202,7 +243,7 @@ def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
         warnings.filterwarnings("ignore", "No complete tensor found")
         mlflow.pytorch.log_model(
             net,
-            name="model",
+            name=limits.model_name(model.about["name"]),
             input_example=example.numpy(),
             signature=signature,
             metadata={"inputs": "RGB images, each number a whole one from 0 to 255", "outputs": "logits"},
@@ -211,7 +252,7 @@ def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
 
 
 def code_version() -> dict[str, str]:
-    """Return tags: the git commit of the code, whether files differ from it, and DVC's experiment if there is one.
+    """Return tags: the git commit of the code, whether files differ from it, the user, and DVC's experiment, if any.
 
     The first two are "none" outside of a git repository. They are "unknown" if git refuses to read it, and a warning
     says why.
@@ -222,6 +263,8 @@ def code_version() -> dict[str, str]:
         print(f"warning: the run's commit is not known: {error}", file=sys.stderr)
         commit = dirty = "unknown"
     tags = {"git.commit": commit, "git.dirty": dirty}
+    with suppress(KeyError, OSError):  # the user's number may have no name, as in some containers
+        tags[USER_TAG] = getpass.getuser()
     if "DVC_EXP_NAME" in os.environ:
         tags[EXPERIMENT_TAG] = os.environ["DVC_EXP_NAME"]
     return tags

@@ -48,8 +48,12 @@ class Run:
         self._sender = _Sender(journal)
         self._only_if_new = False
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._report(Metrics(values=dict(metrics), step=step))
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, dataset: tuple[str, str] | None = None) -> None:
+        """Log metrics of an epoch, or values that the run has once, at step 0, of which MLflow draws bars.
+
+        With `dataset`, (name, digest), they are also values of the run's model on this data.
+        """
+        self._report(Metrics(values=dict(metrics), step=step, dataset=dataset))
 
     def log_history(self, rows: list[dict[str, float]]) -> None:
         """Log the metrics of epochs 1, 2, ..., one row each."""
@@ -63,9 +67,16 @@ class Run:
         self._journal.keep(path, folder)
         self._report(Artifact(name=path.name, folder=folder))
 
-    def log_dataset(self, name: str, digest: str, context: str) -> None:
-        """Log the data that the run used; `digest` is DVC's md5 of the split's file, and `context` is its use."""
-        self._report(Dataset(name=name, digest=digest, context=context))
+    def log_dataset(self, name: str, digest: str, context: str, classes: Mapping[str, int] | None) -> None:
+        """Log the data that the run used.
+
+        Args:
+            digest: DVC's md5 of the split's file.
+            context: its use.
+            classes: number of images of each class; None if it is not known.
+        """
+        counts = None if classes is None else dict(classes)
+        self._report(Dataset(name=name, digest=digest, context=context, classes=counts))
 
     def log_parent(self, run_id: str) -> None:
         """Make this run a child of the run whose journal has the id `run_id`."""

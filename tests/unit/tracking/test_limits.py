@@ -12,6 +12,8 @@ from leanresnet.tracking import limits
 
 WIDTHS = [
     (tables.SqlRun.name, limits.NAME),
+    (tables.SqlRun.user_id, limits.NAME),
+    (tables.SqlLoggedModel.name, limits.NAME),
     (tables.SqlTag.key, limits.NAME),
     (tables.SqlTag.value, limits.TAG),
     (tables.SqlParam.key, limits.NAME),
@@ -65,3 +67,9 @@ def test_mlflow_takes_every_name() -> None:
     names += ["".join(draw.choices("./.a|\n ", k=draw.randint(1, 12))) for _ in range(2000)]
     for name in names:
         validation._validate_metric(limits.name(name), 1.0, 0, 0)
+
+
+def test_mlflow_takes_every_name_of_a_model() -> None:
+    assert limits.model_name("student") == "student"
+    for name in ("a/b", "a:b", "a.b", "100%", 'a"b', "it's", "\0", "x" * 300):
+        validation._validate_logged_model_name(limits.model_name(name))
