@@ -23,6 +23,7 @@ from leanresnet.signals import at_a_sudden_end, before_a_compilation, stop_reque
 from leanresnet.tracking import run as reporting
 from leanresnet.tracking.journal import new_id
 from leanresnet.tracking.log_outputs import log_training, run_metadata
+from leanresnet.tracking.usage import usage
 from leanresnet.training.fit import Training
 from leanresnet.training.results import Outputs, save_results
 from leanresnet.training.state import TrainState
@@ -89,6 +90,10 @@ def run_experiment(
             run_id = work.run_id or new_id()
             work.keep_run_id(run_id)
             with reporting.start_run(*run_metadata(provenance), run_id) as run, at_a_sudden_end(run.kill):
+
+                def log_epoch(metrics: Metrics, epoch: int) -> None:
+                    run.log_metrics({**metrics, **usage(device)}, epoch)
+
                 # A resumed run logs its history again, because MLflow's database may have been lost or replaced.
                 run.log_history(start["history"] if start else [])
                 run.set_tags({"device": describe(device), "torch": torch.__version__, "processes": str(processes.size)})
@@ -98,11 +103,12 @@ def run_experiment(
                     warning = f"this training began in another environment, so its bytes may differ: {environment_diff}"
                     warn(warning)
                     run.set_tags({"leanresnet.resumed_from": environment_diff})
-                fitted = _run(training, start, run.log_metrics, snapshot_callback)
+                usage(device)  # the first epoch's load counts from here
+                fitted = _run(training, start, log_epoch, snapshot_callback)
                 snapshot_callback.save(fitted)
                 checkpoint.save_model(fitted.best_weights, recipe.model, train.classes, provenance, outputs.model)
                 save_results(fitted.history, fitted.best_epoch, outputs)
-                log_training(run, outputs)
+                log_training(run, outputs, {"train": train.counts(), "validation": validation.counts()})
             work.finish(file_hashes(outputs.model / checkpoint.WEIGHTS)[0])
 
 
