@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import click
 import torch
 
-from bench import overheads, speed
+from bench import gpu, overheads, speed
 from bench import scale as scaling
+from bench.options import Run
 from bench.report import print_all
-from bench.target import time_to_target
 from leanresnet.compute.device import backend_settings, choose_device
+from leanresnet.errors import LeanResNetError
 
 Command = Callable[..., None]
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -120,15 +122,34 @@ def run_overheads() -> None:
     print_all(torch.device("cpu"))
 
 
-@bench.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--preset", default="fast", show_default=True)
-@click.option("--seeds", default=3, show_default=True)
+data_argument = click.argument("data", type=click.Path(path_type=Path))
+out_option = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+dry_option = click.option("--dry-run", "dry", is_flag=True, help="Try every step on a CPU, as small as it can be.")
+
+
+@bench.command("gpu")
+@data_argument
+@out_option
+@click.option("--seconds", type=click.FloatRange(min=1), default=540.0, show_default=True, help="Time for all steps.")
+@click.option("--step", "steps", type=click.Choice(list(gpu.STEPS)), multiple=True, help="Take these alone.")
+@dry_option
+@click.pass_context
+def run_gpu(context: click.Context, data: Path, out: Path, seconds: float, steps: tuple[str, ...], dry: bool) -> None:
+    """Check and measure a GPU, on the splits in DATA (what `dvc repro split` wrote)."""
+    run = Run(data, choose_device("cpu" if dry else "cuda"), dry)
+    context.exit(0 if gpu.take_all(steps or list(gpu.STEPS), run, out, seconds) else 1)
+
+
+@bench.command("gpu-step", hidden=True)
+@click.argument("name", type=click.Choice(list(gpu.STEPS)))
+@data_argument
+@out_option
 @device_option
-def target(data: Path, preset: str, seeds: int, device: str) -> None:
-    """Train a preset's baseline on the splits in DATA (what `dvc repro split` wrote), once a seed."""
-    chosen = choose_device(device)
-    _figures(chosen, lambda _: time_to_target(data, preset, seeds, chosen))
+@dry_option
+@click.pass_context
+def gpu_step(context: click.Context, name: str, data: Path, out: Path, device: str, dry: bool) -> None:
+    """One step of `gpu`."""
+    context.exit(0 if gpu.take(name, Run(data, choose_device(device), dry), out) else 1)
 
 
 @bench.command()
@@ -164,4 +185,8 @@ def one(batch: int, factor: float, steps: int, device: str, compile_it: bool) ->
 
 
 if __name__ == "__main__":
-    bench()
+    try:
+        bench()
+    except LeanResNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -56,10 +56,14 @@ def dvc(folder: Path, *arguments: str) -> None:
 
 
 def _run(folder: Path, command: list[str]) -> None:
+    subprocess.run(command, cwd=folder, env=own_environment(), check=True, capture_output=True)
+
+
+def own_environment() -> dict[str, str]:
+    """The environment of this program's commands, without what a user has set for them."""
     scripts = str(Path(sys.executable).parent)
     own = {key: value for key, value in os.environ.items() if not key.startswith(("DVC", "MLFLOW", "LEANRESNET"))}
-    environment = {**own, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    return {**own, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
 
 
 def peak_bytes(device: torch.device) -> dict[str, int]:

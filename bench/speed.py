@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.profiler import ProfilerActivity, profile
 
 from bench.report import alternate, median, record, seconds
-from bench.trainers import WARM_UP_STEPS, Engine, PlainProcess, paper_recipe, random_split, wider
+from bench.trainers import WARM_UP_STEPS, Engine, Mode, PlainProcess, paper_recipe, random_split, wider
 from leanresnet.compute.device import backend_settings
 from leanresnet.config.schema import Recipe
 from leanresnet.jobs.snapshots import Snapshots
@@ -30,10 +30,14 @@ from pipeline.options import SNAPSHOT_SECONDS
 REPEATS = 5
 
 
+def mode(compile_it: bool) -> Mode:
+    return "compiled" if compile_it else "eager"
+
+
 def throughput(device: torch.device, steps: int) -> None:
     """The trainer, compiled and eager, over the plain loop: the study's network, batch 128, alternating."""
     recipe = paper_recipe(batch_size=128)
-    eager, fast = (Engine(recipe, steps, device, compile=it) for it in (False, True))
+    eager, fast = Engine(recipe, steps, device, "eager"), Engine(recipe, steps, device, "compiled")
     eager.warm_up()
     compiling = seconds(fast.warm_up, device)
 
@@ -65,7 +69,7 @@ def throughput(device: torch.device, steps: int) -> None:
 
 def efficiency(device: torch.device, steps: int, compile_it: bool) -> None:
     """The whole trainer (data, augmentation, validation of one batch, tracking, best weights) over the bare step."""
-    trainer = Engine(paper_recipe(batch_size=128), steps, device, compile_it)
+    trainer = Engine(paper_recipe(batch_size=128), steps, device, mode(compile_it))
     trainer.warm_up()
     ratios, spent = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +120,7 @@ def tracking_in(folder: str) -> Iterator[None]:
 def hardware(device: torch.device, steps: int, compile_it: bool) -> None:
     """Floating-point operations a second of training, over those of a matrix product, and where the rest goes."""
     recipe = paper_recipe(batch_size=128)
-    trainer = Engine(recipe, steps, device, compile_it)
+    trainer = Engine(recipe, steps, device, mode(compile_it))
     trainer.warm_up()
     with trainer.loop.autocast:
         bf16 = torch.is_autocast_enabled(device.type)
@@ -142,19 +146,24 @@ def hardware(device: torch.device, steps: int, compile_it: bool) -> None:
 
 def _profile(device: torch.device, steps: int) -> None:
     """Self time by operation, eager, so that each operation has its name."""
-    trainer = Engine(paper_recipe(batch_size=128), steps, device, compile=False)
+    trainer = Engine(paper_recipe(batch_size=128), steps, device, "eager")
     trainer.warm_up()
+    rows = profiled(trainer.run, device)
+    total = sum(spent for _, spent, _ in rows)
+    for name, spent, calls in rows[:10]:
+        record(f"profile/{name}", 100 * spent / total, "% of a step", calls=calls // steps)
+
+
+def profiled(run: Callable[[], object], device: torch.device) -> list[tuple[str, float, int]]:
+    """Name, self time in microseconds and calls of each operation, most time first; on a GPU of each kernel."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as profiled:
-        trainer.run()
+    with profile(activities=activities) as found:
+        run()
     # On a GPU the rows of kernels; the operations that launched them carry the same time again.
     place = "CUDA" if device.type == "cuda" else "CPU"
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    rows = [row for row in profiled.key_averages() if row.device_type.name == place and not row.is_user_annotation]
-    rows.sort(key=lambda row: getattr(row, key), reverse=True)
-    total = sum(getattr(row, key) for row in rows)
-    for row in rows[:10]:
-        record(f"profile/{row.key}", 100 * getattr(row, key) / total, "% of a step", calls=row.count // steps)
+    rows = [row for row in found.key_averages() if row.device_type.name == place and not row.is_user_annotation]
+    return sorted(((row.key, getattr(row, key), row.count) for row in rows), key=lambda row: row[1], reverse=True)
 
 
 def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
@@ -163,7 +172,7 @@ def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
 
     def images_a_second(deterministic: bool) -> Callable[[], float]:
         with backend_settings(device, deterministic):
-            trainer = Engine(recipe, steps, device, compile_it)
+            trainer = Engine(recipe, steps, device, mode(compile_it))
             trainer.warm_up()
 
         def run() -> float:
@@ -180,7 +189,7 @@ def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
 
 def snapshots(device: torch.device) -> None:
     """What saving a training's state costs at the default period: the study's network with averaged weights."""
-    trainer = Engine(paper_recipe(batch_size=128), 1, device, compile=False)
+    trainer = Engine(paper_recipe(batch_size=128), 1, device, "eager")
     trainer.warm_up()
     average = AveragedModel(trainer.net)
     progress = TrainState(trainer.net, trainer.loop.optimizer, trainer.loop.schedule, average, seed=0)
@@ -228,7 +237,7 @@ def one(batch: int, factor: float, steps: int, device: torch.device, compile_it:
     recipe = Recipe.model_validate(
         recipe.model_dump() | {"model": wider(recipe.model, factor).model_dump(), "max_parameters": None}
     )
-    trainer = Engine(recipe, steps, device, compile_it)
+    trainer = Engine(recipe, steps, device, mode(compile_it))
     trainer.warm_up()
     speed = median([trainer.images / seconds(trainer.run, device) for _ in range(3)])
     parameters = count_parameters(recipe.model)

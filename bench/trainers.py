@@ -2,14 +2,18 @@
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -19,8 +23,9 @@ from leanresnet.config.schema import Model, Recipe
 from leanresnet.data.splits import Split
 from leanresnet.models.resnet import build_model
 from leanresnet.training.build import build_training
-from leanresnet.training.loop import train_one_epoch
+from leanresnet.training.loop import Criterion, Objective, train_one_epoch
 from leanresnet.training.losses import CrossEntropy
+from leanresnet.training.state import EpochMeter
 
 ROOT = Path(__file__).resolve().parent.parent
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -44,20 +49,38 @@ def random_split(count: int) -> Split:
     return Split(images, torch.arange(count) % 10, tuple("abcdefghij"), "random")
 
 
+Mode = Literal["eager", "compiled", "graphs"]
+
+
+class NotCompiledError(Exception):
+    """The compilation fell back to eager execution, so there is nothing to measure."""
+
+
 @dataclass
 class Engine:
-    """The project's own loop over `steps` batches an epoch; `run` is one epoch, `bare` as many steps on one batch."""
+    """The project's own loop over `steps` batches an epoch; `run` is one epoch, `bare` as many steps on one batch.
+
+    Args:
+        mode: eager; compiled; or graphs, which is compiled and replayed as CUDA graphs.
+        criterion: the loss; by default cross entropy on the labels.
+    """
 
     recipe: Recipe
     steps: int
     device: torch.device
-    compile: bool
+    mode: Mode
+    criterion: Criterion | None = None
 
     def __post_init__(self) -> None:
         images = random_split(self.steps * self.recipe.batch_size)
-        recipe = Recipe.model_validate(self.recipe.model_dump() | {"compile": self.compile})
-        setup = build_training(recipe, CrossEntropy(recipe.label_smoothing), images, self.device)
+        recipe = Recipe.model_validate(self.recipe.model_dump() | {"compile": self.mode == "compiled"})
+        criterion = self.criterion or CrossEntropy(recipe.label_smoothing)
+        setup = build_training(recipe, criterion, images, self.device)
         self.net, self.batches, self.loop = setup.net, setup.batches, setup.step_config
+        if self.mode == "graphs":
+            self.loop = replace(self.loop, objective=graphed(self.loop.objective))
+        decay = recipe.ema_decay
+        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.batch = next(iter(self.batches.epoch(1)))
         self.epoch = 0
 
@@ -65,9 +88,15 @@ class Engine:
     def images(self) -> int:
         return self.steps * self.recipe.batch_size
 
-    def run(self) -> None:
+    def run(self) -> EpochMeter:
         self.epoch += 1
-        train_one_epoch(self.net, self.batches.epoch(self.epoch), self.loop)
+        return self.take(self.batches.epoch(self.epoch))
+
+    def take(self, batches: Iterable[tuple[Tensor, Tensor]]) -> EpochMeter:
+        """A step for each of `batches`; the losses are in the result."""
+        meter = EpochMeter()
+        train_one_epoch(self.net, batches, self.loop, self.average, meter)
+        return meter
 
     def bare(self) -> None:
         """Forward, backward and step, nothing else; the same compiled graph and the same optimizer."""
@@ -81,9 +110,30 @@ class Engine:
             self.loop.optimizer.step()
 
     def warm_up(self) -> None:
-        """A few steps: compilation, autotuning, the optimizer's memory."""
-        for _ in range(WARM_UP_STEPS):
-            train_one_epoch(self.net, [self.batch], self.loop)
+        """A few steps: compilation, autotuning, the optimizer's memory.
+
+        Raises:
+            NotCompiledError: if the compilation failed, where it was asked for.
+        """
+        with redirect_stderr(StringIO()) as said:
+            for _ in range(WARM_UP_STEPS):
+                self.take([self.batch])
+        print(said.getvalue(), end="", file=sys.stderr)
+        if "torch.compile failed" in said.getvalue():
+            raise NotCompiledError(said.getvalue().strip())
+
+
+def graphed(objective: Objective) -> Objective:
+    """Compile `objective` so that a step is replayed as CUDA graphs; on a CPU it is only compiled."""
+    replayed = torch.compile(objective, dynamic=False, fullgraph=True, mode="reduce-overhead")
+
+    def call(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        loss, hits = replayed(images, labels)
+        # The next step overwrites what a graph returned, and the loop keeps these until the end of the epoch.
+        return loss.clone(), hits.clone()
+
+    return call
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):

@@ -45,7 +45,7 @@ def test_the_plain_loop_trains_the_same_network_on_its_own_pictures() -> None:
 
 @pytest.mark.parametrize("action", ["run", "bare"])
 def test_the_engine_and_the_bare_step_take_as_many_steps(action: str) -> None:
-    trainer = Engine(tiny_recipe(batch_size=10), steps=3, device=CPU, compile=False)
+    trainer = Engine(tiny_recipe(batch_size=10), steps=3, device=CPU, mode="eager")
     steps: list[int] = []
     hook = trainer.loop.optimizer.register_step_post_hook(lambda *_: steps.append(1))
     getattr(trainer, action)()

@@ -1,0 +1,218 @@
+"""The steps for a GPU, tried on a CPU; what is compared there is equal, so each check is also seen to fail."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import synthetic_split
+from torch._dynamo.exc import TorchDynamoException
+
+from bench import gpu, gpu_checks, gpu_speed, report
+from bench.__main__ import bench
+from bench.options import OPTIONS, Run, changed, small
+from bench.trainers import Engine, NotCompiledError
+from leanresnet.config.schema import Recipe
+from leanresnet.data.splits import save_split
+from leanresnet.errors import ConfigError
+from leanresnet.training.loader import TrainBatches
+from leanresnet.training.state import LossWatch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    monkeypatch.setattr(report, "FIGURES", found)
+    return found
+
+
+@pytest.fixture
+def dry(tmp_path: Path) -> Run:
+    for name in ("train", "test"):
+        save_split(synthetic_split(40), tmp_path / f"{name}.safetensors")
+    return Run(tmp_path, CPU, dry=True)
+
+
+def few(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(gpu_checks, "OPTIONS", {name: OPTIONS[name] for name in names})
+    monkeypatch.setattr(gpu_checks, "AUGMENTATIONS", {name: OPTIONS[name].changes for name in names})
+
+
+def outcomes(figures: list[dict[str, object]]) -> dict[object, object]:
+    return {figure["name"]: figure["passed"] for figure in figures}
+
+
+def scripts(monkeypatch: pytest.MonkeyPatch, **steps: tuple[str, float]) -> None:
+    """Steps that are a line of Python each, with a limit."""
+    fake = {name: gpu.Step(lambda run: None, limit) for name, (_, limit) in steps.items()}
+    monkeypatch.setattr(gpu, "STEPS", fake)
+    monkeypatch.setattr(gpu, "DRY_LIMIT", 1)
+    monkeypatch.setattr(gpu, "_command", lambda name, run, out: [sys.executable, "-c", steps[name][0]])
+
+
+def test_no_step_keeps_the_next_one_from_being_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = "import subprocess, time; subprocess.Popen(['sleep', '1000']); time.sleep(1000)"
+    killed = "import os; os.kill(os.getpid(), 9)"
+    scripts(monkeypatch, fails=("raise SystemExit(1)", 60), hangs=(endless, 1.5), dies=(killed, 60), last=("", 60))
+    begun = time.monotonic()
+    assert not gpu.take_all(["fails", "hangs", "dies", "last"], dry, tmp_path / "out", 600)
+    assert time.monotonic() - begun < 500
+    lines = report.read(tmp_path / "out" / gpu.FIGURES)
+    assert [line["outcome"] for line in lines] == ["failed", "killed after 2 s", "ended with -9", "passed"]
+    table = (tmp_path / "out" / gpu.TABLE).read_text()
+    assert [row.split()[0] for row in table.splitlines() if row.startswith("step/")] == [line["name"] for line in lines]
+    assert table in capsys.readouterr().out
+
+
+def test_steps_are_left_out_when_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run) -> None:
+    scripts(monkeypatch, hangs=("import time; time.sleep(1000)", 1000), last=("", 60))
+    gpu.take_all(["hangs", "last"], dry, tmp_path / "out", 2)
+    lines = report.read(tmp_path / "out" / gpu.FIGURES)
+    assert [line["outcome"] for line in lines] == ["killed after 2 s", "left out"]
+
+
+def test_a_figure_is_kept_before_the_step_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run) -> None:
+    seen: list[dict[str, object]] = []
+
+    def step(run: Run) -> None:
+        report.record("a", 1.0, "s")
+        report.check("b", 2.0, 1.0, "x")
+        report.check("c", float("nan"), 1.0, "x")
+        seen.extend(report.read(tmp_path / gpu.FIGURES))
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr(gpu, "STEPS", {"one": gpu.Step(step, 1)})
+    assert not gpu.take("one", dry, tmp_path)
+    assert [(each["name"], each.get("passed")) for each in seen] == [("a", None), ("b", False), ("c", False)]
+    last = report.read(tmp_path / gpu.FIGURES)[-1]
+    assert (last["name"], last["passed"], last["error"]) == ("step/one", False, "ValueError: two lines")
+    assert last["torch"] == torch.__version__
+    assert "1 checks passed" not in gpu.make_table(report.read(tmp_path / gpu.FIGURES))
+
+
+def test_a_cpu_is_refused_unless_it_is_a_dry_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="0 CUDA devices found"):
+        bench.main(["gpu", str(tmp_path), "--out", str(tmp_path / "out")], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_starts_without_mlflow_and_dvc(tmp_path: Path) -> None:
+    """A process for the real command: its arguments, and the path that it finds the code by."""
+    absent = "import sys; sys.modules.update(mlflow=None, dvc=None, sqlalchemy=None); sys.argv[0] = 'bench'; "
+    command = gpu._command("nan", Run(tmp_path, CPU, dry=True), tmp_path)
+    start = f"{absent}import runpy; runpy.run_module('bench', run_name='__main__')"
+    outcome = gpu._outcome([command[0], "-c", start, *command[3:]], 300, {"OMP_NUM_THREADS": "1"}, tmp_path / "log")
+    assert outcome == "passed", (tmp_path / "log").read_text()
+    assert [figure["name"] for figure in report.read(tmp_path / gpu.FIGURES)] == ["nan/steps_until_seen"]
+
+
+def test_other_bytes_of_a_batch_are_seen(
+    monkeypatch: pytest.MonkeyPatch, dry: Run, figures: list[dict[str, object]]
+) -> None:
+    few(monkeypatch, "cutmix", "trivial_augment")
+    gpu_checks.batches(dry)
+    assert outcomes(figures) == {"batches/cutmix": True, "batches/trivial_augment": True}
+    made = iter(range(100))
+
+    class Other(TrainBatches):
+        def __init__(self, split, size, augmentation, seed, device, progressive) -> None:  # type: ignore[no-untyped-def]
+            super().__init__(split, size, augmentation, next(made), device, progressive)
+
+    monkeypatch.setattr(gpu_checks, "TrainBatches", Other)
+    gpu_checks.batches(dry)
+    assert outcomes(figures) == {"batches/cutmix": False, "batches/trivial_augment": False}
+
+
+def test_other_losses_are_seen(monkeypatch: pytest.MonkeyPatch, dry: Run, figures: list[dict[str, object]]) -> None:
+    few(monkeypatch, "attention", "stochastic_depth")
+    gpu_checks.float32(dry)
+    assert outcomes(figures) == {"float32/attention": True}
+    made = iter(range(100))
+
+    def other(recipe: Recipe, *rest: Any) -> Engine:
+        return Engine(changed(recipe, {"seed": next(made)}), *rest)
+
+    monkeypatch.setattr(gpu_checks, "Engine", other)
+    gpu_checks.float32(dry)
+    assert outcomes(figures) == {"float32/attention": False}
+
+
+def test_other_bytes_of_a_training_are_seen() -> None:
+    recipe = changed(small({"ema_decay": 0.9}), {"compile": False, "epochs": 2, "batch_size": 8})
+    kept: list[Any] = []
+    first = gpu_checks._train(recipe, CPU, None, kept)
+    assert (kept[0]["epoch"], len(kept[0]["tally"]["losses"])) == (2, 2)
+    assert gpu_checks._train(recipe, CPU, kept[0], []) == first
+    assert gpu_checks._train(changed(recipe, {"seed": 1}), CPU, None, []) != first
+
+
+def test_a_loss_that_is_never_seen_to_be_nan_fails(
+    monkeypatch: pytest.MonkeyPatch, dry: Run, figures: list[dict[str, object]]
+) -> None:
+    gpu_checks.nan(dry)
+    assert outcomes(figures) == {"nan/steps_until_seen": True}
+    monkeypatch.setattr(LossWatch, "see", lambda *_: None)
+    gpu_checks.nan(dry)
+    assert outcomes(figures) == {"nan/steps_until_seen": False}
+
+
+def test_waiting_is_forbidden_in_all_steps_but_the_first(
+    monkeypatch: pytest.MonkeyPatch, dry: Run, figures: list[dict[str, object]]
+) -> None:
+    few(monkeypatch, "default", "averaged")
+    modes: list[bool] = []
+    taken: list[int] = []
+    monkeypatch.setattr(gpu_checks, "_forbid_waiting", lambda device, forbidden: modes.append(forbidden))
+    original = LossWatch.see
+    monkeypatch.setattr(LossWatch, "see", lambda *args: taken.append(sum(modes[-1:])) or original(*args))  # type: ignore[func-returns-value]
+    gpu_checks.synchronisation(dry)
+    # Two steps to warm up, and three of which the last two are watched.
+    assert taken == [0, 0, 0, 1, 1] * 2
+    assert outcomes(figures) == {"synchronisation/default": True, "synchronisation/averaged": True}
+
+    def waits(*_: object) -> None:
+        if modes[-1]:
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(LossWatch, "see", waits)
+    gpu_checks.synchronisation(dry)
+    assert outcomes(figures) == {"synchronisation/default": False, "synchronisation/averaged": False}
+    assert not modes[-1]
+
+
+def test_the_speed_of_a_preset(monkeypatch: pytest.MonkeyPatch, dry: Run, figures: list[dict[str, object]]) -> None:
+    monkeypatch.setattr(gpu_speed, "MODES", ("eager",))
+    gpu_speed.throughput(dry, "fast")
+    assert [(figure["name"], figure["batch"]) for figure in figures] == [
+        (name, batch)
+        for batch in (16, 8)
+        for name in ("throughput/fast", "throughput/fast/kernels", "throughput/fast/launches")
+    ]
+    assert all(figure["value"] > 0 for figure in figures)  # type: ignore[operator]
+
+
+def test_the_time_of_a_whole_training(dry: Run, figures: list[dict[str, object]]) -> None:
+    gpu_speed.target(dry, "fast", "eager", 3, 4)
+    found = [(figure["name"], figure["seed"], figure["compiled"]) for figure in figures]
+    assert found[::4] == [("target/test_accuracy", seed, False) for seed in (3, 4)]
+    assert len(found) == 8
+
+
+def test_what_fell_back_is_not_recorded_as_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise TorchDynamoException("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: broken)
+    with pytest.raises(NotCompiledError, match="no compiler"):
+        Engine(small({"batch_size": 8}), 2, CPU, "compiled").warm_up()
+    assert "no compiler" in capsys.readouterr().err
+    Engine(small({"batch_size": 8}), 2, CPU, "eager").warm_up()
