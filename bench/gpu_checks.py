@@ -51,7 +51,7 @@ def batches(run: Run) -> None:
         with checking(f"batches/{name}"):
             recipe = small(changes)
             here, there = (
-                TrainBatches(split, recipe.batch_size, recipe.augmentation, 0, device, recipe.progressive)
+                TrainBatches(split, recipe.batch_size, recipe.augmentation, 0, device, recipe.progressive_resizing)
                 for device in (run.device, CPU)
             )
             parts = [
@@ -121,7 +121,7 @@ def deterministic(run: Run) -> None:
     recipes = {
         "default": changed(run.recipe("default"), {"ema_decay": 0.99, "stochastic_depth": 0.2, "compile": False}),
         "fast": changed(run.recipe("fast"), {"compile": False, "augmentation": {"mix": "mixup"}}),
-        "policy": small({"augmentation": {"policy": "trivial_augment"}, "sharpness": {"rho": 0.5}, "compile": False}),
+        "policy": small({"augmentation": {"auto_augment": "trivial_augment"}, "sam": {"rho": 0.5}, "compile": False}),
         "compiled": small({"compile": True}),
     }
     for name, recipe in recipes.items():

@@ -80,9 +80,9 @@ def options(run: Run) -> None:
     """Images a second of the default with averaged weights, with a second pass a step, and with policies."""
     settings: dict[str, dict[str, Any]] = {
         "averaged": {"ema_decay": 0.999},
-        "asam": {"sharpness": {"rho": 0.5}},
-        "trivial_augment": {"augmentation": {"policy": "trivial_augment"}},
-        "rand_augment": {"augmentation": {"policy": "rand_augment"}},
+        "asam": {"sam": {"rho": 0.5}},
+        "trivial_augment": {"augmentation": {"auto_augment": "trivial_augment"}},
+        "rand_augment": {"augmentation": {"auto_augment": "rand_augment"}},
     }
     for name, changes in settings.items():
         with checking(f"options/{name}"):

@@ -28,14 +28,14 @@ SHORT = {"epochs": 2, "schedule": {"warmup_epochs": 0.2}}
 POOLED = {"stem": "whitening", "downsample": "pool", "activation": "gelu", "pool_kind": "max", "pool": 7}
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
-    "constant_crop": {"augmentation": {"crop_mode": "constant"}},
+    "constant_crop": {"augmentation": {"padding_mode": "constant"}},
     "alternating_flip": {"augmentation": {"flip_mode": "alternating"}},
     "cutout": {"augmentation": {"cutout": 8}},
     "mixup": {"augmentation": {"mix": "mixup"}},
     "cutmix": {"augmentation": {"mix": "cutmix"}},
-    "trivial_augment": {"augmentation": {"policy": "trivial_augment"}},
-    "rand_augment": {"augmentation": {"policy": "rand_augment"}},
-    "progressive": {"progressive": {"epochs": 1, "size": 24}},
+    "trivial_augment": {"augmentation": {"auto_augment": "trivial_augment"}},
+    "rand_augment": {"augmentation": {"auto_augment": "rand_augment"}},
+    "progressive": {"progressive_resizing": {"epochs": 1, "size": 24}},
 }
 
 
@@ -59,17 +59,17 @@ OPTIONS: dict[str, Option] = {
     **{name: Option({"optimizer": {"name": name}}) for name in ("adagrad", "adadelta")},
     **{name: Option({"optimizer": {"name": name, "lr": 0.001}}) for name in ("adam", "radam", "adamw")},
     "muon": Option({"optimizer": {"name": "muon", "lr": 0.03}}),
-    "clipped": Option({"clip_norm": 1.0}),
+    "clipped": Option({"max_grad_norm": 1.0}),
     "averaged": Option({"ema_decay": 0.99}),
-    "sam": Option({"sharpness": {"rho": 0.05, "adaptive": False}}),
-    "asam": Option({"sharpness": {"rho": 0.5}}),
+    "sam": Option({"sam": {"rho": 0.05, "adaptive": False}}),
+    "asam": Option({"sam": {"rho": 0.5}}),
     "preactivation": Option({"model": {"block": "preactivation"}}),
     "squeeze_excite": Option({"model": {"squeeze_excite": 4}}),
     "pooled": Option({"model": POOLED, "initialization": "dirac"}),
     "stochastic_depth": Option({"stochastic_depth": 0.2}),
     "distilled": Option(distillation={}),
     "decoupled": Option(distillation={"beta": 2.0}),
-    "attention": Option(distillation={"attention": 1.0}),
+    "attention": Option(distillation={"attention_transfer": 1.0}),
     **{name: Option(changes) for name, changes in AUGMENTATIONS.items()},
 }
 
@@ -91,7 +91,7 @@ def small(changes: Mapping[str, Any]) -> Recipe:
 def shrunk(recipe: Recipe) -> Recipe:
     """A recipe of the same kind that takes a step in milliseconds, for a dry run."""
     width = {"channels": [8] * recipe.model.layers}
-    return changed(recipe, {**SHORT, "model": width, "batch_size": 16, "budget": None})
+    return changed(recipe, {**SHORT, "model": width, "batch_size": 16, "max_parameters": None})
 
 
 @dataclass(frozen=True)
