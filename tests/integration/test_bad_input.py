@@ -614,7 +614,7 @@ CASES = [
         "report of something else",
         "compare --results results",
         DATA,
-        ("results/baseline/test.json: not an evaluation's report (parameters: Field required), expected: ",),
+        ("results/baseline/test.json: not an evaluation's report (model/parameters: Field required), expected: ",),
         file("results/baseline/test.json", b"{}"),
     ),
     Case(

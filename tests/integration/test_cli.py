@@ -109,7 +109,7 @@ def test_compare_shows_the_models_side_by_side(checkout: Checkout) -> None:
     shown = checkout.shell("leanresnet", "compare", "--results", "results").stdout.splitlines()
     assert [line.split()[0] for line in shown] == ["model", "baseline", "teacher", "student"]
     test = json.loads((checkout.folder / "results/student/test.json").read_text())
-    assert f"{test['test']['accuracy']:.2%}" in shown[3]
+    assert f"{test['test/accuracy']:.2%}" in shown[3]
     assert shown[2].endswith("+0.00")
 
 

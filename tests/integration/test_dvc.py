@@ -114,7 +114,7 @@ def test_two_at_once_do_the_work_once_or_in_turn(checkout: Checkout) -> None:
 
 def test_the_demo_keeps_its_promise(checkout: Checkout) -> None:
     accuracy = {
-        m: json.loads((checkout.folder / f"results/{m}/test.json").read_text())["test"]["accuracy"] for m in MODELS
+        m: json.loads((checkout.folder / f"results/{m}/test.json").read_text())["test/accuracy"] for m in MODELS
     }
     assert accuracy["baseline"] >= 0.97
     assert accuracy["student"] >= 0.97
@@ -251,7 +251,7 @@ def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(
     assert (tmp_path / "short.png").exists()
     assert "distill.student.epochs" in shell("dvc", "params", "diff", "HEAD", "short").stdout
     assert "results/student/test.json" in shell("dvc", "metrics", "diff", "HEAD", "short").stdout
-    assert "test.accuracy" in shell("dvc", "metrics", "show").stdout
+    assert "test/accuracy" in shell("dvc", "metrics", "show").stdout
     page = Path(shell("dvc", "plots", "show").stdout.strip().removeprefix("file://"))
     assert "val/accuracy" in page.read_text()
 

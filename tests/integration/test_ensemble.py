@@ -76,7 +76,7 @@ def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monke
     log_evaluation(outputs, torch.device("cpu"), split, {})
     report = json.loads((tmp_path / "results" / "test.json").read_text())
     right = probabilities(load_model(tmp_path / "all"), synthetic_split(60).images).argmax(1) == torch.arange(60) % 10
-    assert report["test"]["accuracy"] == pytest.approx(float(right.double().mean()))
+    assert report["test/accuracy"] == pytest.approx(float(right.double().mean()))
     assert not (tmp_path / "mlflow.db").exists()
 
 

@@ -27,9 +27,9 @@ def comparison(results: Path) -> str:
                 name,
                 f"{report.parameters:,}",
                 f"{report.macs / 1e6:,.1f} M",
-                f"{report.val.accuracy:.2%}",
-                f"{report.test.accuracy:.2%}",
-                f"{100 * report.test.teacher_gap:+.2f}",
+                f"{report.validation_accuracy:.2%}",
+                f"{report.test_accuracy:.2%}",
+                f"{100 * report.test_teacher_gap:+.2f}",
             )
         )
     if len(rows) == 1:

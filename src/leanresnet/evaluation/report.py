@@ -1,17 +1,19 @@
 """The report on a trained model: the files that an evaluation writes to results/, and how they are read."""
 
+import csv
+from collections import Counter
 from pathlib import Path
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from leanresnet.compute.device import exact_float32
 from leanresnet.config.load import load_section
 from leanresnet.config.schema import Evaluate, Finite, Positive, Rate, Section, Share
-from leanresnet.data.splits import Split, load_splits
-from leanresnet.errors import DataError
+from leanresnet.data.splits import load_splits
+from leanresnet.errors import DataError, StorageError
 from leanresnet.evaluation import figures
-from leanresnet.evaluation.predictions import Predictions, measure_speed, predict
+from leanresnet.evaluation.predictions import measure_speed, predict
 from leanresnet.files import save_csv, save_figure, save_json
 from leanresnet.models.checkpoint import check_held_out, load_model, load_origin
 from leanresnet.models.resnet import ResNet
@@ -20,41 +22,33 @@ from leanresnet.training.results import Outputs
 from leanresnet.training.validation import Metrics
 
 
-class Measured(Section):
-    """The measures on one split."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    loss: Finite
-    accuracy: Share
-    teacher_agreement: Share
-    teacher_gap: Finite
-
-
-class Tested(Measured):
-    """The measures on the test split."""
-
-    calibration_error: Share
-    accuracy_by_class: dict[str, Share]
-
-
 class Report(Section):
-    """The content of test.json."""
+    """The content of test.json: the keys are the names of MLflow's metrics.
+
+    `val/evaluated_...` is measured here in float32, as the test split is; `val/...` is what the training measured.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
-    parameters: Positive
-    macs: Positive
-    size_bytes: Positive
-    val: Measured
-    test: Tested
+    parameters: Positive = Field(alias="model/parameters")
+    macs: Positive = Field(alias="model/macs")
+    size_bytes: Positive = Field(alias="model/size_bytes")
+    validation_loss: Finite = Field(alias="val/evaluated_loss")
+    validation_accuracy: Share = Field(alias="val/evaluated_accuracy")
+    validation_teacher_agreement: Share = Field(alias="val/evaluated_teacher_agreement")
+    validation_teacher_gap: Finite = Field(alias="val/evaluated_teacher_gap")
+    test_loss: Finite = Field(alias="test/loss")
+    test_accuracy: Share = Field(alias="test/accuracy")
+    test_teacher_agreement: Share = Field(alias="test/teacher_agreement")
+    test_teacher_gap: Finite = Field(alias="test/teacher_gap")
+    calibration_error: Share = Field(alias="test/calibration_error")
 
 
 class Speed(Section):
     """The content of speed.json: milliseconds for one image, and images per second for a batch."""
 
-    latency_ms: Rate
-    throughput: Rate
+    latency_ms: Rate = Field(alias="speed/latency_ms")
+    throughput: Rate = Field(alias="speed/throughput")
 
 
 def load_report(results: Path) -> Report:
@@ -111,19 +105,16 @@ def write_report(
     on_validation, on_test = (student.metrics(other) for student, other in zip(own, taught, strict=True))
     predictions = own[1]
     report = {
-        "parameters": model.parameters,
-        "macs": model.macs,
-        "size_bytes": model.size_bytes,
-        "val": on_validation,
-        "test": {
-            **on_test,
-            "calibration_error": predictions.calibration_error(settings.calibration_bins),
-            "accuracy_by_class": _by_class(predictions, split),
-        },
+        "model/parameters": model.parameters,
+        "model/macs": model.macs,
+        "model/size_bytes": model.size_bytes,
+        **{f"val/evaluated_{name}": value for name, value in on_validation.items()},
+        **{f"test/{name}": value for name, value in on_test.items()},
+        "test/calibration_error": predictions.calibration_error(settings.calibration_bins),
     }
     results = outputs.results
     save_json(report, results / "test.json")
-    save_json(speed, results / "speed.json")
+    save_json({f"speed/{name}": value for name, value in speed.items()}, results / "speed.json")
     rows = [[split.classes[t], split.classes[p]] for t, p in zip(split.labels, predictions.chosen, strict=True)]
     save_csv(["true", "predicted"], rows, results / "confusion.csv")
     save_figure(figures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
@@ -136,7 +127,21 @@ def report_files(outputs: Outputs) -> list[Path]:
     return [outputs.results / name for name in names]
 
 
-def _by_class(predictions: Predictions, split: Split) -> Metrics:
-    counts = predictions.confusion()
-    shares = counts.diagonal().double() / counts.sum(1).clamp(min=1)
-    return dict(zip(split.classes, shares.tolist(), strict=True))
+def accuracy_by_class(results: Path) -> Metrics:
+    """Return the share of the test images of each class that were predicted right, from confusion.csv.
+
+    Raises:
+        StorageError: if the file cannot be read.
+        DataError: if it is not a table of true and predicted classes.
+    """
+    path = results / "confusion.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            pairs = [(row["true"], row["predicted"]) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (KeyError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a table of predictions, expected: the columns true and predicted") from error
+    images = Counter(true for true, _ in pairs)
+    right = Counter(true for true, predicted in pairs if true == predicted)
+    return {name: right[name] / count for name, count in images.items()}

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from leanresnet.compute.device import describe
 from leanresnet.config.load import load_section
 from leanresnet.config.schema import Positive, Section, Share
-from leanresnet.evaluation.report import load_report, load_speed, report_files
+from leanresnet.evaluation.report import accuracy_by_class, load_report, load_speed, report_files
 from leanresnet.files import file_hashes
 from leanresnet.models import checkpoint
 from leanresnet.models.resnet import ResNet
@@ -19,7 +19,6 @@ from leanresnet.tracking import run as reporting
 from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
 from leanresnet.tracking.run import Run
 from leanresnet.training.results import Outputs, read_history
-from leanresnet.training.validation import Metrics
 
 
 class Best(Section):
@@ -114,25 +113,18 @@ def log_evaluation(outputs: Outputs, device: torch.device, test: Path, classes: 
 def log_report(run: Run, outputs: Outputs, test: tuple[str, str] | None = None) -> None:
     """Log what `evaluation.report.write_report` wrote; `test` is (name, digest) of the test split, if it is known.
 
-    The metrics have names that MLflow groups, such as test/accuracy and test/accuracy_of/cat. Measures on validation
-    are named val/evaluated_accuracy and so on, because val/accuracy is the one that training measures in each epoch and
-    in its own precision.
+    The names of the metrics are the keys of the files, and test/accuracy_of/cat and so on.
     """
     report, speed = load_report(outputs.results), load_speed(outputs.results)
     origin = checkpoint.load_origin(outputs.model)
-    measured = report.test.model_dump()
-    by_class = measured.pop("accuracy_by_class")
-    run.log_metrics(_named("test/", measured), dataset=test)
-    run.log_metrics(_named("test/accuracy_of/", by_class))
-    held_out = _data(origin.dataset, "validation", origin.validation_md5)
-    run.log_metrics(_named("val/evaluated_", report.val.model_dump()), dataset=held_out)
-    run.log_metrics({**_named("speed/", speed.model_dump()), "model/size_bytes": report.size_bytes})
+    measured = report.model_dump(by_alias=True)
+    for split, data in (("test", test), ("val", _data(origin.dataset, "validation", origin.validation_md5))):
+        run.log_metrics({key: value for key, value in measured.items() if key.startswith(f"{split}/")}, dataset=data)
+    run.log_metrics({**speed.model_dump(by_alias=True), "model/size_bytes": report.size_bytes})
+    by_class = accuracy_by_class(outputs.results)
+    run.log_metrics({f"test/accuracy_of/{name}": value for name, value in by_class.items()})
     for path in report_files(outputs):
         run.log_artifact(path, "results")
-
-
-def _named(prefix: str, values: Metrics) -> Metrics:
-    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 def _data(dataset: str, split: str, md5: str) -> tuple[str, str]:

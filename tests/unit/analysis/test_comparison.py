@@ -129,7 +129,10 @@ def test_a_name_that_mlflow_cannot_search_is_a_mistake(workspace: Path) -> None:
 
 
 def test_only_params_that_differ_are_shown_and_none_that_follow_from_others() -> None:
-    runs = [recorded("a", 0.5, lr="1", mix="no", max_parameters="1"), recorded("b", 0.6, lr="2", mix="no", max_parameters="2")]
+    runs = [
+        recorded("a", 0.5, lr="1", mix="no", max_parameters="1"),
+        recorded("b", 0.6, lr="2", mix="no", max_parameters="2"),
+    ]
     assert differing(runs) == ["lr"]
     assert differing([runs[0], recorded("c", 0.6, lr="1")]) == ["mix"]
     pools = [recorded("a", 0.5, **{"model.layers": "3", "model.pool": pool}) for pool in ("8", "4")]

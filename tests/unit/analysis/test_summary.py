@@ -13,11 +13,11 @@ from leanresnet.files import save_json
 
 MEASURED = {"loss": 0.5, "accuracy": 0.875, "teacher_agreement": 1, "teacher_gap": -0.025}
 REPORT: dict[str, Any] = {
-    "parameters": 5266,
-    "macs": 1_400_000,
-    "size_bytes": 30_000,
-    "val": MEASURED,
-    "test": {**MEASURED, "calibration_error": 0.25, "accuracy_by_class": {"a": 1.0, "b": 0}},
+    "model/parameters": 5266,
+    "model/macs": 1_400_000,
+    "model/size_bytes": 30_000,
+    **{f"{split}{name}": value for split in ("val/evaluated_", "test/") for name, value in MEASURED.items()},
+    "test/calibration_error": 0.25,
 }
 
 
@@ -31,16 +31,13 @@ def test_a_row_a_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("parameters", "\x1b[31m"),
-        ("parameters", -1),
-        ("macs", None),
-        ("val", []),
-        ("val.accuracy", 2.0),
-        ("val.accuracy", True),
-        ("test", None),
-        ("test.teacher_gap", "1"),
-        ("test.accuracy_by_class", [0.5]),
-        ("test.accuracy_by_class.a", None),
+        ("model/parameters", "\x1b[31m"),
+        ("model/parameters", -1),
+        ("model/macs", None),
+        ("val/evaluated_accuracy", 2.0),
+        ("val/evaluated_accuracy", True),
+        ("test/accuracy", []),
+        ("test/teacher_gap", "1"),
     ],
 )
 def test_a_report_of_other_content_is_refused(tmp_path: Path, key: str, value: object) -> None:
@@ -59,13 +56,13 @@ def test_a_report_that_is_no_section_is_refused(tmp_path: Path, text: str) -> No
 
 def test_a_number_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
     """JSON has no infinity, and 1e999 is one where it is read."""
-    save_json(put(REPORT, {"val.loss": 0.123}), tmp_path / "student" / "test.json")
+    save_json(put(REPORT, {"test/loss": 0.123}), tmp_path / "student" / "test.json")
     text = (tmp_path / "student" / "test.json").read_text()
     (tmp_path / "student" / "test.json").write_text(text.replace("0.123", "1e999"))
-    with pytest.raises(DataError, match=r"\(val\.loss: Input should be a finite number\)"):
+    with pytest.raises(DataError, match=r"\(test/loss: Input should be a finite number\)"):
         comparison(tmp_path)
     with pytest.raises(DataError, match="is NaN or infinite"):
-        save_json(put(REPORT, {"val.loss": math.nan}), tmp_path / "student" / "test.json")
+        save_json(put(REPORT, {"test/loss": math.nan}), tmp_path / "student" / "test.json")
 
 
 def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
