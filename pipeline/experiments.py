@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 QUESTIONS = released("experiments")
 EXTERNAL = Path("models/external")
-# What git must not keep of the folder of DVC, which writes these lines itself where it starts in a repository.
-UNTRACKED = "/config.local\n/tmp\n/cache\n"
 
 
 def question_options(command: Command) -> Command:
@@ -97,14 +95,12 @@ def _load(questions: Sequence[str], scale: str) -> tuple[dict[str, "Experiment"]
 def _commit(message: str) -> None:
     """The data, and the repository that the queue needs, for it keeps each experiment as a commit."""
     from leanresnet.errors import StorageError
-    from leanresnet.files import save_text
     from leanresnet.tracking.git import git
 
     if Path(".git").exists() and git(Path(), "rev-parse", "--verify", "HEAD"):
         return
     _dvc("repro", "split", shown=True)
     _dvc("config", "core.no_scm", "false")
-    save_text(UNTRACKED, Path(".dvc/.gitignore"))
     author = ("-c", "user.name=leanresnet", "-c", "user.email=leanresnet@localhost")
     for command in (("init",), ("add", "--all"), (*author, "commit", "--quiet", "--message", message)):
         if git(Path(), *command) is None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 # Of a workspace, in the order in which they appear: one with dvc.yaml is a whole one.
 PARTS = (".gitignore", ".dvcignore", ".dvc", "src/leanresnet", "params.schema.json", "params.yaml", "dvc.yaml")
 
+# What git must not keep of DVC's folder. DVC writes these lines itself only where it starts in a repository.
+UNTRACKED = "/config.local\n/tmp\n/cache\n"
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
@@ -54,6 +57,7 @@ def _make(folder: Path, preset: "Preset") -> None:
     # The release's own; a checkout's may name a team's remote.
     config = released(".dvc/config").read_text(encoding="utf-8")
     save_text(config.replace("[core]\n", "[core]\n    no_scm = true\n", 1), folder / ".dvc" / "config")
+    save_text(UNTRACKED, folder / ".dvc" / ".gitignore")
     save_text(released(".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
     save_text(released(".dvcignore").read_text(encoding="utf-8"), folder / ".dvcignore")
     # The stages depend on the code, which stays where it is. DVC applies .dvcignore to what lies behind a link here,

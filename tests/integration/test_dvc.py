@@ -272,6 +272,15 @@ def test_a_workspace_from_an_archive_without_git(tmp_path: Path) -> None:
     assert "Running stage 'split'" in inside("dvc", "repro", "split").stdout
     assert "stages to run: train@baseline, train@teacher" in inside("leanresnet", "check").stdout
     assert (tmp_path / "space/results/split/samples.png").stat().st_size > 1000
+    # As docs/reference.md puts it under git: the cache and the outputs stay out, and DVC's experiments work.
+    inside("git", "init", "--quiet")
+    inside("dvc", "config", "core.no_scm", "false")
+    inside("git", "add", "--all")
+    author = ("-c", "user.name=tests", "-c", "user.email=tests@example.org")
+    inside("git", *author, "commit", "--quiet", "--message", "workspace")
+    kept = {".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "dvc.lock", "dvc.yaml", "params.schema.json"}
+    assert set(inside("git", "ls-files").stdout.split()) == kept | {"params.yaml", "src/leanresnet"}
+    assert "workspace" in inside("dvc", "exp", "show", "--csv").stdout
 
 
 QUESTION = """
