@@ -1,5 +1,6 @@
 """Command compare: a table of MLflow's runs, or of the models of a workspace."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ def compare(
 ) -> None:
     """Print a table of runs: the params in which they differ, and their results.
 
+    The columns are aligned in a terminal; into a file or a pipe, the table is Markdown.
     RUN|MODEL is the id of an MLflow run, or the path of a model. Without it, all finished runs are compared.
     Runs that differ only in their seed share a row with mean and standard deviation.
     """
@@ -53,9 +55,10 @@ def compare(
     from leanresnet.analysis.comparison import select
 
     found = side_by_side(select(targets, experiments), group_by == "seed")
-    click.echo(found.markdown())
+    click.echo(found.text() if sys.stdout.isatty() else found.markdown())
     if out is not None:
         found.write(out)
+        click.echo(f"{out.with_suffix('.md')}, {out.with_suffix('.png')}: written", err=True)
     if html is not None:
         _write_page(found, html, test)
 
@@ -66,6 +69,7 @@ def _write_page(found: "Comparison", html: Path, test: Path) -> None:
     from leanresnet.analysis.runs import upload
     from leanresnet.data.splits import load_split
     from leanresnet.errors import DataError, warn
+    from leanresnet.text import plain
 
     best = [group[0] for group in found.groups if "test/accuracy" in group[0].metrics][:2]
     differ = None
@@ -75,4 +79,7 @@ def _write_page(found: "Comparison", html: Path, test: Path) -> None:
         except DataError as error:
             warn(f"the page does not show where the two best models differ: {error}")
     write_page(found, differ, load_split(test) if differ and test.exists() else None, html)
-    upload(found.groups[0][0].run_id, html, "comparisons")
+    run = found.groups[0][0]
+    upload(run.run_id, html, "comparisons")
+    kept = f"also as comparisons/{html.name} of the run {plain(run.name)} in MLflow ({run.run_id})"
+    click.echo(f"{html}: written, {kept}", err=True)

@@ -2,18 +2,36 @@
 
 from collections.abc import Sequence
 from statistics import mean
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.transforms import Bbox, BboxBase
 
 from leanresnet.analysis.runs import EVALUATED, RunRecord, validation_of
 from leanresnet.text import drawn
 
 Groups = Sequence[Sequence[RunRecord]]
-# matplotlib has ten colours, so the line style changes after each ten curves.
+# A group has the same colour in all charts. matplotlib has ten, so line and marker change after each ten groups.
 STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "^", "s", "D")
+# Cells without a difference are transparent, so that the page's own background is seen, also a dark one.
+RED, BLUE = (0.7, 0.09, 0.17), (0.13, 0.4, 0.67)
+DIFFERENCES = LinearSegmentedColormap.from_list(
+    "differences", [(0, (*RED, 1)), (0.5, (*RED, 0)), (0.5, (*BLUE, 0)), (1, (*BLUE, 1))]
+)
+# Where the name of a point may stand, in points of 1/72 inch from it; the nearest free place is taken.
+PLACES = [
+    (right * distance, up * distance)
+    for distance in (3, 9, 16, 26, 40)
+    for right, up in ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
+]
+BESIDE: dict[int, Literal["left", "center", "right"]] = {-1: "right", 0: "center", 1: "left"}
+ABOVE: dict[int, Literal["bottom", "center", "top"]] = {-1: "top", 0: "center", 1: "bottom"}
 # Names and metrics of the costs over which accuracy is drawn.
 COSTS = {
     "parameters": "model/parameters",
@@ -24,13 +42,19 @@ COSTS = {
 
 def overview(groups: Groups) -> Figure:
     """Draw the curves, and accuracy over parameters and over multiply-accumulates if these differ between runs."""
-    drawn = [cost for cost in ("parameters", "multiply-accumulates") if costs_differ(groups, cost)]
-    figure = Figure(figsize=(7 + 5 * len(drawn), 4.5), layout="constrained")
-    axes = figure.subplots(1, 1 + len(drawn), squeeze=False)[0]
+    costs = [cost for cost in ("parameters", "multiply-accumulates") if costs_differ(groups, cost)]
+    figure = Figure(figsize=(7 + 5 * len(costs), 4.5), layout="constrained")
+    axes = figure.subplots(1, 1 + len(costs), squeeze=False)[0]
     _curves(axes[0], groups)
-    for place, cost in zip(axes[1:], drawn, strict=True):
-        _trade_off(place, groups, cost)
+    points = [_trade_off(place, groups, cost) for place, cost in zip(axes[1:], costs, strict=True)]
+    for place, found in zip(axes[1:], points, strict=True):
+        _name_points(figure, place, groups, found)
     return figure
+
+
+def color(number: int) -> str:
+    """Return the colour of the group of this number in all charts, as #rrggbb."""
+    return to_hex(f"C{number % 10}")
 
 
 def curves(groups: Groups) -> Figure:
@@ -43,14 +67,15 @@ def curves(groups: Groups) -> Figure:
 def trade_off(groups: Groups, cost: str) -> Figure:
     """Draw the validation accuracy of each group over a cost, a key of `COSTS`."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
-    _trade_off(figure.add_subplot(), groups, cost)
+    axes = figure.add_subplot()
+    _name_points(figure, axes, groups, _trade_off(axes, groups, cost))
     return figure
 
 
 def costs_differ(groups: Groups, cost: str) -> bool:
-    """Return whether a chart over this cost is useful: every run has a value, and there are at least three values."""
+    """Return whether a chart over this cost is useful: every run has a value, and they are not all the same."""
     values = {run.metrics.get(COSTS[cost]) for group in groups for run in group}
-    return None not in values and len(values) > 2
+    return None not in values and len(values) > 1
 
 
 def confusion_difference(counts: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -58,7 +83,7 @@ def confusion_difference(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
     most = max(1, int(np.abs(counts).max()))
-    image = axes.imshow(counts, cmap="RdBu", vmin=-most, vmax=most)
+    image = axes.imshow(counts, cmap=DIFFERENCES, vmin=-most, vmax=most)
     figure.colorbar(image, ax=axes, label="images, first minus second")
     ticks = range(len(classes))
     names = [drawn(name) for name in classes]
@@ -91,9 +116,9 @@ def _curves(axes: Axes, groups: Groups) -> None:
         values = 100 * np.array([history[:length] for history in histories])
         epochs = range(1, length + 1)
         style, label = STYLES[number // 10 % len(STYLES)], drawn(f"{group[0].label} ({group[0].model})")
-        (line,) = axes.plot(epochs, values.mean(0), style, label=label)
+        axes.plot(epochs, values.mean(0), style, label=label, color=color(number))
         if len(group) > 1:
-            axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.fill_between(epochs, values.min(0), values.max(0), color=color(number), alpha=0.2, linewidth=0)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     # Without handles, matplotlib leaves out curves whose names begin with an underscore.
@@ -101,23 +126,22 @@ def _curves(axes: Axes, groups: Groups) -> None:
     axes.grid(alpha=0.3)
 
 
-def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
-    """Draw a point for each group, at the means over its seeds, and the Pareto front."""
+def _trade_off(axes: Axes, groups: Groups, cost: str) -> list[tuple[float, float]]:
+    """Draw a point for each group, at the means over its seeds, and the Pareto front; return the points."""
     costs = [mean(run.metrics[COSTS[cost]] for run in group) for group in groups]
     validation = validation_of(run for group in groups for run in group)
     accuracies = [100 * mean(run.metrics[validation] for run in group) for group in groups]
-    axes.scatter(costs, accuracies)
+    points = list(zip(costs, accuracies, strict=True))
+    for number, point in enumerate(points):
+        axes.scatter(*point, color=color(number), marker=MARKERS[number // 10 % len(MARKERS)], zorder=3)
     best = front(list(zip(costs, accuracies, (group[0].label for group in groups), strict=True)))
     axes.plot(
-        [value for value, _, _ in best], [accuracy for _, accuracy, _ in best], drawstyle="steps-post", label="front"
+        [value for value, _, _ in best],
+        [accuracy for _, accuracy, _ in best],
+        drawstyle="steps-post",
+        label="front",
+        color="grey",
     )
-    middle = sum(axes.get_xlim()) / 2
-    for value, accuracy, name in best:
-        # Names of points in the right half are on their left, so that they stay inside the picture.
-        side, offset = ("right", -3) if value > middle else ("left", 3)
-        axes.annotate(
-            drawn(name), (value, accuracy), fontsize=6, xytext=(offset, 3), textcoords="offset points", ha=side
-        )
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if COSTS[cost].startswith("model/"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -125,3 +149,39 @@ def _trade_off(axes: Axes, groups: Groups, cost: str) -> None:
     axes.set(xlabel=cost, ylabel=f"{name}, %")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
+    return points
+
+
+def _name_points(figure: Figure, axes: Axes, groups: Groups, points: Sequence[tuple[float, float]]) -> None:
+    """Name the points of a finished picture, each beside its point and where it covers no other name or point."""
+    # This computes the layout, by which places are known in pixels.
+    figure.draw_without_rendering()
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in axes.transData.transform(points)]
+    legend = axes.get_legend()
+    taken += [legend.get_window_extent()] if legend else []
+    for group, point in zip(groups, points, strict=True):
+        text = axes.annotate(drawn(group[0].label), point, xytext=PLACES[0], textcoords="offset points", fontsize=6)
+        text.set_in_layout(False)
+        boxes = [(_put(text, place), place) for place in PLACES]
+        inside = [each for each in boxes if _holds(axes.bbox, each[0])] or boxes
+        box, place = min(inside, key=lambda each: _overlaps(each[0], taken))
+        _put(text, place)
+        taken.append(box)
+
+
+def _overlaps(box: Bbox, others: Sequence[Bbox]) -> int:
+    """Return how many of the other boxes overlap a box."""
+    return sum(box.overlaps(other) for other in others)
+
+
+def _put(text: Annotation, place: tuple[int, int]) -> Bbox:
+    """Move a name to a place beside its point, and return its box in pixels."""
+    right, up = place
+    text.set_position(place)
+    text.set_horizontalalignment(BESIDE[int(np.sign(right))])
+    text.set_verticalalignment(ABOVE[int(np.sign(up))])
+    return text.get_window_extent()
+
+
+def _holds(outer: BboxBase, inner: Bbox) -> bool:
+    return bool(outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1)

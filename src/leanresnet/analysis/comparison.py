@@ -11,7 +11,7 @@ from leanresnet.analysis.lineage import find
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
-from leanresnet.text import markdown
+from leanresnet.text import markdown, plain
 
 # The budget does not change a model, and the number of layers is the length of model.blocks.
 NOT_COMPARED = {"max_parameters", "model.layers"}
@@ -21,9 +21,10 @@ COMPARED = (registry.TRAINED, "model/parameters", "model/macs")
 MADE_FROM = {"training data": "dvc.train_md5", "validation data": "dvc.validation_md5", "teacher": "teacher.sha256"}
 # The test accuracy of the study's network on CIFAR-10, with 4,935,242 parameters.
 STUDY_ACCURACY = 0.9375
+STUDY = "to the study"
 # The names of `registry.validation_of` in tables.
 VALIDATION = {registry.EVALUATED: "validation", registry.TRAINED: "validation in training"}
-FIGURES = ["test", "to the study", "parameters", "million MACs", "latency, ms", "minutes"]
+FIGURES = ["test", STUDY, "parameters", "million MACs", "latency, ms", "minutes"]
 NUMBERS = {*VALIDATION.values(), *FIGURES}
 
 
@@ -45,6 +46,17 @@ class Comparison:
         rule = ["---:" if name in NUMBERS else "---" for name in self.header]
         header, *rows = ([markdown(cell) for cell in row] for row in (self.header, *self.rows))
         return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+    def text(self) -> str:
+        """Return the table with aligned columns, for a terminal."""
+        cells = [[plain(cell) for cell in row] for row in (self.header, *self.rows)]
+        align = [str.rjust if name in NUMBERS else str.ljust for name in self.header]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        rows = (
+            " ".join(f"{put(cell, width)} " for put, cell, width in zip(align, row, widths, strict=True))
+            for row in cells
+        )
+        return "\n".join(row.rstrip() for row in rows)
 
     def write(self, out: Path) -> None:
         """Write the table to `out`.md and a picture to `out`.png."""
@@ -107,7 +119,13 @@ def compare(runs: Sequence[RunRecord], by_seed: bool = True) -> Comparison:
         ]
         for group in groups
     ]
-    return Comparison(groups, ["run", "model", VALIDATION[validation], *FIGURES, *keys, *sources], rows)
+    header = ["run", "model", VALIDATION[validation], *FIGURES, *keys, *sources]
+    if not any(row[header.index(STUDY)] for row in rows):
+        # The study's data are CIFAR-10.
+        header, *rows = (
+            [cell for name, cell in zip(header, row, strict=True) if name != STUDY] for row in (header, *rows)
+        )
+    return Comparison(groups, header, rows)
 
 
 def differing(runs: Sequence[RunRecord]) -> list[str]:

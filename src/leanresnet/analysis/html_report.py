@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from leanresnet.analysis import charts
-from leanresnet.analysis.comparison import NUMBERS, Comparison
+from leanresnet.analysis.comparison import NUMBERS, STUDY, Comparison
 from leanresnet.analysis.disagreement import Disagreement
 from leanresnet.data.splits import Split
 from leanresnet.files import save_text
@@ -52,6 +52,8 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
     text = environment.get_template("comparison.html").render(
         comparison=comparison,
         numbers=NUMBERS,
+        study=STUDY,
+        colors=[charts.color(number) for number in range(len(groups))],
         charts={title: _svg(figure) for title, figure in drawn.items()},
         differ=differ,
         images=_images(differ, test) if differ is not None and test is not None else [],
@@ -87,8 +89,9 @@ def _ink(figure: Figure) -> None:
             legend.get_frame().set_alpha(0)
             for text in legend.get_texts():
                 text.set_color(INK)
-        if axes.lines:
-            for text in axes.texts:
+        for text in axes.texts:
+            # A number on a dark cell is white on any page.
+            if text.get_color() != "white":
                 text.set_color(INK)
 
 

@@ -1,8 +1,10 @@
 """Runs of a question side by side, from a real MLflow database."""
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_hex
 
 from leanresnet.analysis import runs as registry
 from leanresnet.analysis.charts import front, overview, trade_off
@@ -218,12 +220,52 @@ def test_what_a_picture_names_is_inside_it() -> None:
         assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
 
 
+def test_no_name_of_a_point_covers_another_name_or_point() -> None:
+    near = [recorded(f"augmentation-{n}", 0.6 + n % 3 / 100, 1e6 + n) for n in range(12)]
+    figure = trade_off([[run] for run in near], "parameters")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == [run.experiment for run in near]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    points = [axes.transData.transform(points.get_offsets()[0]) for points in axes.collections]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert not any(box.contains(*point) for box in boxes for point in points)
+
+
+def test_a_group_has_one_colour_in_all_charts() -> None:
+    found = overview([[recorded(str(n), 0.5 + n / 100, 1e5 * n)] for n in range(1, 13)])
+    curves, points = found.axes
+    drawn = [to_hex(line.get_color()) for line in curves.lines]
+    assert drawn == [to_hex(point.get_facecolor()[0]) for point in points.collections]
+    shapes = {(to_hex(p.get_facecolor()[0]), tuple(map(tuple, p.get_paths()[0].vertices))) for p in points.collections}
+    assert len(shapes) == 12
+
+
+def test_a_terminal_shows_aligned_columns() -> None:
+    lines = compare([recorded("a", 0.5, lr="1"), recorded("longer", 0.6, lr="\x1b[31m")]).text().splitlines()
+    assert lines[0].split()[:3] == ["run", "model", "validation"]
+    assert [line.index("baseline") for line in lines[1:]] == [lines[0].index("model")] * 2
+    assert [line.index("%") for line in lines[1:]] == [lines[0].index("validation") + len("validation") - 1] * 2
+    assert "\x1b" not in "".join(lines)
+
+
+def test_the_study_is_compared_with_on_its_own_data_alone() -> None:
+    (digits,) = [recorded("a", 0.5)]
+    assert "to the study" in compare([digits]).header
+    digits.tags["dataset"] = "digits"
+    table = compare([digits])
+    assert "to the study" not in table.header
+    assert len(table.header) == len(table.rows[0])
+
+
 def test_seeds_are_one_point_at_their_mean_so_that_the_luckiest_makes_no_front() -> None:
     lucky = [recorded("a", accuracy, 1e6, seed=str(seed)) for seed, accuracy in enumerate((0.5, 0.9))]
     others = [recorded("b", 0.8, 2e6), recorded("c", 0.75, 3e6)]
     (axes,) = trade_off([lucky, *([other] for other in others)], "parameters").axes
-    assert [tuple(point) for point in axes.collections[0].get_offsets()] == [(1e6, 70), (2e6, 80), (3e6, 75)]
-    assert [text.get_text() for text in axes.texts] == ["a", "b"]
+    points = [tuple(points.get_offsets()[0]) for points in axes.collections]
+    assert points == [(1e6, 70), (2e6, 80), (3e6, 75)]
+    assert [text.get_text() for text in axes.texts] == ["a", "b", "c"]
+    assert axes.lines[0].get_xydata().tolist() == [[1e6, 70], [2e6, 80]]
 
 
 def test_of_a_seed_that_ran_twice_the_last_counts() -> None:
@@ -256,7 +298,7 @@ def test_the_best_stand_first_and_seeds_apart_when_asked() -> None:
 def test_a_group_in_which_a_run_was_not_evaluated_has_no_test_accuracy() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1")]
     del runs[1].metrics["test/accuracy"]
-    assert compare(runs).rows[0][2:5] == ["55.00% ± 7.07", "", ""]
+    assert compare(runs).rows[0][2:5] == ["55.00% ± 7.07", "", "1,000"]
 
 
 def test_the_front_is_what_nothing_cheaper_beats() -> None:
