@@ -93,15 +93,18 @@ class _OfBytes(nn.Module):
 
 def _onnx(net: nn.Module, images: Tensor) -> bytes:
     require("export", "onnx", "onnxscript", "onnxruntime")
-    program = torch.onnx.export(
-        net,
-        (images,),
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=_any_batch(),
-    )
+    with warnings.catch_warnings():
+        # torch 2.11 warns of its own code.
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        program = torch.onnx.export(
+            net,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=_any_batch(),
+        )
     assert program is not None
     content: bytes = program.model_proto.SerializeToString()
     return content
