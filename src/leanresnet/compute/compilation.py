@@ -6,8 +6,6 @@ from contextlib import nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 
 from leanresnet.signals import compilation
 
@@ -26,6 +24,10 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Raises:
         StoppedError: when called, if a signal arrived before a compilation starts.
     """
+    # The compiler takes a second to import.
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
     chosen: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True)
     known: list[list[torch.Size]] = []
 

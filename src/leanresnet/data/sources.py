@@ -2,12 +2,15 @@
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leanresnet.config.schema import Download
-from leanresnet.data import cifar, digits, download
-from leanresnet.data.splits import Split
+from leanresnet.data import download
 from leanresnet.errors import DataError, StorageError
 from leanresnet.files import file_hashes, load_json, save_bytes, save_json, workspace
+
+if TYPE_CHECKING:
+    from leanresnet.data.splits import Split
 
 DESCRIPTION, ARCHIVE = "source.json", "cifar-10-python.tar"
 
@@ -49,7 +52,7 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
     )
 
 
-def read_source(folder: Path) -> tuple[Split, Split]:
+def read_source(folder: Path) -> "tuple[Split, Split]":
     """Return the training and the test images that `fetch_source` stored.
 
     Raises:
@@ -59,8 +62,13 @@ def read_source(folder: Path) -> tuple[Split, Split]:
     about = load_json(folder / DESCRIPTION)
     match about:
         case {"dataset": "digits"}:
+            # These imports take a second or two, and neither the download nor the other data set needs them.
+            from leanresnet.data import digits
+
             return digits.read_digits()
         case {"dataset": "cifar10", "archive": name} if name == ARCHIVE:
+            from leanresnet.data import cifar
+
             return cifar.read_archive(folder / ARCHIVE)
     raise DataError(f"{folder / DESCRIPTION}: not a source, expected: a file that `leanresnet download` wrote")
 
@@ -76,6 +84,8 @@ def _take_archive(local: Path, archive: Path, settings: Download, stated: str | 
 
 
 def _take_folder(local: Path, archive: Path, stated: str | None) -> None:
+    from leanresnet.data import cifar
+
     inner = local / cifar.FOLDER
     folder = inner if inner.is_dir() else local
     packed = cifar.pack_folder(folder)

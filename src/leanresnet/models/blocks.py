@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -51,7 +50,30 @@ def squeeze_excite(channels: int, ratio: int) -> nn.Module:
         channels: number of channels, which the module scales by factors that it computes from all their means.
         ratio: reduction ratio of its hidden layer; 0 returns an identity.
     """
-    return SqueezeExcitation(channels, channels // ratio) if ratio else nn.Identity()
+    if not ratio:
+        return nn.Identity()
+    # torchvision imports its models and torch's compiler, more than a second in each process, and most networks need it
+    # for nothing else.
+    from torchvision.ops import SqueezeExcitation
+
+    module: nn.Module = SqueezeExcitation(channels, channels // ratio)
+    return module
+
+
+def stochastic_depth(drop: float) -> nn.Module:
+    """Return a module that replaces the branch of an image by zeros with probability `drop`, and scales up the others.
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
+
+    Args:
+        drop: the probability, in training; 0 returns an identity.
+    """
+    if not drop:
+        return nn.Identity()
+    from torchvision.ops import StochasticDepth
+
+    module: nn.Module = StochasticDepth(drop, "row")
+    return module
 
 
 class BasicBlock(nn.Module):
@@ -64,8 +86,7 @@ class BasicBlock(nn.Module):
         stride: stride of the first convolution and of the shortcut.
         activation: the activation function.
         ratio: see `squeeze_excite`, which is at the end of the branch.
-        drop: probability, in training, that an image uses the shortcut alone (Huang et al., "Deep Networks with
-            Stochastic Depth", arXiv:1603.09382).
+        drop: probability, in training, that an image uses the shortcut alone, see `stochastic_depth`.
     """
 
     def __init__(
@@ -84,7 +105,7 @@ class BasicBlock(nn.Module):
         self.conv1 = ConvBN(inputs, outputs, kernel, stride)
         self.conv2 = ConvBN(outputs, outputs, kernel)
         self.squeeze = squeeze_excite(outputs, ratio)
-        self.drop = StochasticDepth(drop, "row")
+        self.drop = stochastic_depth(drop)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = ConvBN(inputs, outputs, skip_kernel, stride)
@@ -119,7 +140,7 @@ class PreActivationBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.conv2 = convolution(outputs, outputs, kernel)
         self.squeeze = squeeze_excite(outputs, ratio)
-        self.drop = StochasticDepth(drop, "row")
+        self.drop = stochastic_depth(drop)
         self.shortcut: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.shortcut = convolution(inputs, outputs, skip_kernel, stride)

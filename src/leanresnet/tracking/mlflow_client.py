@@ -15,12 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leanresnet.config.schema import IMAGE_SIZE
 from leanresnet.errors import StorageError
-from leanresnet.models.checkpoint import DESCRIPTION, WEIGHTS, load_model
-from leanresnet.models.served import Served
 from leanresnet.tracking import limits
 from leanresnet.tracking.connection import EXPERIMENT, connect
 from leanresnet.tracking.events import (
@@ -167,6 +163,8 @@ class MlflowWriter:
 
     def _log_model(self, event: LoggedModel) -> None:
         if find_model(self._client, self._experiment, self._run_id) is None:
+            from leanresnet.models.checkpoint import DESCRIPTION, WEIGHTS
+
             weights, _ = (self._journal.file("files", event.folder, name) for name in (WEIGHTS, DESCRIPTION))
             log_model(self._mlflow, self._run_id, weights.parent)
 
@@ -231,7 +229,11 @@ def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
 
     `mlflow.pytorch.load_model` loads it.
     """
+    import torch
     from mlflow.models import infer_signature
+
+    from leanresnet.models.checkpoint import load_model
+    from leanresnet.models.served import Served
 
     model = load_model(checkpoint)
     net = Served(model.net).eval()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from leanresnet.config.schema import CLASSES, IMAGE_SIZE, Augmentation
 
@@ -81,6 +80,9 @@ def apply_policy(images: Tensor, name: str, seed: int, epoch: int) -> Tensor:
         name: trivial_augment, by Müller and Hutter, "TrivialAugment" (arXiv:2103.10158), with the wide space; or
             rand_augment, by Cubuk et al., "RandAugment" (arXiv:1909.13719), with two operations of magnitude 9.
     """
+    # Like `mix_pairs`, this imports torchvision only where it is used, because that takes more than a second.
+    from torchvision.transforms import v2
+
     policy = {"trivial_augment": v2.TrivialAugmentWide, "rand_augment": v2.RandAugment}[name]()
     changed = torch.empty_like(images)
     with _global_draws(seed_of(seed_of(seed, epoch), POLICY)):
@@ -152,6 +154,8 @@ def mix_pairs(
         images: (B, 3, H, W) -> the same, in channels_last memory, float for mixup.
         labels: (B,) int64 -> (B, 10) float, the share of each class.
     """
+    from torchvision.transforms import v2
+
     mixing = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[augmentation.mix]
     images = images.float() if augmentation.mix == "mixup" else images
     shares = F.one_hot(labels, CLASSES).float()
