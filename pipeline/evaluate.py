@@ -27,5 +27,5 @@ def evaluate(
     from leanresnet.training.results import Outputs
 
     outputs, chosen = Outputs(model, results), choose_device(device)
-    write_report(load_params(params).evaluate, outputs, teacher, validation, test, chosen)
-    log_evaluation(outputs, chosen, test, load_split(test).counts())
+    evaluated = write_report(load_params(params).evaluate, outputs, teacher, validation, test, chosen)
+    log_evaluation(evaluated, outputs, chosen, test, load_split(test).counts())

@@ -72,8 +72,8 @@ def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monke
     save_ensemble(members, tmp_path / "all")
     settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
     outputs = Outputs(tmp_path / "all", tmp_path / "results")
-    write_report(settings, outputs, tmp_path / "a", split, split, torch.device("cpu"))
-    log_evaluation(outputs, torch.device("cpu"), split, {})
+    evaluated = write_report(settings, outputs, tmp_path / "a", split, split, torch.device("cpu"))
+    log_evaluation(evaluated, outputs, torch.device("cpu"), split, {})
     report = json.loads((tmp_path / "results" / "test.json").read_text())
     right = probabilities(load_model(tmp_path / "all"), synthetic_split(60).images).argmax(1) == torch.arange(60) % 10
     assert report["test/accuracy"] == pytest.approx(float(right.double().mean()))

@@ -20,10 +20,11 @@ def log_restored(root: Path) -> int:
     """
     missing = 0
     for outputs, evaluated in _models(root):
-        known = registry.find_run_of_weights(load_model(outputs.model).sha256)
+        model = load_model(outputs.model)
+        known = registry.find_run_of_weights(model.sha256)
         if known is None or (evaluated and "test/accuracy" not in known.metrics):
             missing += 1
-            with run_for_outputs(outputs) as run:
+            with run_for_outputs(model, outputs) as run:
                 if evaluated:
                     log_report(run, outputs)
     return missing

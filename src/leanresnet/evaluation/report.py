@@ -15,7 +15,7 @@ from leanresnet.errors import DataError, StorageError
 from leanresnet.evaluation import figures
 from leanresnet.evaluation.predictions import measure_speed, predict
 from leanresnet.files import save_csv, save_figure, save_json
-from leanresnet.models.checkpoint import check_held_out, load_model, load_origin
+from leanresnet.models.checkpoint import Checkpoint, check_held_out, load_model, load_origin
 from leanresnet.models.resnet import ResNet
 from leanresnet.training.loader import EvalBatches
 from leanresnet.training.results import Outputs
@@ -68,7 +68,7 @@ def load_speed(results: Path) -> Speed:
 
 def write_report(
     settings: Evaluate, outputs: Outputs, teacher: Path, validation: Path, test: Path, device: torch.device
-) -> None:
+) -> Checkpoint:
     """Write test.json, speed.json, confusion.csv and two pictures to the model's results.
 
     Accuracy is measured in float32. Timings depend on the machine, so they have a file of their own, speed.json. The
@@ -80,6 +80,9 @@ def write_report(
         teacher: the folder of the model to compare with.
         validation, test: the files of the splits.
         device: where the networks run.
+
+    Returns:
+        The model, as it was loaded from its folder.
 
     Raises:
         DataError: if the splits belong to different data sets, or the model or the teacher held out other images or
@@ -119,6 +122,7 @@ def write_report(
     save_csv(["true", "predicted"], rows, results / "confusion.csv")
     save_figure(figures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
     save_figure(figures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
+    return model
 
 
 def report_files(outputs: Outputs) -> list[Path]:

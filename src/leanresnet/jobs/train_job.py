@@ -108,7 +108,8 @@ def run_experiment(
                 snapshot_callback.save(fitted)
                 checkpoint.save_model(fitted.best_weights, recipe.model, train.classes, provenance, outputs.model)
                 save_results(fitted.history, fitted.best_epoch, outputs)
-                log_training(run, outputs, {"train": train.counts(), "validation": validation.counts()})
+                classes = {"train": train.counts(), "validation": validation.counts()}
+                log_training(run, checkpoint.load_model(outputs.model), outputs, classes)
             work.finish(file_hashes(outputs.model / checkpoint.WEIGHTS)[0])
 
 

@@ -14,6 +14,7 @@ from leanresnet.config.schema import Positive, Section, Share
 from leanresnet.evaluation.report import accuracy_by_class, load_report, load_speed, report_files
 from leanresnet.files import file_hashes
 from leanresnet.models import checkpoint
+from leanresnet.models.checkpoint import Checkpoint
 from leanresnet.models.resnet import ResNet
 from leanresnet.tracking import run as reporting
 from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
@@ -31,18 +32,18 @@ class Best(Section):
 
 
 @contextmanager
-def run_for_outputs(outputs: Outputs) -> Iterator[Run]:
-    """Open the run of the training that wrote `outputs`, to log more to it.
+def run_for_outputs(model: Checkpoint, outputs: Outputs) -> Iterator[Run]:
+    """Open the run of the training that wrote `outputs`, with the loaded `model`, to log more to it.
 
     If MLflow has no such run, because DVC restored the outputs from its cache, the run is created from the outputs.
     """
-    model, origin = checkpoint.load_model(outputs.model), checkpoint.load_origin(outputs.model)
+    origin = checkpoint.load_origin(outputs.model)
     with reporting.add_to_run(*run_metadata(origin.model_dump()), (origin.name, model.sha256)) as run:
         with run.only_if_new():
             unknown = dict.fromkeys(("git.commit", "git.dirty", "device", "torch"), "unknown")
             run.set_tags({"leanresnet.recorded": "from outputs", **unknown})
             run.log_history(read_history(outputs.history))
-            log_training(run, outputs)
+            log_training(run, model, outputs)
             run.end("FINISHED")
         yield run
 
@@ -64,13 +65,14 @@ def run_metadata(provenance: dict[str, Any]) -> tuple[str, dict[str, Any], dict[
     return name, params, tags
 
 
-def log_training(run: Run, outputs: Outputs, classes: Mapping[str, Mapping[str, int]] | None = None) -> None:
-    """Log a finished training from its outputs.
+def log_training(
+    run: Run, model: Checkpoint, outputs: Outputs, classes: Mapping[str, Mapping[str, int]] | None = None
+) -> None:
+    """Log a finished training from its outputs, with the loaded `model` among them.
 
     Args:
         classes: number of images of each class in the splits `train` and `validation`; None if they are not at hand.
     """
-    model = checkpoint.load_model(outputs.model)
     about, summary = model.about, load_section(outputs.summary, Best, "a training's summary")
     run.set_tags({WEIGHTS_TAG: model.sha256, "dvc.weights_md5": model.md5})
     run.log_metrics(
@@ -93,8 +95,10 @@ def log_training(run: Run, outputs: Outputs, classes: Mapping[str, Mapping[str, 
     run.log_note(note, (about["params"]["distill.teacher"], teacher) if teacher else None)
 
 
-def log_evaluation(outputs: Outputs, device: torch.device, test: Path, classes: Mapping[str, int]) -> None:
-    """Log the report of an evaluation on `device` to the run of the model's training.
+def log_evaluation(
+    model: Checkpoint, outputs: Outputs, device: torch.device, test: Path, classes: Mapping[str, int]
+) -> None:
+    """Log the report of an evaluation of `model` on `device` to the run of its training.
 
     Nothing is logged for an ensemble, which has no run because it was not trained.
 
@@ -102,8 +106,8 @@ def log_evaluation(outputs: Outputs, device: torch.device, test: Path, classes: 
         test: the file of the test split.
         classes: the number of its images of each class.
     """
-    if isinstance(checkpoint.load_model(outputs.model).net, ResNet):
-        with run_for_outputs(outputs) as run:
+    if isinstance(model.net, ResNet):
+        with run_for_outputs(model, outputs) as run:
             data = _data(checkpoint.load_origin(outputs.model).dataset, "test", file_hashes(test)[0])
             run.log_dataset(*data, "test", classes)
             log_report(run, outputs, data)

@@ -1,12 +1,65 @@
-"""The files of an evaluation, read back."""
+"""The report of an evaluation, and how it reaches the model's run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import synthetic_split, tiny_model, tiny_net
 
+from leanresnet.config.schema import Evaluate
+from leanresnet.data.splits import save_split
 from leanresnet.errors import DataError, StorageError
+from leanresnet.evaluation import report
 from leanresnet.evaluation.report import accuracy_by_class
-from leanresnet.files import save_csv
+from leanresnet.files import file_hashes, save_csv
+from leanresnet.models import checkpoint
+from leanresnet.tracking import log_outputs
+from leanresnet.training.results import Outputs
+
+CPU = torch.device("cpu")
+
+
+def test_each_model_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = tmp_path / "held_out.safetensors"
+    save_split(synthetic_split(20), held_out)
+    origin = {"name": "baseline", "stage": "train@baseline", "dataset": "synthetic", "teacher_sha256": None}
+    digests = {"train_md5": "0" * 32, "validation_md5": file_hashes(held_out)[0]}
+    params = {"params": {"optimizer.name": "sgd", "epochs": 1, "seed": 0}}
+    for seed, name in enumerate(("model", "teacher")):
+        weights = tiny_net(seed).state_dict()
+        classes = synthetic_split().classes
+        checkpoint.save_model(weights, tiny_model(), classes, {**origin, **digests, **params}, tmp_path / name)
+    outputs = Outputs(tmp_path / "model", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    outputs.history.write_text("epoch,val/accuracy\n1,0.5\n")
+    loaded: list[Path] = []
+    read = checkpoint.load_file
+
+    def noted(path: Path) -> object:
+        loaded.append(path.parent)
+        return read(path)
+
+    class Run:
+        def __getattr__(self, name: str) -> object:
+            return lambda *_, **__: None
+
+        @contextmanager
+        def only_if_new(self) -> Iterator[None]:
+            yield
+
+    @contextmanager
+    def add_to_run(*_: object) -> Iterator[Run]:
+        yield Run()
+
+    monkeypatch.setattr(checkpoint, "load_file", noted)
+    monkeypatch.setattr(log_outputs.reporting, "add_to_run", add_to_run)
+    monkeypatch.setattr(log_outputs, "log_training", lambda *_: None)
+    settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
+    evaluated = report.write_report(settings, outputs, tmp_path / "teacher", held_out, held_out, CPU)
+    log_outputs.log_evaluation(evaluated, outputs, CPU, held_out, {})
+    assert loaded == [tmp_path / "model", tmp_path / "teacher"]
 
 
 def test_the_accuracy_of_each_class_is_its_share_of_right_predictions(tmp_path: Path) -> None:
