@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import torch
 
+from bench import contention as sharing
 from bench import gpu, overheads, speed
 from bench import scale as scaling
 from bench.options import Run
@@ -122,6 +123,15 @@ def run_overheads() -> None:
     print_all(torch.device("cpu"))
 
 
+@bench.command()
+@click.option("--preset", type=click.Choice(sharing.PRESETS), default="demo", show_default=True)
+@click.option("--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="Of each measurement.")
+def contention(preset: str, seconds: float) -> None:
+    """Beside two busy processes against alone, on this CPU."""
+    sharing.contention(preset, seconds)
+    print_all(torch.device("cpu"))
+
+
 data_argument = click.argument("data", type=click.Path(path_type=Path))
 out_option = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
 dry_option = click.option("--dry-run", "dry", is_flag=True, help="Try every step on a CPU, as small as it can be.")
@@ -169,6 +179,14 @@ def scale(runs: int, writers: int, epochs: int) -> None:
 def writer(runs: int, epochs: int, number: int) -> None:
     """One process of `scale`."""
     scaling.write(runs, epochs, number)
+
+
+@bench.command(hidden=True)
+@click.argument("preset", type=click.Choice(sharing.PRESETS))
+@click.argument("seconds", type=float)
+def share(preset: str, seconds: float) -> None:
+    """One training of `contention`."""
+    print(sharing.images_a_second(preset, seconds))
 
 
 @bench.command(hidden=True)

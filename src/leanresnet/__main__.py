@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from leanresnet.compute.threads import share_cores
+
 NAME = "pipeline"
 
 
 def main() -> NoReturn:
+    share_cores()
     package = Path(__file__).resolve().parent
     # A wheel has the commands, as all released files, inside this package; in a checkout they lie beside src/.
     places = (package / "_release" / NAME, package.parent.with_name(NAME))
