@@ -11,7 +11,7 @@ import click
 import torch
 
 from bench import contention as sharing
-from bench import gpu, overheads, speed
+from bench import gpu, operations, overheads, speed
 from bench import scale as scaling
 from bench.options import Run
 from bench.report import print_all
@@ -129,6 +129,13 @@ def run_overheads() -> None:
 def contention(preset: str, seconds: float) -> None:
     """Beside two busy processes against alone, on this CPU."""
     sharing.contention(preset, seconds)
+    print_all(torch.device("cpu"))
+
+
+@bench.command("operations")
+def run_operations() -> None:
+    """Operations of a step with each option, which needs no GPU."""
+    operations.operations()
     print_all(torch.device("cpu"))
 
 

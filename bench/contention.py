@@ -34,7 +34,7 @@ def contention(preset: str, seconds: float) -> None:
 def images_a_second(preset: str, seconds: float) -> float:
     """The speed of the baseline's training on this CPU, eager, in about `seconds` after a warm-up."""
     recipe = load_preset(preset, ROOT / "presets").params.train.baseline
-    trainer = Engine(recipe, STEPS, torch.device("cpu"), compile=False)
+    trainer = Engine(recipe, STEPS, torch.device("cpu"), "eager")
     trainer.warm_up()
     begun, images = time.perf_counter(), 0
     while (spent := time.perf_counter() - begun) < seconds or not images:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import tiny_recipe
 
-from bench import report
+from bench import operations, report
 from bench.trainers import Engine, PlainLoop, PlainProcess, paper_recipe, wider
 from leanresnet.models.complexity import count_parameters
 
@@ -60,6 +60,15 @@ def test_the_plain_loop_runs_beside_in_a_process_of_its_own() -> None:
         assert plain.images_a_second() > 0
         assert plain._process.pid != os.getpid()
     assert plain._process.exitcode == 0
+
+
+def test_operations_are_counted_without_views() -> None:
+    counting = operations.Counting()
+    with counting:
+        x = torch.empty(2, 3).fill_(1.0)
+        torch._foreach_add_([x.view(6), x.T], 1.0)
+        float(x.sum())
+    assert counting.calls == {"aten::fill_": 1, "aten::_foreach_add_": 1, "aten::sum": 1, operations.READ: 1}
 
 
 def test_measures_take_turns() -> None:
