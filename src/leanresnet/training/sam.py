@@ -30,22 +30,32 @@ class SharpnessAware:
 
         The buffers are restored as well, so that the second pass of a step does not count for batch norm's statistics.
         """
-        moved = {name: p for name, p in self._net.named_parameters() if p.grad is not None}
-        kept = [*moved.values(), *self._net.buffers()]
+        moved: dict[str, Tensor] = {name: p for name, p in self._net.named_parameters() if p.grad is not None}
+        weights = list(moved.values())
         with torch.no_grad():
-            before = [tensor.clone() for tensor in kept]
-            scales = [self._scale(name, p) for name, p in moved.items()]
-            gradients = [p.grad * t for p, t in zip(moved.values(), scales, strict=True) if p.grad is not None]
-            length = self._rho / torch.stack([g.norm() for g in gradients]).norm().clamp(min=1e-12)
-            for parameter, gradient, t in zip(moved.values(), gradients, scales, strict=True):
-                parameter.add_(gradient * t * length)
+            # A foreach operation takes tensors of one type at a time, and some buffers are integers.
+            kept = [*weights, *self._net.buffers()]
+            kinds = [[tensor for tensor in kept if tensor.dtype == kind] for kind in {each.dtype for each in kept}]
+            before = [[torch.empty_like(tensor) for tensor in tensors] for tensors in kinds]
+            for tensors, values in zip(kinds, before, strict=True):
+                torch._foreach_copy_(values, tensors)
+            torch._foreach_add_(weights, self._perturbations(moved))
         yield
         with torch.no_grad():
-            for tensor, value in zip(kept, before, strict=True):
-                tensor.copy_(value)
+            for tensors, values in zip(kinds, before, strict=True):
+                torch._foreach_copy_(tensors, values)
 
-    def _scale(self, name: str, parameter: Tensor) -> Tensor | float:
-        """Return T of a parameter, see the class."""
-        if not self._adaptive or name.endswith("bias"):
-            return 1.0
-        return parameter.abs() + self.FLOOR
+    def _perturbations(self, moved: dict[str, Tensor]) -> list[Tensor]:
+        """Return e of each parameter, see the class."""
+        result = list(torch._foreach_mul([p.grad for p in moved.values() if p.grad is not None], 1.0))
+        names = [name for name in moved if self._adaptive and not name.endswith("bias")]
+        # Where T = 1, nothing is multiplied; torch's operations on many tensors refuse to have none.
+        if names:
+            scaled = [e for name, e in zip(moved, result, strict=True) if name in names]
+            scales = list(torch._foreach_add(torch._foreach_abs([moved[name] for name in names]), self.FLOOR))
+            torch._foreach_mul_(scaled, scales)
+        length = self._rho / torch.stack(torch._foreach_norm(result)).norm().clamp(min=1e-12)
+        if names:
+            torch._foreach_mul_(scaled, scales)
+        torch._foreach_mul_(result, length)
+        return result

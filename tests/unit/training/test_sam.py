@@ -1,12 +1,14 @@
 """Where a sharpness-aware step takes its gradient, and that nothing else moves."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from helpers import random_images, tiny_net
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanresnet.compute.device import autocast
 from leanresnet.config.schema import Sam
@@ -70,6 +72,48 @@ def test_a_step_takes_the_gradient_uphill(adaptive: bool) -> None:
         torch.testing.assert_close(mine, old - 0.1 * perturbed_weights.grad, atol=1e-6, rtol=1e-4, msg=name)
     for (name, mine), old in zip(net.named_buffers(), start.buffers(), strict=True):
         assert torch.equal(mine, old), name
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_operations_on_many_tensors_give_the_bytes_of_single_ones(adaptive: bool) -> None:
+    net = tiny_net().train()
+    loss_of(net).backward()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                parameter.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    scales = [
+        p.detach().abs() + 0.01 if adaptive and not name.endswith("bias") else 1.0 for name, p in net.named_parameters()
+    ]
+    gradients = [p.grad * t for p, t in zip(net.parameters(), scales, strict=True)]
+    length = 0.3 / torch.stack([g.norm() for g in gradients]).norm().clamp(min=1e-12)
+    expected = [p.detach() + g * t * length for p, g, t in zip(net.parameters(), gradients, scales, strict=True)]
+    with SharpnessAware(net, Sharpness(rho=0.3, adaptive=adaptive)).perturbed_weights():
+        for mine, one in zip(net.parameters(), expected, strict=True):
+            assert torch.equal(mine, one)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_number_of_operations_does_not_grow_with_the_network(adaptive: bool) -> None:
+    def count(**changes: object) -> int:
+        net = tiny_net(**changes).train()
+        loss_of(net).backward()
+        allocations = {torch.ops.aten.empty_like.default, torch.ops.aten.detach.default}
+        with Recorded() as recorded, SharpnessAware(net, Sharpness(rho=0.3, adaptive=adaptive)).perturbed_weights():
+            pass
+        return len([call for call in recorded.calls if call not in allocations])
+
+    assert count() == count(blocks=(3, 3)) < 20
+
+
+class Recorded(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[object] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append(func)
+        return func(*args, **(kwargs or {}))
 
 
 class Still:
