@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 from torch.profiler import ProfilerActivity, profile
 
 from bench.report import alternate, median, record, seconds
@@ -21,6 +20,7 @@ from leanresnet.config.schema import Recipe
 from leanresnet.jobs.snapshots import Snapshots
 from leanresnet.models.complexity import count_macs, count_parameters
 from leanresnet.tracking import run as reporting
+from leanresnet.training.averaging import MovingAverage
 from leanresnet.training.loader import EvalBatches
 from leanresnet.training.loop import fit
 from leanresnet.training.state import TrainState
@@ -191,7 +191,7 @@ def snapshots(device: torch.device) -> None:
     """What saving a training's state costs at the default period: the study's network with averaged weights."""
     trainer = Engine(paper_recipe(batch_size=128), 1, device, "eager")
     trainer.warm_up()
-    average = AveragedModel(trainer.net)
+    average = MovingAverage(trainer.net, 0.999)
     progress = TrainState(trainer.net, trainer.loop.optimizer, trainer.loop.schedule, average, seed=0)
     progress.end_epoch({"val/accuracy": 0.0}, average.module)
     with tempfile.TemporaryDirectory(dir=".") as folder:

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -22,6 +21,7 @@ from leanresnet.config.load import load_params
 from leanresnet.config.schema import Model, Recipe
 from leanresnet.data.splits import Split
 from leanresnet.models.resnet import build_model
+from leanresnet.training.averaging import MovingAverage
 from leanresnet.training.build import build_training
 from leanresnet.training.loop import Criterion, Objective, train_one_epoch
 from leanresnet.training.losses import CrossEntropy
@@ -79,8 +79,7 @@ class Engine:
         self.net, self.batches, self.loop = setup.net, setup.batches, setup.step_config
         if self.mode == "graphs":
             self.loop = replace(self.loop, objective=graphed(self.loop.objective))
-        decay = recipe.ema_decay
-        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        self.average = MovingAverage(self.net, recipe.ema_decay) if recipe.ema_decay else None
         self.batch = next(iter(self.batches.epoch(1)))
         self.epoch = 0
 

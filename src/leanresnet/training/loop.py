@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext
 from leanresnet.errors import DivergedError
+from leanresnet.training.averaging import MovingAverage, compute_batch_norm
 from leanresnet.training.loader import EvalBatches, TrainBatches
 from leanresnet.training.sam import SharpnessAware
 from leanresnet.training.schedules import LearningRate
@@ -107,7 +107,7 @@ def fit(
     Raises:
         DivergedError: if a loss, a metric or a weight is NaN or infinite.
     """
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
+    average = MovingAverage(net, ema_decay) if ema_decay else None
     eval_model = average.module if average else net
     gpus = {parameter.device for parameter in net.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(gpus):
@@ -138,7 +138,7 @@ def fit(
                     if average is not None:
                         train_state.seed_draws()
                         images = islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size))
-                        update_bn(_with_callback(images, after_step), eval_model)
+                        compute_batch_norm(eval_model, _with_callback(images, after_step))
                         train_state.wait()
                     norm_seconds = time.perf_counter() - begun
                     step_config.world.broadcast_buffers(eval_model)
@@ -167,7 +167,7 @@ def train_one_epoch(
     net: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     step_config: StepConfig,
-    average: AveragedModel | None = None,
+    average: MovingAverage | None = None,
     meter: EpochMeter | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> Metrics:
@@ -207,7 +207,7 @@ def train_one_epoch(
         step_config.optimizer.step()
         step_config.schedule.step()
         if average is not None:
-            average.update_parameters(net)
+            average.update(net)
         meter.add(loss, right, len(whole_labels))
         meter.seconds = time.perf_counter() - begun
         after_step()

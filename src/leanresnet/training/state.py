@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from leanresnet.errors import DivergedError
 from leanresnet.training.augmentation import NETWORK, seed_of
+from leanresnet.training.averaging import MovingAverage
 from leanresnet.training.schedules import LearningRate
 from leanresnet.training.validation import Metrics
 
@@ -112,7 +112,7 @@ class TrainState:
         net: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: LearningRate,
-        average: AveragedModel | None,
+        average: MovingAverage | None,
         seed: int,
     ) -> None:
         # The order is that of loading: a schedule sets the learning rates of the optimizer, so it comes after it.

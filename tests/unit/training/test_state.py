@@ -180,13 +180,13 @@ def test_averaged_weights_take_their_statistics_in_the_time_of_training(
     """By a clock that stands still elsewhere; an epoch offers after 3 steps, 2 of validation, and at its end."""
     now = 0.0
 
-    def update(batches: Iterable[tuple[Tensor, Tensor]], net: nn.Module) -> None:
+    def compute(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         nonlocal now
         for _ in batches:
             now += 10
 
     monkeypatch.setattr("leanresnet.training.loop.time.perf_counter", lambda: now)
-    monkeypatch.setattr("leanresnet.training.loop.update_bn", update)
+    monkeypatch.setattr("leanresnet.training.loop.compute_batch_norm", compute)
     first, second = (Trial({"name": "sgd"}, {"name": "constant"}, 0.8) for _ in range(2))
     second.run(start=first.run(stop_at=stop_at) if stop_at else None)
     assert dict(second.logged)[3]["train_seconds"] == 90
