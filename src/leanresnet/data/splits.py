@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,21 @@ class Split:
         found = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, found, strict=True))
 
+    @cached_property
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, for images in [0, 1].
+
+        They are computed from exact counts of the pixel values, so they do not depend on the order of the images or the
+        number of threads.
+        """
+        values = torch.arange(256, dtype=torch.float64)
+        channels = self.images.unbind(1)
+        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels]).double()
+        total = counts.sum(1)
+        mean = counts @ values / total
+        variance = counts @ values**2 / total - mean**2
+        return tuple((mean / 255).tolist()), tuple((variance.sqrt() / 255).tolist())
+
     def digest(self) -> str:
         """Return the SHA-256 of the pixels and labels, which does not depend on the format of a file."""
         content = hashlib.sha256(self.images.contiguous().numpy().tobytes())
@@ -78,21 +94,6 @@ def hold_out(split: Split, count: int, seed: int, key: str = "split.validation")
         np.arange(len(split)), test_size=count, random_state=seed, stratify=split.labels.numpy()
     )
     return split.take(np.sort(rest)), split.take(np.sort(held))
-
-
-def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel, for images in [0, 1].
-
-    They are computed from exact counts of the pixel values, so they do not depend on the order of the images or the
-    number of threads.
-    """
-    values = torch.arange(256, dtype=torch.float64)
-    channels = split.images.unbind(1)
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels]).double()
-    total = counts.sum(1)
-    mean = counts @ values / total
-    variance = counts @ values**2 / total - mean**2
-    return tuple((mean / 255).tolist()), tuple((variance.sqrt() / 255).tolist())
 
 
 def save_split(split: Split, path: Path) -> None:

@@ -8,7 +8,7 @@ from leanresnet.compute.compilation import compiled
 from leanresnet.compute.device import autocast
 from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext, convert_sync_batch_norm
 from leanresnet.config.schema import Recipe
-from leanresnet.data.splits import Split, channel_statistics
+from leanresnet.data.splits import Split
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.training.loader import TrainBatches
 from leanresnet.training.loop import Criterion, StepConfig, objective_of
@@ -37,7 +37,7 @@ def build_training(
     The result depends on process-wide settings: build and use it inside
     `backend_settings(device, recipe.deterministic)`.
     """
-    measured = channel_statistics(train)
+    measured = train.channel_statistics
     net = build_model(
         recipe.model,
         recipe.normalization.mean or measured[0],

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leanresnet.config.schema import Augmentation, ProgressiveResizing
-from leanresnet.data.splits import Split, channel_statistics
+from leanresnet.data.splits import Split
 from leanresnet.training.augmentation import apply_policy, crop_and_flip, cut_out, draw, mix_pairs, pad
 
 
@@ -35,7 +35,7 @@ class TrainBatches:
         # Padded images, and the epoch for which a policy transformed them; 0 means not transformed.
         self._padded = 0, pad(self._images, augmentation.crop_padding, augmentation.padding_mode)
         self._labels = split.labels.to(device)
-        self._color = (255 * torch.tensor(channel_statistics(split)[0])).round().to(torch.uint8).to(device)
+        self._color = (255 * torch.tensor(split.channel_statistics[0])).round().to(torch.uint8).to(device)
         self._augmentation = augmentation
         self._small = small
         self._seed = seed

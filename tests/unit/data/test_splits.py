@@ -10,7 +10,7 @@ import torch
 from helpers import synthetic_split
 
 from leanresnet.data.digits import read_digits
-from leanresnet.data.splits import Split, channel_statistics, hold_out, load_split, save_split
+from leanresnet.data.splits import Split, hold_out, load_split, save_split
 from leanresnet.errors import ConfigError, DataError
 
 NAMES = tuple("abcdefghij")
@@ -87,7 +87,7 @@ def test_channel_statistics_are_numpys_on_float64() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8, generator=generator)
     images[:, 1] //= 3
-    mean, std = channel_statistics(Split(images, torch.zeros(50, dtype=torch.int64), NAMES, "random"))
+    mean, std = Split(images, torch.zeros(50, dtype=torch.int64), NAMES, "random").channel_statistics
     exact = images.numpy().astype(np.float64) / 255
     np.testing.assert_allclose(mean, exact.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std, exact.std((0, 2, 3)), rtol=1e-12)
@@ -95,7 +95,7 @@ def test_channel_statistics_are_numpys_on_float64() -> None:
 
 def test_channel_statistics_do_not_depend_on_the_order() -> None:
     split = numbered([40] * 10)
-    assert channel_statistics(split) == channel_statistics(split.take(np.arange(400)[::-1].copy()))
+    assert split.channel_statistics == split.take(np.arange(400)[::-1].copy()).channel_statistics
 
 
 def test_a_saved_split_loads_as_it_was(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from leanresnet.config.schema import Augmentation
-from leanresnet.data.splits import Split, channel_statistics
+from leanresnet.data.splits import Split
 from leanresnet.training import loader as module
 from leanresnet.training.augmentation import POLICY, POLICY_GROUP, apply_policy, cut_out, draw, mix_pairs, seed_of
 from leanresnet.training.loader import TrainBatches
@@ -44,7 +44,7 @@ def test_an_epoch_cuts_holes_of_the_mean_colour_where_it_drew_them() -> None:
     split = split_of(random_images(40))
     settings = augmentation_settings(flip=0.0, crop_padding=0, cutout=6)
     draws = draw(40, settings, 0, 1)
-    color = torch.tensor([round(255 * value) for value in channel_statistics(split)[0]], dtype=torch.uint8)
+    color = torch.tensor([round(255 * value) for value in split.channel_statistics[0]], dtype=torch.uint8)
     assert torch.equal(epoch_of(settings, split)[0], cut_out(split.images[draws.order], draws.holes, 6, color))
     assert len({tuple(hole) for hole in draws.holes.tolist()}) > 30
 

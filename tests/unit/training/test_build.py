@@ -6,7 +6,6 @@ from helpers import pooling_model, synthetic_split, tiny_recipe
 
 from leanresnet.analysis.estimate import seconds_per_epoch
 from leanresnet.config.schema import Recipe
-from leanresnet.data.splits import channel_statistics
 from leanresnet.models.resnet import build_model
 from leanresnet.training import build as module
 from leanresnet.training.build import build_training
@@ -38,7 +37,7 @@ def recipe(**changes: object) -> Recipe:
 
 def test_a_recipe_is_put_together_with_nothing_left_out() -> None:
     made = build_training(recipe(), CrossEntropy(0.0), TRAIN, CPU)
-    mean, std = channel_statistics(TRAIN)
+    mean, std = TRAIN.channel_statistics
     expected = build_model(pooling_model(), mean, std, 5, 0.3, "dirac", TRAIN.images)
     assert made.net.state_dict().keys() == expected.state_dict().keys()
     assert all(torch.equal(t, expected.state_dict()[name]) for name, t in made.net.state_dict().items())
@@ -54,6 +53,14 @@ def test_a_recipe_is_put_together_with_nothing_left_out() -> None:
         made.step_config.optimizer.step()
         made.step_config.schedule.step()
     assert rates == pytest.approx([0.02 * (1 - step / 24) for step in range(24)])
+
+
+def test_the_pixels_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    bincount = torch.bincount
+    monkeypatch.setattr(torch, "bincount", lambda x, **options: counted.append(len(x)) or bincount(x, **options))  # type: ignore[func-returns-value]
+    build_training(recipe(), CrossEntropy(0.0), synthetic_split(20), CPU)
+    assert counted == [20 * 32 * 32] * 3
 
 
 def test_given_constants_come_before_measured_ones() -> None:
