@@ -22,19 +22,24 @@ def correct_each(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class TeacherComparison:
-    """Measures that compare a network with its teacher, which runs once per batch."""
+    """Measures that compare a network with its teacher, which runs once for each batch of images.
+
+    The predictions are kept for the validations of the later epochs, together with the images that they belong to.
+    """
 
     def __init__(self, teacher: nn.Module) -> None:
         self._teacher = teacher.eval()
-        self._last: tuple[Tensor, Tensor] | None = None
+        # By the place of the images in memory, which is not used for others as long as they are kept.
+        self._known: dict[tuple[torch.device, int, torch.Size], tuple[Tensor, Tensor]] = {}
 
     def measures(self) -> dict[str, Measure]:
         return {**MEASURES, "teacher_agreement": self._agreement, "teacher_gap": self._gap}
 
     def _chosen(self, images: Tensor) -> Tensor:
-        if self._last is None or self._last[0] is not images:
-            self._last = (images, self._teacher(images).argmax(1))
-        return self._last[1]
+        place = images.device, images.data_ptr(), images.shape
+        if place not in self._known:
+            self._known[place] = images, self._teacher(images).argmax(1)
+        return self._known[place][1]
 
     def _agreement(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Return 1 for each image for which both predict the same class, else 0."""
