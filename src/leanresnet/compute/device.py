@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
+@cache
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether the hardware multiplies bfloat16: a GPU from Ampere on, a CPU with AMX or AVX512-BF16."""
     if device.type == "cuda":

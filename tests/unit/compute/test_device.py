@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from leanresnet.compute.device import backend_settings, choose_device, exact_float32
+from leanresnet.compute.device import backend_settings, choose_device, exact_float32, has_fast_bf16
 
 CPU = torch.device("cpu")
 STATE: dict[str, Callable[[], Any]] = {
@@ -77,6 +77,23 @@ def test_a_gpu_has_a_fixed_workspace_whatever_the_recipe(monkeypatch: pytest.Mon
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with backend_settings(torch.device("cuda"), deterministic=False):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_the_hardware_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, bool]] = []
+
+    def capabilities() -> dict[str, bool]:
+        asked.append({"amx_bf16": True})
+        return asked[-1]
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", capabilities)
+    has_fast_bf16.cache_clear()
+    try:
+        assert has_fast_bf16(CPU)
+        assert has_fast_bf16(torch.device("cpu"))
+    finally:
+        has_fast_bf16.cache_clear()
+    assert len(asked) == 1
 
 
 def test_a_cpu_training_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
