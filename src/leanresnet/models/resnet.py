@@ -34,15 +34,17 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Compute the filters from normalised images (B, 3, H, W)."""
+        """Compute the filters from normalised images (B, 3, H, W), whose sums their device computes."""
+        count = 0
+        total, squares = (torch.zeros(size, dtype=torch.float64, device=images.device) for size in (12, (12, 12)))
         # Process the images in parts, because 5,000 unfolded images of CIFAR-10 take half a gigabyte.
-        count, total, squares = 0, torch.zeros(12).double(), torch.zeros(12, 12).double()
         for part in images.split(200):
             patches = F.unfold(part.double(), 2).transpose(0, 1).flatten(1)
             count += patches.shape[1]
             total += patches.sum(1)
             squares += patches @ patches.T
-        mean = total / count
+        # On the CPU, so that the filters have the same signs and order whatever the device.
+        mean, squares = total.cpu() / count, squares.cpu()
         variances, directions = torch.linalg.eigh(squares / count - mean.outer(mean))
         filters = directions.T / (variances[:, None] + 5e-4).sqrt()
         self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
@@ -164,6 +166,7 @@ def build_model(
             except that the first filters of each convolution in the layers pass on their input channels unchanged
             (Zagoruyko and Komodakis, arXiv:1706.00388).
         images: raw training images (B, 3, H, W) from which a whitening stem is computed, or None to leave it random.
+            The network is moved to their device.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -180,6 +183,8 @@ def build_model(
             # their outputs do not correspond to their input channels.
             if isinstance(module, nn.Conv2d) and module.bias is None:
                 nn.init.dirac_(module.weight[: module.in_channels].detach())
-    if isinstance(net.stem, Whitening) and images is not None:
-        net.stem.fit(net.normalize(images))
+    if images is not None:
+        net.to(images.device)
+        if isinstance(net.stem, Whitening):
+            net.stem.fit(net.normalize(images))
     return net.to(memory_format=torch.channels_last)

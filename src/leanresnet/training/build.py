@@ -45,9 +45,9 @@ def build_training(
         recipe.seed,
         recipe.bn_momentum,
         recipe.initialization,
-        train.images[:WHITENING_IMAGES],
+        train.images[:WHITENING_IMAGES].to(device),
         recipe.stochastic_depth,
-    ).to(device)
+    )
     if recipe.sync_batch_norm and world.size > 1:
         convert_sync_batch_norm(net)
     batches = TrainBatches(

@@ -2,16 +2,20 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from helpers import MEAN, STD, pooling_model, random_images, tiny_model, tiny_net
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from leanresnet.config.schema import Model
 from leanresnet.models.blocks import BasicBlock, PreActivationBlock
-from leanresnet.models.resnet import ResNet, build_model
+from leanresnet.models.resnet import ResNet, Whitening, build_model
 
 
 @torch.no_grad()
@@ -265,6 +269,26 @@ def test_a_whitening_stem_makes_uncorrelated_outputs_of_unit_variance() -> None:
     torch.testing.assert_close(covariance[:12, 12:], -half, atol=1e-6, rtol=1e-4)
     assert not net.stem.weight.requires_grad
     assert net.stem.bias.requires_grad
+
+
+def test_a_whitening_stem_is_computed_on_the_device_of_the_images() -> None:
+    """With tensors that have a device but no content, so that it needs no GPU."""
+    places: dict[str, set[str]] = {}
+
+    class Placed(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            devices = {each.device.type for each in tree_leaves(args) if isinstance(each, Tensor)}
+            places.setdefault(func._schema.name, set()).update(devices)
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            stem, images = Whitening(), torch.empty(9, 3, 32, 32)
+        with Placed():
+            stem.fit(images)
+    assert places["aten::im2col"] == places["aten::mm"] == {"cuda"}
+    # Two libraries could choose other signs or another order.
+    assert places["aten::_linalg_eigh"] == {"cpu"}
 
 
 def test_a_pooled_layer_is_convolution_pool_norm_activation_then_blocks() -> None:
