@@ -190,10 +190,10 @@ def test_waiting_is_forbidden_in_all_steps_but_the_first(
 def test_the_speed_of_a_preset(monkeypatch: pytest.MonkeyPatch, dry: Run, figures: list[dict[str, object]]) -> None:
     monkeypatch.setattr(gpu_speed, "MODES", ("eager",))
     gpu_speed.throughput(dry, "fast")
-    assert [(figure["name"], figure["batch"]) for figure in figures] == [
-        (name, batch)
-        for batch in (16, 8)
-        for name in ("throughput/fast", "throughput/fast/kernels", "throughput/fast/launches")
+    assert [figure["name"] for figure in figures] == [
+        "throughput/fast",
+        "throughput/fast/kernels",
+        "throughput/fast/launches",
     ]
     assert all(figure["value"] > 0 for figure in figures)  # type: ignore[operator]
 
