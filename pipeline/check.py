@@ -56,16 +56,21 @@ def _echo_stale(folder: Path) -> None:
     if done.returncode:
         click.echo(f"stages: dvc cannot tell ({reason(done)})")
         return
+    from leanresnet.analysis.dvc_lock import read_lock
     from leanresnet.text import plain
 
     stale = json.loads(done.stdout)
     click.echo("stages to run: " + (plain(", ".join(stale)) if stale else "none, all are up to date"))
-    if not (folder / "dvc.lock").exists():
+    known = read_lock(folder)
+    if not known:
         click.echo("    none has run yet")
         return
     if stale:
         click.echo("    and the stages after them, where their outputs change")
     for stage, changes in stale.items():
+        if stage not in known:
+            click.echo(plain(f"    {stage}: has not run yet"))
+            continue
         for change in changes:
             for kind, entries in change.items() if isinstance(change, dict) else [(change, {})]:
                 click.echo(plain(f"    {stage}: {kind}{': ' + _compact(entries) if entries else ''}"))

@@ -99,6 +99,18 @@ def test_check_says_which_stages_would_run_and_why(checkout: Checkout) -> None:
     assert "train@" not in shown
 
 
+def test_check_says_in_one_line_that_a_stage_has_not_run(checkout: Checkout) -> None:
+    file = checkout.folder / "dvc.lock"
+    lock = yaml.safe_load(file.read_text())
+    del lock["stages"]["evaluate@student"]
+    with edited(file, yaml.safe_dump(lock)):
+        shown = checkout.shell("leanresnet", "check").stdout.splitlines()
+    assert [line for line in shown if "evaluate@student" in line] == [
+        "stages to run: evaluate@student",
+        "    evaluate@student: has not run yet",
+    ]
+
+
 def test_check_estimates_without_training() -> None:
     done = program("check", "--preset", "demo", "--estimate")
     assert done.returncode == 0, done.stderr
