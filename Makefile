@@ -20,7 +20,8 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv from the hash-locked requirements.lock
 $(VENV)/.locked: requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@echo "installing requirements.lock: about 5 GB, which takes some minutes"
+	$(VENV)/bin/python -m pip install --progress-bar on --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 $(STAMP): $(VENV)/.locked pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement, product
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from leanresnet.config.schema import Model
 from leanresnet.models.complexity import count_macs, count_parameters
 
@@ -80,13 +82,13 @@ def enumerate_models(
 
 
 def near_budget(models: Iterator[Model], budget: int, least: float) -> tuple[int, list[Candidate]]:
-    """Count `models`, and select those with `least` * `budget` to `budget` parameters.
+    """Count `models`, and select those with `least` * `budget` to `budget` parameters; on a terminal, show how many.
 
     Returns:
         (number of models, the selected ones sorted by multiply-accumulates)
     """
     counted, found = 0, []
-    for model in models:
+    for model in tqdm(models, "counted", unit=" models", leave=False, disable=None):
         counted += 1
         parameters = count_parameters(model)
         if least * budget <= parameters <= budget:
