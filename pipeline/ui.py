@@ -19,14 +19,11 @@ NOT_OURS = "ignore:starlette.middleware.wsgi is deprecated:UserWarning"
 @click.option("--addresses", "only_addresses", is_flag=True, help="Print the addresses and serve nothing.")
 def ui(port: int, only_addresses: bool) -> None:
     """Serve MLflow on 127.0.0.1, and print the addresses of its saved views when the page answers."""
-    from leanresnet.errors import redacted
     from leanresnet.files import workspace
-    from leanresnet.tracking.connection import page_addresses, tracking_uri
+    from leanresnet.tracking.connection import page, page_addresses, tracking_uri
 
-    is_remote = tracking_uri().startswith("http")
-    page = redacted(tracking_uri()).rstrip("/") if is_remote else f"http://127.0.0.1:{port}"
-    lines = [f"{name:8} {page}/{address}" for name, address in page_addresses().items()]
-    if only_addresses or is_remote:
+    lines = [f"{name:8} {page(port)}/{address}" for name, address in page_addresses().items()]
+    if only_addresses or tracking_uri().startswith("http"):
         click.echo("\n".join(lines))
         return
     check_free(port)

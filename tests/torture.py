@@ -76,7 +76,7 @@ def _damaged(root: Path, whole: Whole, count: int, choices: random.Random) -> tu
     damaged, trainings = 0, 0
     while damaged < count:
         folder = prepare(root / f"damaged-{trainings}")
-        assert die(folder, 2 * choices.randint(5, 12) + 1)[0] == -signal.SIGKILL
+        assert die(folder, 2 * choices.randint(6, 14) + 1)[0] == -signal.SIGKILL
         snapshots = sorted(folder.glob(".work/training/*/*.pt"))
         for path in snapshots[-min(choices.randint(1, 2), count - damaged) :]:
             choices.choice(DAMAGES)(path)

@@ -16,7 +16,7 @@ import torch
 import yaml
 from conftest import outside_environment
 from helpers import synthetic_split, tiny_recipe
-from test_resume import COMMAND, newest, prepare, results, the_run, train
+from test_resume import COMMAND, beside_progress, newest, prepare, results, the_run, train
 from torch import Tensor, nn
 from waiting import wait_for
 
@@ -99,11 +99,11 @@ def test_a_lost_process_or_a_signal_ends_all_and_the_next_goes_on(whole: Path, t
     error = launcher.communicate()[1]
     assert launcher.returncode == 143
     # One of the two says it. So soon after its start, MLflow may not have been imported yet, and a line says so.
-    said = [line for line in error.splitlines() if not line.startswith("warning: MLflow")]
+    said = [line for line in beside_progress(error).splitlines() if not line.startswith("warning: MLflow")]
     assert [line[:37] for line in said] == ["error: stopped by SIGTERM after epoch"]
     assert newest(folder) < STATES
     launcher = start(folder, *command)
-    assert (launcher.communicate()[1], launcher.returncode) == ("", 0)
+    assert (beside_progress(launcher.communicate()[1]), launcher.returncode) == ("", 0)
     assert STATES <= newest(folder) <= STATES + 1  # what SIGTERM saved may be where it began
     assert results(folder) == results(whole)
 

@@ -27,11 +27,13 @@ from leanresnet import signals as interruption
 from leanresnet.data.splits import load_split, save_split
 
 EPOCHS, STEPS = 6, 3
+PROGRESS = re.compile(r"epoch +\d+/\d+  train |best epoch \d+ of \d+, |run: http://127\.0\.0\.1:5000/#/experiments/")
 COMMAND = ["train", "baseline", "--train", "data/train.safetensors", "--validation", "data/validation.safetensors"]
 COMMAND = ["leanresnet", *COMMAND, "--model", "models/baseline", "--results", "results/baseline"]
 # Runs in each process before anything else. It sends itself a signal in the so many-th calls of os.fsync, or so many
 # seconds after the first. A file that is written whole takes two calls, for itself and for its folder: 1 and 2 are the
-# run's id, 3 and 4 the first snapshot. The end of a run waits for MLflow, however long that takes to start.
+# run's id, 3 to 8 the snapshots of the first three steps, 9 and 10 the history of the epoch that they make up. The end
+# of a run waits for MLflow, however long that takes to start.
 SIGNAL_ITSELF = """
 import os, threading
 from leanresnet.tracking import run as reporting
@@ -67,7 +69,7 @@ def prepare(folder: Path, **changes: object) -> Path:
 
 
 def train(folder: Path, before: tuple[str, ...] = (), **environment: object) -> tuple[int, str]:
-    """The command's exit code and what it said on stderr; `before` is a command that runs it."""
+    """The command's exit code and what it said on stderr beside its progress; `before` is a command that runs it."""
     settings = {
         "LEANRESNET_SNAPSHOT_SECONDS": "0",
         "OMP_NUM_THREADS": "1",
@@ -76,7 +78,12 @@ def train(folder: Path, before: tuple[str, ...] = (), **environment: object) -> 
     }
     command = [*before, *COMMAND]
     done = subprocess.run(command, cwd=folder, env=outside_environment(**settings), capture_output=True, text=True)
-    return done.returncode, done.stderr
+    return done.returncode, beside_progress(done.stderr)
+
+
+def beside_progress(said: str) -> str:
+    """What a training said on stderr without its epochs and its summary."""
+    return "".join(line for line in said.splitlines(keepends=True) if not PROGRESS.match(line))
 
 
 def die(folder: Path, at: int, number: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
@@ -90,10 +97,10 @@ def results(folder: Path) -> dict[str, str]:
 
 
 def the_run(folder: Path) -> tuple[Run, dict[str, list[tuple[int, float]]]]:
-    """The only run, and (step, value) of each of its metrics but times."""
+    """The only run, and (step, value) of each of its metrics but times and the load of the machine."""
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
-    names = [name for name in run.data.metrics if "second" not in name]
+    names = [name for name in run.data.metrics if "second" not in name and not name.startswith("system/")]
     return run, {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in names}
 
 
@@ -148,7 +155,7 @@ def assert_is_whole(folder: Path, whole: Whole) -> None:
 def test_killed_between_and_inside_saves_it_ends_the_same(whole: Whole, tmp_path: Path) -> None:
     """In writing the run's id; in writing and after writing the first snapshot and later ones."""
     folder = prepare(tmp_path)
-    for at in (1, 3, 20):
+    for at in (1, 3, 24):
         assert die(folder, at)[0] == -signal.SIGKILL
     assert newest(folder) == 9
     assert train(folder) == (0, "")
@@ -160,7 +167,7 @@ def test_a_signal_saves_and_ends_the_run_as_killed(
     number: signal.Signals, code: int, whole: Whole, tmp_path: Path
 ) -> None:
     folder = prepare(tmp_path)
-    returned, error = die(folder, 9, number)
+    returned, error = die(folder, 11, number)
     assert returned == code
     # It came while the fourth snapshot was written, that of the first epoch's end; the step after it was the last.
     assert f"error: stopped by {number.name} after epoch 2, step 1; the same command resumes from" in error
@@ -213,7 +220,8 @@ def test_two_experiments_that_need_the_same_model_train_it_once(whole: Whole, tm
     for each in started:
         _, error = each.communicate()
         assert each.returncode == 0
-        assert re.fullmatch(r"(warning: \S+: another process trains the same model; waiting for it\n)?", error)
+        waits = r"(warning: \S+: another process trains the same model; waiting for it\n)?"
+        assert re.fullmatch(waits, beside_progress(error))
     for name in ("models/{}/model.safetensors", "models/{}/model.json", "results/{}/history.csv"):
         one, other = ((folder / name.format(each)).read_bytes() for each in ("one", "other"))
         assert one == other
@@ -227,14 +235,14 @@ def test_two_experiments_that_need_the_same_model_train_it_once(whole: Whole, tm
 def test_a_second_sigint_ends_it_at_once(tmp_path: Path) -> None:
     """While the fourth snapshot is written, before its folder is flushed: not even that is waited for."""
     folder = prepare(tmp_path)
-    assert train(folder, SIGNAL_AT="9 10", SIGNAL=int(signal.SIGINT)) == (130, "")
+    assert train(folder, SIGNAL_AT="11 12", SIGNAL=int(signal.SIGINT)) == (130, "")
     assert newest(folder) == 4
     assert train(folder)[0] == 0
 
 
 def test_another_value_does_not_go_on_from_this_state_and_the_dead_run_is_marked(whole: Whole, tmp_path: Path) -> None:
     folder = prepare(tmp_path)
-    die(folder, 9)
+    die(folder, 11)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["train"]["baseline"]["optimizer"]["lr"] *= 2
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -250,7 +258,7 @@ def test_another_value_does_not_go_on_from_this_state_and_the_dead_run_is_marked
 
 def test_damaged_states_fall_back_or_end_the_command_and_another_machine_is_named(whole: Whole, tmp_path: Path) -> None:
     folder = prepare(tmp_path)
-    die(folder, 9)
+    die(folder, 11)
     paths = sorted(folder.glob(".work/training/*/*.pt"))
     contents = {path: path.read_bytes() for path in paths}
     for path in paths:
@@ -308,7 +316,7 @@ def test_nothing_to_extend_is_one_line(tmp_path: Path) -> None:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose training was killed with three snapshots; not to be changed."""
     folder = prepare(tmp_path_factory.mktemp("stopped"))
-    assert die(folder, 9)[0] == -signal.SIGKILL
+    assert die(folder, 11)[0] == -signal.SIGKILL
     return folder
 
 

@@ -16,6 +16,7 @@ from leanresnet.data.splits import load_splits
 from leanresnet.errors import ConfigError, warn
 from leanresnet.files import file_hashes
 from leanresnet.jobs.oom import run_or_name_batch
+from leanresnet.jobs.progress import Progress
 from leanresnet.jobs.workdir import FINISHED_KEPT, SnapshotCallback, TrainingWorkdir, load_state, open_workdir
 from leanresnet.models import checkpoint
 from leanresnet.models.complexity import check_budget
@@ -93,6 +94,7 @@ def run_experiment(
 
                 def log_epoch(metrics: Metrics, epoch: int) -> None:
                     run.log_metrics({**metrics, **usage(device)}, epoch)
+                    progress.show(metrics, epoch)
 
                 # A resumed run logs its history again, because MLflow's database may have been lost or replaced.
                 run.log_history(start["history"] if start else [])
@@ -103,6 +105,7 @@ def run_experiment(
                     warning = f"this training began in another environment, so its bytes may differ: {environment_diff}"
                     warn(warning)
                     run.set_tags({"leanresnet.resumed_from": environment_diff})
+                progress = Progress(recipe.epochs, start["history"] if start else [], outputs)
                 usage(device)  # the first epoch's load counts from here
                 fitted = _run(training, start, log_epoch, snapshot_callback)
                 snapshot_callback.save(fitted)
@@ -111,6 +114,7 @@ def run_experiment(
                 classes = {"train": train.counts(), "validation": validation.counts()}
                 log_training(run, checkpoint.load_model(outputs.model), outputs, classes)
             work.finish(file_hashes(outputs.model / checkpoint.WEIGHTS)[0])
+            progress.finish(fitted.best_epoch, run.address)
 
 
 def _run(

@@ -10,13 +10,21 @@ from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
-from leanresnet.errors import StorageError, require
+from leanresnet.errors import StorageError, redacted, require
 from leanresnet.files import workspace
 from leanresnet.tracking import views
 
 EXPERIMENT = "leanresnet"
 # Names in the workspace.
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+# The port of `leanresnet ui`.
+PORT = 5000
+
+
+def page(port: int = PORT) -> str:
+    """Return the address of MLflow's page: that of the server, or the one that `leanresnet ui` serves at this port."""
+    uri = tracking_uri()
+    return redacted(uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
 
 
 def page_addresses() -> dict[str, str]:

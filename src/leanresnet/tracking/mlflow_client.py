@@ -18,7 +18,7 @@ from typing import Any
 from leanresnet.config.schema import IMAGE_SIZE
 from leanresnet.errors import StorageError
 from leanresnet.tracking import limits
-from leanresnet.tracking.connection import EXPERIMENT, connect
+from leanresnet.tracking.connection import EXPERIMENT, connect, page
 from leanresnet.tracking.events import (
     JOURNAL_TAG,
     Artifact,
@@ -88,6 +88,11 @@ class MlflowWriter:
         self._run_id = str(run.info.run_id)
         histories = [self._client.get_metric_history(self._run_id, name) for name in run.data.metrics]
         self._known = {self._place(each.key, each.step, each.value) for history in histories for each in history}
+
+    @property
+    def address(self) -> str:
+        """The address of the run on MLflow's page, which need not be served at the moment."""
+        return f"{page()}/#/experiments/{self._experiment}/runs/{self._run_id}?workflowType=machine_learning"
 
     def __call__(self, event: Event) -> None:
         if event.only_if_new and not self._is_new:

@@ -48,6 +48,11 @@ class Run:
         self._sender = _Sender(journal)
         self._only_if_new = False
 
+    @property
+    def address(self) -> str | None:
+        """The address of the run on MLflow's page, or None if MLflow has not received all of it."""
+        return self._sender.address if self._sender.has_arrived else None
+
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0, dataset: tuple[str, str] | None = None) -> None:
         """Log metrics of an epoch, or values that the run has once, at step 0, of which MLflow draws bars.
 
@@ -215,6 +220,7 @@ class _Sender:
 
     def __init__(self, journal: OwnJournal) -> None:
         self._journal = journal
+        self.address: str | None = None
         self._sent = 0
         self._closing = False
         self._failed = False
@@ -231,10 +237,14 @@ class _Sender:
         self._closing = True
         self._wake.set()
         self._thread.join(seconds)
-        arrived = self._sent == len(self._journal.events)
-        if not arrived and not self._failed:
+        if not self.has_arrived and not self._failed:
             _warn("it does not answer", self._journal)
-        return arrived
+        return self.has_arrived
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether MLflow has received all events so far."""
+        return self._sent == len(self._journal.events)
 
     def _work(self) -> None:
         delivery, pause, again = None, 1.0, False
@@ -246,7 +256,7 @@ class _Sender:
                 if delivery is None:
                     self._send_others()
                     delivery = tracking.MlflowWriter(self._journal)
-                    self._sent = 0
+                    self.address, self._sent = delivery.address, 0
                 while self._sent < len(self._journal.events):
                     delivery(self._journal.events[self._sent])
                     self._sent += 1

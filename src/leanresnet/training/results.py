@@ -11,6 +11,9 @@ from leanresnet.models.checkpoint import DESCRIPTION, WEIGHTS
 from leanresnet.training.curves import curves
 from leanresnet.training.validation import Metrics
 
+# What the loop reports of an epoch beside its row of the history.
+NOT_KEPT = {"val/best_accuracy", "images_per_second", "train_seconds"}
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -60,13 +63,18 @@ def _finite(text: str) -> float:
     return value
 
 
+def save_history(history: list[Metrics], path: Path) -> None:
+    """Write history.csv with the metrics of epochs 1, 2, ..., also those of a training that goes on."""
+    rows = [[epoch, *row.values()] for epoch, row in enumerate(history, start=1)]
+    save_csv(["epoch", *history[0]], rows, path)
+
+
 def save_results(history: list[Metrics], best_epoch: int, outputs: Outputs) -> None:
     """Write the rows of all epochs, the row of the best epoch, and the curves.
 
     Args:
         history: the metrics of epochs 1, 2, ...
     """
-    rows = [[epoch, *row.values()] for epoch, row in enumerate(history, start=1)]
-    save_csv(["epoch", *history[0]], rows, outputs.history)
+    save_history(history, outputs.history)
     save_json({"best_epoch": best_epoch, **history[best_epoch - 1]}, outputs.summary)
     save_figure(curves(history, best_epoch), outputs.curves)
