@@ -265,6 +265,18 @@ def train_elsewhere() -> None:
         report(run)
 
 
+def test_a_run_has_an_address_when_mlflow_has_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_run("mine", {}, {}) as run:
+        pass
+    (mine,) = recorded()
+    place = f"#/experiments/{mine.info.experiment_id}/runs/{mine.info.run_id}?workflowType=machine_learning"
+    assert run.address == f"http://127.0.0.1:5000/{place}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with start_run("lost", {}, {}) as run:
+        pass
+    assert run.address is None
+
+
 def test_a_brought_journal_uploads_no_file_of_this_machine_and_changes_no_run_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
