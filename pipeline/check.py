@@ -85,20 +85,20 @@ def _compact(entries: object) -> str:
 
 
 def _echo_estimate(config: "Params", device: str) -> None:
-    from leanresnet.analysis.estimate import seconds_per_epoch, seconds_per_inference
+    from leanresnet.analysis.estimate import seconds_per_inference, training_seconds
     from leanresnet.compute.device import choose_device, describe
 
     chosen = choose_device(device)
     images = config.split.training or TRAINING_IMAGES[config.download.dataset] - config.split.validation
     total = 0.0
     for name, recipe in config.recipes().items():
-        epoch = seconds_per_epoch(recipe, images, chosen)
+        start, epoch = training_seconds(recipe, images, chosen)
         if name == "student":
             # The size of an external model is not known here, so it is assumed to be that of this student.
             teacher = config.recipes().get(config.distill.teacher, recipe)
             epoch += seconds_per_inference(teacher, images, chosen)
-        total += epoch * recipe.epochs
-        click.echo(
-            f"{name:9} {epoch:>8,.1f} s an epoch, {epoch * recipe.epochs / 60:>8,.1f} min for {recipe.epochs} epochs"
-        )
-    click.echo(f"training  {total / 60:,.1f} min on {describe(chosen)}, not compiled, within a factor of about 1.5")
+        whole = start + epoch * recipe.epochs
+        total += whole
+        compiled = f", {start:,.0f} s of which to compile" if recipe.compile else ""
+        click.echo(f"{name:9} {epoch:>8,.1f} s an epoch, {whole / 60:>8,.1f} min for {recipe.epochs} epochs{compiled}")
+    click.echo(f"training  {total / 60:,.1f} min on {describe(chosen)}, within a factor of about 1.5")

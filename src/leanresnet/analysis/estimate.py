@@ -15,21 +15,29 @@ from leanresnet.training.loop import train_one_epoch
 from leanresnet.training.losses import CrossEntropy
 
 
-def seconds_per_epoch(recipe: Recipe, images: int, device: torch.device) -> float:
-    """Estimate the seconds of an epoch of `images` images by the median of three uncompiled steps on random pixels."""
+def training_seconds(recipe: Recipe, images: int, device: torch.device) -> tuple[float, float]:
+    """Estimate the time of a training by four steps on random pixels, compiled if the recipe asks for it.
+
+    Args:
+        images: number of training images.
+
+    Returns:
+        (seconds before the second step, which a compilation takes; seconds of an epoch by the median of the others)
+    """
     # The schedule of a recipe with one epoch has to last for the four steps below.
     count = 4 * recipe.batch_size
     pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     split = Split(pixels, torch.arange(count) % CLASSES, (), "random")
     with backend_settings(device, recipe.deterministic):
-        setup = build_training(recipe.model_copy(update={"compile": False}), CrossEntropy(0.0), split, device)
+        setup = build_training(recipe, CrossEntropy(0.0), split, device)
         batch = next(iter(setup.batches.epoch(recipe.epochs)))
         seconds = []
         for _ in range(4):
             start = time.perf_counter()
             train_one_epoch(setup.net, [batch], setup.step_config)
             seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:]) * images / recipe.batch_size
+    step = statistics.median(seconds[1:])
+    return max(seconds[0] - step, 0.0), step * images / recipe.batch_size
 
 
 def seconds_per_inference(recipe: Recipe, images: int, device: torch.device) -> float:

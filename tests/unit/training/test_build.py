@@ -1,10 +1,13 @@
 """Every part of a recipe reaches what is put together."""
 
+import time
+
 import pytest
 import torch
 from helpers import pooling_model, synthetic_split, tiny_recipe
+from torch import Tensor
 
-from leanresnet.analysis.estimate import seconds_per_epoch
+from leanresnet.analysis.estimate import training_seconds
 from leanresnet.config.schema import Recipe
 from leanresnet.models.resnet import build_model
 from leanresnet.training import build as module
@@ -89,4 +92,24 @@ def test_the_switch_decides_whether_a_step_is_compiled(compile_it: bool, monkeyp
 def test_an_estimate_needs_no_long_schedule(schedule: str, changes: dict[str, object]) -> None:
     plain = tiny_recipe().schedule.model_dump()
     settings = plain | {"name": schedule, "warmup_epochs": 0.9, "final_ratio": 0.1}
-    assert seconds_per_epoch(recipe(schedule=settings, **changes), 100, CPU) > 0
+    assert training_seconds(recipe(schedule=settings, **changes), 100, CPU)[1] > 0
+
+
+def test_an_estimate_includes_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes half a minute by a clock that nothing else moves."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def compiled(objective: Objective) -> Objective:
+        waits = iter([30.0])
+
+        def call(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            now[0] += next(waits, 0.0) + 2.0
+            return objective(images, labels)
+
+        return call
+
+    monkeypatch.setattr(module, "compiled", compiled)
+    made = recipe(compile=True)
+    assert training_seconds(made, 10 * made.batch_size, CPU) == (30.0, 20.0)
+    assert training_seconds(recipe(compile=False), 100, CPU) == (0.0, 0.0)
