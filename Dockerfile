@@ -1,5 +1,5 @@
-# `docker build -t leanresnet .`, then `docker run --rm leanresnet --help`; compose.yaml has the services.
-# CUDA comes with torch's wheel; the host needs its driver and the NVIDIA container toolkit alone.
+# Build the image with `docker build -t leanresnet .`, and try it with `docker run --rm leanresnet --help`; compose.yaml
+# defines the services. CUDA is included in torch's wheel; the host needs a driver and NVIDIA's container toolkit.
 FROM debian:bookworm-slim@sha256:abd67ffcfa541b485a3dff59865ab629aa048a6c613e639d36e7456b0b229241 AS python
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
@@ -14,17 +14,17 @@ COPY . .
 RUN make setup
 
 FROM python
-# g++ and Python's headers are what torch.compile builds its kernels with; without them training goes on uncompiled.
+# torch.compile needs g++ and Python's headers to build its kernels; without them, training runs uncompiled.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ python3-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 leanresnet \
     && install --directory --owner leanresnet /work
-# The packages are a layer of their own, which an edit of the code leaves alone.
+# The packages are in a separate layer, so a change of the code does not rebuild them.
 COPY --from=packages /app/.venv /app/.venv
 COPY . /app
 
-# Nothing is written but in /work, the workspace, and in /tmp: the root may be read-only, and each a volume.
+# Only /work, the workspace, and /tmp are written to, so the root can be read-only and both can be volumes.
 USER leanresnet
 WORKDIR /work
 ENV PATH=/app/.venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DVC_NO_ANALYTICS=1 GIT_PYTHON_REFRESH=quiet

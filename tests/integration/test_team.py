@@ -101,7 +101,7 @@ def test_secrets_are_files_that_git_and_the_image_leave_out(tmp_path: Path) -> N
     assert folder.stat().st_mode & 0o777 == 0o700
     before = {path: path.read_text() for path in folder.iterdir()}
     again = subprocess.run([ROOT / "team/secrets", folder], capture_output=True, text=True)
-    assert (again.returncode, "there already" in again.stderr) == (5, True)
+    assert (again.returncode, "already exists" in again.stderr) == (5, True)
     assert {path: path.read_text() for path in folder.iterdir()} == before
     with services.secrets() as other:
         assert all((other / name).read_text() != before[folder / name] for name in SECRETS)
