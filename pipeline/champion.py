@@ -1,4 +1,4 @@
-"""The best model within its budget, in MLflow's registry."""
+"""Command champion: the best model within its budget is registered in MLflow."""
 
 import click
 

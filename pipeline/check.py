@@ -16,8 +16,8 @@ TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 
 
 @click.command()
-@click.option("--params", type=click.Path(path_type=Path), help="The params file.  [default: params.yaml]")
-@click.option("--preset", help="Check a preset instead.")
+@click.option("--params", type=click.Path(path_type=Path), help="File with the params.  [default: params.yaml]")
+@click.option("--preset", help="Check a preset instead of a file.")
 @click.option("--layers", is_flag=True, help="Print the sizes of all layers.")
 @click.option("--estimate", is_flag=True, help="Estimate the training time on this device from a few steps.")
 @device_option
@@ -51,10 +51,10 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
 
 
 def _echo_stale(folder: Path) -> None:
-    """Print the stages that DVC finds changed, each with DVC's reason."""
+    """Print the stages that `dvc status` reports as changed, each with DVC's reasons."""
     done = dvc("status", "--json", folder=folder)
     if done.returncode:
-        click.echo(f"stages: dvc cannot tell ({reason(done)})")
+        click.echo(f"stages: not known, because dvc status failed ({reason(done)})")
         return
     from leanresnet.analysis.dvc_lock import read_lock
     from leanresnet.text import plain
@@ -63,10 +63,10 @@ def _echo_stale(folder: Path) -> None:
     click.echo("stages to run: " + (plain(", ".join(stale)) if stale else "none, all are up to date"))
     known = read_lock(folder)
     if not known:
-        click.echo("    none has run yet")
+        click.echo("    no stage has run yet")
         return
     if stale:
-        click.echo("    and the stages after them, where their outputs change")
+        click.echo("    and the stages that depend on them, if their outputs change")
     for stage, changes in stale.items():
         if stage not in known:
             click.echo(plain(f"    {stage}: has not run yet"))
@@ -85,6 +85,7 @@ def _compact(entries: object) -> str:
 
 
 def _echo_estimate(config: "Params", device: str) -> None:
+    """Print the estimated training time of each model and of all models together."""
     from leanresnet.analysis.estimate import seconds_per_inference, training_seconds
     from leanresnet.compute.device import choose_device, describe
 

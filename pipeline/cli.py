@@ -1,4 +1,4 @@
-"""The `leanresnet` program: the group of commands, and errors as one line with an exit code."""
+"""The `leanresnet` program: the group of all commands, and the conversion of errors to one line and an exit code."""
 
 import getpass
 import os
@@ -34,9 +34,9 @@ from pipeline.ui import ui
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="leanresnet")
 def cli() -> None:
-    """The most accurate ResNet within a parameter budget.
+    """Train the most accurate ResNet within a parameter budget.
 
-    `dvc repro` runs the stages in order; each is also a command of its own.
+    `dvc repro` runs the stages in order; each stage is also a command.
     """
 
 
@@ -50,9 +50,9 @@ for command in STAGES + STUDY + USE:
 def main() -> NoReturn:
     """Run the program and end the process with `os._exit`.
 
-    The normal end of the interpreter takes a second or two to collect the objects of torch and MLflow, and it waits for
-    threads of the compiler and of a run that does not reach MLflow. Nothing depends on that end: files are complete or
-    absent, and a run has ended or is in its journal.
+    The normal shutdown of the interpreter takes a second or two to collect the objects of torch and MLflow, and waits
+    for threads of the compiler and of a run that does not reach MLflow. Nothing depends on that shutdown: files are
+    complete or absent, and a run has ended or is in its journal.
     """
     prepare_streams()
     _name_the_user()
@@ -60,7 +60,7 @@ def main() -> NoReturn:
 
 
 def _name_the_user() -> None:
-    """Set a user name for torch and MLflow if the user's number has none, as in some containers."""
+    """Set a user name for torch and MLflow if the user id has none, as in some containers."""
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -81,7 +81,7 @@ def _run_command() -> None:
 
 
 def run() -> int:
-    """Run the command and return the exit code; a user's mistake is printed as one line and has the error's code."""
+    """Run the command and return its exit code; an error that the user can cause is printed as one line."""
     try:
         check_listed()
         _run_command()

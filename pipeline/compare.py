@@ -14,10 +14,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("targets", nargs=-1, metavar="[RUN|MODEL]...")
-@click.option("--experiment", "experiments", multiple=True, help="DVC experiments of this name, or that begin with it.")
-@click.option("--group-by", type=click.Choice(["seed", "none"]), default="seed", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Write OUT.md and OUT.png.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page, and log it to the best run.")
+@click.option(
+    "--experiment",
+    "experiments",
+    metavar="NAME",
+    multiple=True,
+    help="The runs of the DVC experiments NAME and NAME-...; can be repeated.",
+)
+@click.option(
+    "--group-by",
+    type=click.Choice(["seed", "none"]),
+    default="seed",
+    show_default=True,
+    help="Whether runs that differ only in their seed share a row.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table to OUT.md and a picture to OUT.png.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write an HTML page, and log it to the best run.")
 @click.option(
     "--test",
     type=click.Path(path_type=Path),
@@ -64,6 +76,7 @@ def compare(
 
 
 def _write_page(found: "Comparison", html: Path, test: Path) -> None:
+    """Write the page and log it to the best run; it shows where the two best evaluated models differ."""
     from leanresnet.analysis.disagreement import disagreement
     from leanresnet.analysis.html_report import write_page
     from leanresnet.analysis.runs import upload

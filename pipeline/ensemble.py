@@ -1,4 +1,4 @@
-"""Command ensemble: several models are joined to one teacher."""
+"""Command ensemble: several models are joined to one ensemble, which can be a teacher."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pipeline.options import default_in_workspace
     help="Folder of the ensemble; distill.teacher = external uses models/external.",
 )
 def ensemble(models: tuple[Path, ...], out: Path) -> None:
-    """Join MODELS, folders of models of the same data, to an ensemble that averages their logits."""
+    """Join MODELS, folders of models that were trained on the same data, to an ensemble that averages their logits."""
     from leanresnet.models.checkpoint import load_model, save_ensemble
 
     members = [load_model(folder) for folder in models]

@@ -1,4 +1,4 @@
-"""The study's questions through DVC's queue."""
+"""Command experiments: the study's questions are run through DVC's queue."""
 
 import contextlib
 import os
@@ -22,13 +22,13 @@ EXTERNAL = Path("models/external")
 
 
 def question_options(command: Command) -> Command:
-    """Questions, all where none is named, and a scale."""
+    """Add the argument `questions` and the option `--scale` to a command."""
     scale = click.option(
         "--scale",
         type=click.Choice(["cpu", "gpu"]),
         default="cpu",
         show_default=True,
-        help="gpu is the study's own size, presets/paper.yaml; cpu its reduction, presets/paper-cpu.yaml.",
+        help="Size of the runs: gpu is the study's own (presets/paper.yaml), cpu is reduced (presets/paper-cpu.yaml).",
     )
     decorate: Callable[[Command], Command] = click.argument("questions", nargs=-1, metavar="[QUESTION]...")
     return decorate(scale(command))
@@ -36,15 +36,15 @@ def question_options(command: Command) -> Command:
 
 @click.group()
 def experiments() -> None:
-    """Ask the study's questions, which are the files of experiments/."""
+    """Run the study's questions, which are the files of experiments/."""
 
 
 @experiments.command("list")
 @question_options
 def list_(questions: tuple[str, ...], scale: str) -> None:
-    """Print the runs of the questions, all without QUESTION, in the order of the queue.
+    """Print the runs of each QUESTION, by default of all, in the order of the queue.
 
-    A line a run: the experiment's name, DVC's stage, and the values that `dvc exp run --set-param` takes.
+    Each line has the name of the experiment, DVC's stage, and the values for `dvc exp run --set-param`.
     """
     known, asked = _load(questions, scale)
     from leanresnet.scaffold.questions import choose
@@ -57,10 +57,9 @@ def list_(questions: tuple[str, ...], scale: str) -> None:
 @question_options
 @click.pass_context
 def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
-    """Run what the questions ask for, all without QUESTION, and write a table and a picture of each.
+    """Run the experiments of each QUESTION, by default of all, and write a table and a picture for each.
 
-    The runs go through DVC's queue in .experiments/SCALE, a workspace of their own. One that has run is
-    not run again.
+    DVC's queue runs them in the workspace .experiments/SCALE. An experiment that has run is not run again.
     """
     from leanresnet.scaffold.questions import REFERENCE, SCALES, choose
 
@@ -73,9 +72,9 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
     if not (space / "dvc.yaml").exists():
         context.invoke(init, folder=space, preset=preset)
     with contextlib.chdir(space):
-        _commit(f"{preset}, {scale}")
+        _init_repository(f"{preset}, {scale}")
         have_run = _dvc("exp", "list", "--name-only").split()
-        _ask(choose(known, asked, have_run), known, have_run, jobs)
+        _run_queue(choose(known, asked, have_run), known, have_run, jobs)
         from leanresnet.analysis.comparison import compare, select
 
         for question in asked:
@@ -85,15 +84,18 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
 
 
 def _load(questions: Sequence[str], scale: str) -> tuple[dict[str, "Experiment"], list[str]]:
-    """All experiments at the scale, and the questions that are asked."""
+    """Return all experiments at the scale by name, and the names of the chosen questions."""
     from leanresnet.scaffold.questions import check_names, load_experiments, question_names
 
     check_names(questions, QUESTIONS)
     return load_experiments(QUESTIONS, scale, released("presets")), list(questions) or question_names(QUESTIONS)
 
 
-def _commit(message: str) -> None:
-    """The data, and the repository that the queue needs, for it keeps each experiment as a commit."""
+def _init_repository(message: str) -> None:
+    """Make the data, and a git repository with one commit, because DVC's queue stores each experiment as a commit.
+
+    If there is a commit already, nothing is done.
+    """
     from leanresnet.errors import StorageError
     from leanresnet.tracking.git import git
 
@@ -107,32 +109,41 @@ def _commit(message: str) -> None:
             raise StorageError(f"{Path.cwd()}: git {' '.join(command)} failed")
 
 
-def _ask(chosen: Sequence["Experiment"], known: dict[str, "Experiment"], have_run: Sequence[str], jobs: int) -> None:
-    """Queue what has not run, and run it."""
+def _run_queue(
+    chosen: Sequence["Experiment"], known: dict[str, "Experiment"], have_run: Sequence[str], jobs: int
+) -> None:
+    """Queue the chosen experiments that have not run yet, and run them.
+
+    Args:
+        chosen: the experiments, in the order of the queue.
+        known: all experiments at the scale by name.
+        have_run: names of the experiments that have run.
+        jobs: number of experiments that run at the same time.
+    """
     _dvc("queue", "remove", "--queued", "--failed", "--success")
     run_all = ("exp", "run", "--run-all", "--jobs", str(jobs))
-    handed: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
     for each in chosen:
         if each.name in have_run:
             continue
-        if each.learns_from not in ((), handed):
-            # They may be in the queue, and so may those that learn from the models that are handed on so far.
+        if each.learns_from not in ((), teachers):
+            # The queue may hold the teachers, and students of the previous content of models/external, so it runs now.
             _dvc(*run_all, shown=True)
-            _hand_on([known[name] for name in each.learns_from])
-            handed = each.learns_from
-        # DVC would leave it where it is.
+            _copy_teachers([known[name] for name in each.learns_from])
+            teachers = each.learns_from
+        # By default, DVC does not copy this folder to the place where the experiment runs.
         beside = ["--copy-paths", str(EXTERNAL)] if each.learns_from else []
         values = [part for override in each.overrides for part in ("--set-param", override)]
         _dvc("exp", "run", "--quiet", "--queue", "--name", each.name, *beside, *values, each.target)
     _dvc(*run_all, shown=True)
 
 
-def _hand_on(teachers: Sequence["Experiment"]) -> None:
-    """Make models/external the model of this experiment, of several their ensemble."""
+def _copy_teachers(teachers: Sequence["Experiment"]) -> None:
+    """Copy the model of an experiment to models/external; of several experiments, the ensemble of their models."""
     from leanresnet.models.checkpoint import load_model, save_ensemble
 
     with tempfile.TemporaryDirectory() as folder:
-        # Their order is a part of an ensemble's bytes.
+        # They are sorted because the order of the members changes the bytes of the ensemble.
         found = [Path(folder, each.name) for each in sorted(teachers, key=lambda each: each.name)]
         for each in teachers:
             out = str(Path(folder, each.name))
@@ -145,11 +156,18 @@ def _hand_on(teachers: Sequence["Experiment"]) -> None:
 
 
 def _dvc(*arguments: str, shown: bool = False) -> str:
-    """What DVC's command prints, unless that is shown as it comes; its failure is an error."""
+    """Run a command of DVC and return its output.
+
+    Args:
+        shown: whether the output goes to the terminal; then the returned text is empty.
+
+    Raises:
+        StorageError: if the command fails.
+    """
     from leanresnet.errors import StorageError
 
     done = dvc(*arguments, shown=shown)
     if done.returncode:
-        why = "its own lines say why" if shown else reason(done)
+        why = "see its messages above" if shown else reason(done)
         raise StorageError(f"{Path.cwd()}: dvc {' '.join(arguments[:2])} failed ({why})")
     return done.stdout or ""

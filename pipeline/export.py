@@ -16,7 +16,7 @@ from pipeline.options import model_option
 def export(model: Path, form: str, out: Path | None) -> None:
     """Export a model for other programs, and check that its logits agree with the original's.
 
-    It maps raw images (batch, 3, 32, 32) of type uint8 to logits (batch, classes), for any batch size.
+    The exported model maps raw images (batch, 3, 32, 32) of type uint8 to logits (batch, classes), for any batch size.
     """
     from leanresnet.models.checkpoint import load_model
     from leanresnet.serving.export import SUFFIXES

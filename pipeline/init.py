@@ -1,4 +1,4 @@
-"""A workspace of its own: params.yaml, dvc.yaml and .dvc in any folder."""
+"""Command init: a new workspace, a folder with params.yaml, dvc.yaml and .dvc."""
 
 import tempfile
 from pathlib import Path
@@ -9,18 +9,20 @@ import click
 if TYPE_CHECKING:
     from leanresnet.scaffold.presets import Preset
 
-# Of a workspace, in the order in which they appear: one with dvc.yaml is a whole one.
+# The parts of a workspace in the order in which they are created, so a workspace with dvc.yaml is complete.
 PARTS = (".gitignore", ".dvcignore", ".dvc", "src/leanresnet", "params.schema.json", "params.yaml", "dvc.yaml")
 
-# What git must not keep of DVC's folder. DVC writes these lines itself only where it starts in a repository.
+# The content of .dvc/.gitignore. DVC writes it only if the folder is a git repository when `dvc init` runs.
 UNTRACKED = "/config.local\n/tmp\n/cache\n"
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--preset", default="default", show_default=True, help="Params to start with: a file of presets/.")
+@click.option(
+    "--preset", default="default", show_default=True, help="The initial values: the name of a file of presets/."
+)
 def init(folder: Path, preset: str) -> None:
-    """Make FOLDER a workspace in which `dvc repro` runs."""
+    """Create a workspace in FOLDER, in which `dvc repro` runs the pipeline."""
     from leanresnet.errors import ConfigError
     from leanresnet.files import not_written
     from leanresnet.scaffold.presets import load_preset
@@ -32,7 +34,7 @@ def init(folder: Path, preset: str) -> None:
             raise ConfigError(f"{folder / name}: exists already, expected: a folder without it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Made beside their places, the parts of one that fails are not in the way of the next.
+        # The parts are made in a temporary folder and then moved, so a failed init leaves none of them behind.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as made:
             _make(Path(made), loaded)
             for name in PARTS:
@@ -54,14 +56,14 @@ def _make(folder: Path, preset: "Preset") -> None:
     done = dvc("init", "--no-scm", folder=folder)
     if done.returncode:
         raise StorageError(f"{folder.parent}: dvc init failed ({reason(done)})")
-    # The release's own; a checkout's may name a team's remote.
+    # The checkout's own configuration is copied, because it may name a team's remote.
     config = released(".dvc/config").read_text(encoding="utf-8")
     save_text(config.replace("[core]\n", "[core]\n    no_scm = true\n", 1), folder / ".dvc" / "config")
     save_text(UNTRACKED, folder / ".dvc" / ".gitignore")
     save_text(released(".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
     save_text(released(".dvcignore").read_text(encoding="utf-8"), folder / ".dvcignore")
-    # The stages depend on the code, which stays where it is. DVC applies .dvcignore to what lies behind a link here,
-    # and not to a path outside of the workspace.
+    # The stages depend on the code. A link to it is needed because DVC applies .dvcignore to files behind a link in the
+    # workspace, but not to paths outside of the workspace.
     (folder / "src").mkdir()
     (folder / "src" / "leanresnet").symlink_to(Path(leanresnet.__file__).resolve().parent)
     save_text(json_schema(), folder / SCHEMA_FILE)

@@ -8,7 +8,7 @@ import click
 def lineage(target: str) -> None:
     """Print what a model was made from, and the commands that make it again.
 
-    RUN|MODEL is the id of an MLflow run, a folder with a model, or a file of weights, also a copy of one.
+    RUN|MODEL is the id of an MLflow run, the folder of a model, or a file of weights, which may be a copy.
     """
     from leanresnet.analysis.lineage import lineage as trace
     from leanresnet.files import workspace

@@ -1,4 +1,4 @@
-"""Options that several commands share. Slow imports are inside the commands, so that --help is fast."""
+"""Options that several commands share. Commands import slow modules in their functions, so that --help is fast."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def in_workspace(path: Path) -> Path:
 
 
 def default_in_workspace(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    """A callback of options: given paths are relative to the current folder, defaults to the workspace."""
+    """Resolve an option's path: a default is relative to the workspace, a given path to the current folder."""
     is_default = context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.DEFAULT
     return in_workspace(value) if is_default else value
 
@@ -34,10 +34,14 @@ params_option = click.option(
     default=Path("params.yaml"),
     show_default=True,
     callback=default_in_workspace,
-    help="The params file.",
+    help="File with the params.",
 )
 device_option = click.option(
-    "--device", envvar="LEANRESNET_DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    "--device",
+    envvar="LEANRESNET_DEVICE",
+    default="auto",
+    show_default=True,
+    help="Device to run on: auto, cpu, cuda or cuda:N.",
 )
 snapshot_option = click.option(
     "--snapshot-seconds",

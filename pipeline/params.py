@@ -11,7 +11,7 @@ import click
     type=click.Choice(["text", "markdown", "json-schema"]),
     default="text",
     show_default=True,
-    help="markdown and json-schema describe all keys.",
+    help="Format of the output; markdown and json-schema always describe all keys.",
 )
 def params(key: str | None, form: str) -> None:
     """Describe KEY of params.yaml, such as train.baseline.optimizer.lr, or a section; without KEY, all keys."""

@@ -1,4 +1,4 @@
-"""Command playground: a web page to try the models."""
+"""Command playground: a web page on which the models can be tried."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pipeline.port import check_free, port_option
 )
 @device_option
 def playground(port: int, models: Path, device: str) -> None:
-    """Serve a page on 127.0.0.1 that shows the predictions of each model for an uploaded image."""
+    """Serve a web page on 127.0.0.1 that shows the predictions of each model for an uploaded image."""
     from leanresnet.compute.device import choose_device
     from leanresnet.errors import require
     from leanresnet.serving.inference import find_models

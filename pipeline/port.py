@@ -1,4 +1,4 @@
-"""The option --port of the commands that serve a page."""
+"""The option --port of the commands that serve a web page."""
 
 import socket
 
@@ -8,7 +8,9 @@ from pipeline.options import Command
 
 
 def port_option(default: int) -> Command:
-    return click.option("--port", type=click.IntRange(1, 65535), default=default, show_default=True)
+    return click.option(
+        "--port", type=click.IntRange(1, 65535), default=default, show_default=True, help="Port on 127.0.0.1."
+    )
 
 
 def check_free(port: int) -> None:
@@ -16,7 +18,7 @@ def check_free(port: int) -> None:
     from leanresnet.errors import ConfigError
 
     with socket.socket() as probe:
-        # As for servers, closed connections of an earlier server do not count.
+        # A server sets this option too, so closed connections of an earlier server do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))

@@ -19,7 +19,7 @@ def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: 
     """Print the most likely classes of IMAGES: JPEG or PNG files of any size, or folders of them.
 
     The network's input is the central square of an image, scaled to 32x32 pixels; transparent pixels are white.
-    A file that is not an image causes an error at the end, after the other files are predicted.
+    Files that are not images are reported as errors at the end; the other files are predicted.
     """
     from leanresnet.compute.device import choose_device, exact_float32
     from leanresnet.models.checkpoint import load_model

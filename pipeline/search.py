@@ -1,4 +1,4 @@
-"""Command search: the architectures within the budget."""
+"""Command search: a list of architectures within the budget."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,12 @@ from pipeline.options import Command, params_option
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
-    """A list of numbers of the range `expected`, such as `1,2,4`, or `1-4` for all from 1 to 4."""
+    """A list of numbers in the range `expected`, such as `1,2,4`, or `1-4` for all numbers from 1 to 4."""
 
     name = "numbers"
 
     def __init__(self, expected: range) -> None:
-        self._accepted = expected
+        self._expected = expected
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         found: list[int] = []
@@ -22,15 +22,16 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new rele
             first, dash, last = part.partition("-")
             ends = (first, last if dash else first)
             numbers = range(int(ends[0]), int(ends[1]) + 1) if all(end.isdecimal() for end in ends) else ()
-            if not numbers or not set(numbers) <= set(self._accepted):
-                kind = "odd" if self._accepted.step == 2 else "whole"
-                most = self._accepted[-1]
-                self.fail(f"{value!r}: expected: {kind} numbers from 1 to {most}, as 1,3 or 1-4", param, ctx)
+            if not numbers or not set(numbers) <= set(self._expected):
+                kind = "odd" if self._expected.step == 2 else "whole"
+                most = self._expected[-1]
+                self.fail(f"{value!r}: expected: {kind} numbers from 1 to {most}, such as 1,3 or 1-4", param, ctx)
             found += numbers
         return tuple(found)
 
 
 def numbers_option(name: str, expected: range, default: str, what: str) -> Callable[[Command], Command]:
+    """Return an option that takes `Numbers`; `what` is its help."""
     return click.option(name, type=Numbers(expected), default=default, show_default=True, help=what)
 
 
@@ -40,16 +41,19 @@ def numbers_option(name: str, expected: range, default: str, what: str) -> Calla
     "--budget", type=click.IntRange(1), help="Largest number of parameters.  [default: the baseline's budget]"
 )
 @click.option(
-    "--least", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Least share of the budget."
+    "--least", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Smallest share of the budget."
 )
 @click.option("--count", type=click.IntRange(1), default=12, show_default=True, help="Number of architectures.")
 @numbers_option("--layers", range(1, 7), "3,4", "N, number of residual layers.")
 @numbers_option("--blocks", range(1, 101), "1-4", "B, number of blocks of a layer.")
 @numbers_option(
-    "--channels", range(1, 4097), "16,32,64,96,128,192,256,384,512", "C, channels of a layer; they never decrease."
+    "--channels",
+    range(1, 4097),
+    "16,32,64,96,128,192,256,384,512",
+    "C, number of channels of a layer; it never decreases.",
 )
-@numbers_option("--kernels", range(1, 16, 2), "3,5", "F, size of the convolutions.")
-@numbers_option("--skip-kernels", range(1, 16, 2), "1,3", "K, size of the shortcuts' convolutions.")
+@numbers_option("--kernels", range(1, 16, 2), "3,5", "F, kernel size of the convolutions.")
+@numbers_option("--skip-kernels", range(1, 16, 2), "1,3", "K, kernel size of the shortcuts' convolutions.")
 @click.option("--format", "layout", type=click.Choice(["table", "yaml"]), default="table", show_default=True)
 def search(
     params: Path,
@@ -63,7 +67,7 @@ def search(
     skip_kernels: tuple[int, ...],
     layout: str,
 ) -> None:
-    """List architectures that use most of the budget, evenly spaced by their number of operations.
+    """List architectures that use most of the budget, evenly spaced in the order of their MACs.
 
     `--format yaml` prints them as runs of a question, such as experiments/architectures.yaml.
     """
@@ -89,4 +93,6 @@ def search(
         return
     for each in chosen:
         click.echo(f"{each.name:44} {each.parameters:>12,} parameters  {each.macs / 1e6:>8,.1f} million MACs")
-    click.echo(f"{counted:,} counted in {seconds:.1f} s; {len(found):,} with {least:.0%} to 100% of {most:,}")
+    click.echo(
+        f"{counted:,} architectures counted in {seconds:.1f} s; {len(found):,} with {least:.0%} to 100% of {most:,}"
+    )

@@ -1,4 +1,4 @@
-"""Replacements of stdout and stderr, whose errors end the program in an orderly way."""
+"""Replacements of stdout and stderr that handle errors of writing, such as a closed pipe."""
 
 import errno
 import io
@@ -13,14 +13,14 @@ from leanresnet.errors import StoppedError, StorageError
 
 
 class NoReaderError(StoppedError):
-    """The reader of stdout has closed it, as `head` does; other programs are ended by SIGPIPE then."""
+    """The reader of stdout has closed it, as `head` does; SIGPIPE ends other programs in this case."""
 
     def __init__(self) -> None:
         super().__init__("stopped by SIGPIPE: nobody reads stdout", signal.SIGPIPE)
 
 
 class _Output(io.FileIO):
-    """stdout. Its errors are not OSError, so that click and callers do not handle them as their own."""
+    """stdout; it raises errors that are not OSError, so that click and callers do not handle them as their own."""
 
     def write(self, content: "bytes | memoryview") -> int:  # type: ignore[override]
         try:
@@ -32,7 +32,7 @@ class _Output(io.FileIO):
 
 
 class _Messages(io.FileIO):
-    """stderr. Its errors are ignored, such as those of a terminal that was closed."""
+    """stderr; errors of writing are ignored, such as those of a closed terminal."""
 
     def write(self, content: "bytes | memoryview") -> int:  # type: ignore[override]
         with suppress(OSError):
@@ -43,8 +43,8 @@ class _Messages(io.FileIO):
 def prepare_streams() -> None:
     """Replace `sys.stdout` and `sys.stderr`.
 
-    The descriptor of a closed stream is opened on the null device, because the next opened file would get its number.
-    Writing to a closed stdout is an error; writing to a closed stderr is not.
+    If stdin, stdout or stderr is closed, its file descriptor is opened on the null device, because the next file that
+    is opened would get its number. Writing to a closed stdout is an error; writing to a closed stderr is not.
     """
     for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:

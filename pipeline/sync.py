@@ -1,4 +1,4 @@
-"""Command sync: reports of runs that MLflow has not received yet are sent."""
+"""Command sync: events of runs that MLflow has not received yet are sent."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ import click
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 def sync(folder: Path | None) -> None:
-    """Log to MLflow what runs reported while it was not available, and models that DVC restored from its cache.
+    """Send to MLflow what runs reported while it was not available, and log models that DVC restored from its cache.
 
-    FOLDER is this workspace by default. To log the runs of a machine without MLflow, copy its .work/journals
-    into an empty folder, and name that folder. It is only read.
+    FOLDER is this workspace by default. To log the runs of another machine, copy its .work/journals into an
+    empty folder and pass that folder; it is only read.
     """
     from leanresnet.analysis.backfill import log_restored
     from leanresnet.errors import StorageError

@@ -1,4 +1,4 @@
-"""A workspace: the released files that it starts from, and its DVC."""
+"""Access to the files of the release, from which a workspace is made, and to DVC's command."""
 
 import subprocess
 import sys
@@ -6,12 +6,17 @@ from pathlib import Path
 
 
 def released(name: str) -> Path:
-    """A file or a folder of the release, such as ``presets``. A checkout and a wheel have them beside the commands."""
+    """Return the path of a file or folder of the release, such as ``presets``, in a checkout or an installed wheel."""
     return Path(__file__).resolve().parent.parent / name
 
 
 def dvc(*arguments: str, folder: Path | None = None, shown: bool = False) -> subprocess.CompletedProcess[str]:
-    """DVC's command in `folder`, or here; a failure is in the result, and what it printed, unless that is shown."""
+    """Run a command of DVC; a failure raises no exception, but is in the result.
+
+    Args:
+        folder: where to run it, or None for the current folder.
+        shown: whether the output goes to the terminal instead of the result.
+    """
     from leanresnet.tracking.git import environment
 
     command = [sys.executable, "-m", "dvc", *arguments]
@@ -21,9 +26,9 @@ def dvc(*arguments: str, folder: Path | None = None, shown: bool = False) -> sub
 
 
 def reason(failed: subprocess.CompletedProcess[str]) -> str:
-    """The lines in which DVC says what is wrong, without excerpts and advice."""
+    """Return DVC's error message from the result of a failed command, without excerpts of files and advice."""
     lines = [line.rstrip() for line in failed.stderr.strip().splitlines()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    # Where it cannot parse a file, one paragraph begins with the file's name and the next one with the fault.
+    # If DVC cannot parse a file, one paragraph starts with the name of the file and the next one with the error.
     heads = [line for before, line in zip(["", *lines], lines, strict=False) if line and not before]
     return " ".join(errors[:1] or heads[:2]) or "no reason given"

@@ -134,7 +134,7 @@ def test_search_lists_architectures_that_fill_the_budget() -> None:
     assert len(rows) == 3
     assert all(2_500_000 <= int(row.split()[1].replace(",", "")) <= 5_000_000 for row in rows)
     # Ten ways to widen three layers, two blocks or one in each.
-    assert last.startswith("80 counted in ")
+    assert last.startswith("80 architectures counted in ")
     assert last.endswith("with 50% to 100% of 5,000,000")
     runs = yaml.safe_load(program(*common, *narrow, "--format", "yaml").stdout)
     assert [run["name"] for run in runs] == [row.split()[0] for row in rows]

@@ -152,7 +152,7 @@ def experiment(name: str, *learns_from: str) -> Experiment:
 
 
 def ask(have_run: list[str], *chosen: Experiment) -> None:
-    command._ask(chosen, {each.name: each for each in chosen}, have_run, 1)
+    command._run_queue(chosen, {each.name: each for each in chosen}, have_run, 1)
 
 
 def test_what_has_run_is_not_queued_again(queue: Queue) -> None:
@@ -192,9 +192,9 @@ def test_the_workspace_becomes_a_repository_once(queue: Queue, tmp_path: Path) -
     (tmp_path / ".dvc/cache").mkdir()
     (tmp_path / ".dvc/cache/data").touch()
     (tmp_path / "params.yaml").touch()
-    command._commit("paper-cpu, cpu")
+    command._init_repository("paper-cpu, cpu")
     head = git(tmp_path, "rev-parse", "HEAD")
     assert git(tmp_path, "log", "--format=%s %an") == "paper-cpu, cpu leanresnet\n"
     assert git(tmp_path, "ls-files") == ".dvc/.gitignore\nparams.yaml\n"
-    command._commit("another")
+    command._init_repository("another")
     assert git(tmp_path, "rev-parse", "HEAD") == head
