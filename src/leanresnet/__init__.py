@@ -1,1 +1,1 @@
-"""leanresnet: the most accurate ResNet that fits a parameter budget."""
+"""leanresnet trains the most accurate ResNet within a parameter budget."""

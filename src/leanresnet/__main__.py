@@ -1,7 +1,7 @@
-"""The entry of the `leanresnet` program: the commands that belong to this library, whatever else is named `pipeline`.
+"""The entry point of the `leanresnet` program, which loads the commands of the package `pipeline` by their path.
 
-That is a usual name: a workspace may have a folder of it, and so may one on PYTHONPATH, which comes before what is
-installed.
+They are not imported by name, because `pipeline` is a common name: the workspace, or a folder on PYTHONPATH, may have
+another package of this name, which Python would import instead.
 """
 
 import importlib
@@ -16,9 +16,10 @@ NAME = "pipeline"
 
 
 def main() -> NoReturn:
+    """Load the commands and run the program; it ends the process."""
     share_cores()
     package = Path(__file__).resolve().parent
-    # A wheel has the commands, as all released files, inside this package; in a checkout they lie beside src/.
+    # A wheel has the commands and the other files of a release inside this package; a checkout has them beside src/.
     places = (package / "_release" / NAME, package.parent.with_name(NAME))
     folder = next(place for place in places if (place / "cli.py").exists())
     spec = importlib.util.spec_from_file_location(

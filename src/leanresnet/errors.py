@@ -59,10 +59,14 @@ class StoppedError(LeanResNetError):
 
 
 def require(extra: str, *modules: str) -> None:
-    """Check that what an extra of this package installs is there, before it is imported.
+    """Check that modules which an optional extra of this package installs can be imported.
+
+    Args:
+        extra: the name of the extra.
+        modules: the modules, by name.
 
     Raises:
-        ConfigError: one of the modules is not installed.
+        ConfigError: if one of them is not installed.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:

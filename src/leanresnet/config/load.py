@@ -14,7 +14,7 @@ from leanresnet.files import load_json
 
 S = TypeVar("S", bound=Section)
 
-# Keys and choices of older params files and older runs, with their present names.
+# Keys and values with other names in older params files and runs: the old name and the present one.
 RENAMED = {
     "attention": "attention_transfer",
     "budget": "max_parameters",
@@ -41,7 +41,7 @@ def read_mapping(path: Path, kind: type[Section] = Params) -> dict[str, Any]:
     """Read a file that holds a YAML mapping.
 
     Args:
-        kind: whose keys an error names, where the file holds no mapping.
+        kind: the section whose keys are named in the error if the file does not hold a mapping.
 
     Raises:
         ConfigError: if the file does not hold a YAML mapping.
@@ -128,16 +128,16 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
 
 
 def _did_you_mean(name: str, options: list[str]) -> str:
-    """A hint at the option that `name` was renamed to or is like, or an empty text."""
+    """Return a hint at the option that `name` was renamed to, or that is similar to it; or an empty text."""
     near = [RENAMED[name]] if RENAMED.get(name) in options else difflib.get_close_matches(name, options, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _fields_at(loc: tuple[int | str, ...], kind: type[Section]) -> list[str]:
-    """The keys of the section at `loc`, below one of this kind."""
+    """Return the keys of the section at the path `loc` within a section of this kind; none if it is not a section."""
     section: type[BaseModel] = kind
     for part in loc:
-        # An item of a list is of the list's own kind.
+        # A number is the index of an item in a list, whose items are sections of the kind found so far.
         if isinstance(part, int):
             continue
         annotation = section.model_fields[str(part)].annotation
@@ -150,7 +150,7 @@ def _fields_at(loc: tuple[int | str, ...], kind: type[Section]) -> list[str]:
 
 
 def _short(value: object) -> str:
-    # reprlib limits the work before the text is cut: by YAML aliases, a few lines can stand for a huge value.
+    # reprlib limits the work, because a few lines with YAML aliases can stand for a huge value.
     shown = reprlib.Repr()
     shown.maxlevel, shown.maxstring, shown.maxlong, shown.maxother = 2, 60, 60, 60
     text = " ".join(shown.repr(value).split())

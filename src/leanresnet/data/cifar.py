@@ -53,7 +53,7 @@ class _Dtype:
 
 
 class _BatchReader(pickle.Unpickler):
-    """An unpickler that refuses every name but those of arrays."""
+    """An unpickler that refuses every name except those that arrays need."""
 
     _inert: ClassVar[dict[tuple[str, str], type]] = {
         ("numpy.core.multiarray", "_reconstruct"): _Array,
@@ -126,7 +126,9 @@ def _read_members(path: Path) -> dict[str, bytes]:
                         f"{path}: member {member.name!r} lies outside {FOLDER}/, expected: CIFAR-10's python archive"
                     )
                 if not (member.isfile() or member.isdir()):
-                    raise DataError(f"{path}: member {member.name!r} is a link or a device, expected: files alone")
+                    raise DataError(
+                        f"{path}: member {member.name!r} is a link or a device, expected: files and folders"
+                    )
                 if place.name in wanted and len(place.parts) == 2 and member.isfile():
                     content = tar.extractfile(member)
                     assert content is not None

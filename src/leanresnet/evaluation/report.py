@@ -62,7 +62,7 @@ def load_report(results: Path) -> Report:
 
 
 def load_speed(results: Path) -> Speed:
-    """Return the measured speed in a model's folder of results; it raises the errors of `load_report`."""
+    """Return the measured speed in a model's folder of results; the errors are those of `load_report`."""
     return load_section(results / "speed.json", Speed, "an evaluation's speed")
 
 

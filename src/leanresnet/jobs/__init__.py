@@ -1,4 +1,4 @@
-"""A training as a process that can be stopped, resumed and spread over several processes.
+"""A training as a job that can be stopped and resumed, and that can run in several processes.
 
-What determines the weights belongs to `training`.
+Code that determines the weights belongs to `training`.
 """

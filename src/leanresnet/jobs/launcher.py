@@ -49,10 +49,14 @@ def launch(processes: int) -> None:
 
 
 def _leave(codes: list[int]) -> NoReturn:
-    """Exit with the code of the process that failed first by rank, apart from consequences of another one's failure.
+    """Exit with the exit code of the process that caused the failure of the training.
 
-    A process that lost another one exits with the code of LostProcessError, and a negative code is a signal. If there
-    are no other codes, this process exits with the code of LostProcessError, too.
+    A process that ended because another one failed has the code of LostProcessError, or a negative code, which means a
+    signal. These are not causes. Of the other codes, that of the lowest rank is used; without any, this process exits
+    with the code of LostProcessError.
+
+    Args:
+        codes: exit codes of the failed processes, sorted by rank.
     """
     causes = [code for code in codes if code > 0 and code != LostProcessError.exit_code]
     sys.exit(causes[0] if causes else LostProcessError.exit_code)

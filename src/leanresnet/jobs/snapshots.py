@@ -1,4 +1,4 @@
-"""Snapshots of the state of a training on disk: the newest few, each with a checksum by which damage is detected."""
+"""Snapshots of the state of a training on disk. Each has a checksum that detects damage, and the newest are kept."""
 
 import hashlib
 import io
@@ -12,6 +12,7 @@ import torch
 from leanresnet.errors import SnapshotError, warn
 from leanresnet.files import save_bytes
 
+# Number of snapshots that are kept.
 KEPT = 3
 
 

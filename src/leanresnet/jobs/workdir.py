@@ -140,7 +140,7 @@ def open_workdir(
         work = TrainingWorkdir(root / name)
         if work.is_recorded():
             work.discard()
-        _name_passed_over(work, root, key, epochs)
+        _warn_of_other_code(work, root, key, epochs)
         yield work
         _tidy(root)
 
@@ -264,12 +264,12 @@ def _fingerprint(device: torch.device, world: DistributedContext) -> dict[str, A
     }
 
 
-def _name_passed_over(work: TrainingWorkdir, root: Path, key: str, epochs: int) -> None:
-    """Warn of an unfinished training with the same values, which is not resumed because its code differs."""
+def _warn_of_other_code(work: TrainingWorkdir, root: Path, key: str, epochs: int) -> None:
+    """Warn of an unfinished training with the same values that other code saved, and that is therefore not resumed."""
     kept = map(TrainingWorkdir, sorted(root.glob(f"{key}-*-{epochs}/")))
     others = [each for each in kept if each.snapshots.paths() and not each.is_finished()]
     if others and not work.snapshots.paths():
-        warn(f"{others[0].snapshots.folder}: made by other code than the current, so this training begins at the start")
+        warn(f"{others[0].snapshots.folder}: saved by other code than the current, so this training starts anew")
 
 
 def _code_digest() -> str:

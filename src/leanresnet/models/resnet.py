@@ -141,8 +141,8 @@ class ResNet(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         whole = self.model.pool == self.model.last_map
         pool = F.avg_pool2d if self.model.pool_kind == "average" else F.max_pool2d
-        # amax would fail here: its gradient divides by the number of maxima, which it searches for again. Compiled in
-        # bfloat16, it finds none.
+        # amax is not used because its gradient searches for the maxima again and divides by their number. When it is
+        # compiled in bfloat16, it finds none.
         return pool(x, tuple(x.shape[2:]) if whole else self.model.pool)
 
 

@@ -1,4 +1,4 @@
-"""The files of a new workspace: presets are merged into one params.yaml with a description of each key.
+"""The files of a new workspace: presets, which are merged into a params.yaml with comments, and the study's questions.
 
-No stage depends on this room.
+No stage depends on this package.
 """

@@ -1,7 +1,7 @@
-"""The study's questions: small YAML files, and the DVC experiments that they ask for.
+"""The study's questions, which are small YAML files, and the DVC experiments that answer them.
 
-A question names the model that it is about and the runs that answer it, each by what differs from a preset. All
-questions share one run in which nothing differs, the experiment ``reference``.
+A question names the model that it is about, and lists runs by the values that differ from a preset. All questions share
+the experiment ``reference``, a run of the preset without changes.
 """
 
 import difflib
@@ -19,46 +19,53 @@ from leanresnet.errors import ConfigError
 from leanresnet.scaffold.presets import load_preset, merge
 
 REFERENCE = "reference"
-# A part of a git reference, as which DVC keeps an experiment.
+# DVC stores an experiment as a git reference, of which its name is a part.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
 Taught = Literal["baseline", "student"]
 
 
 class Scale(NamedTuple):
-    """The preset from which the runs differ, and how many of them run at once."""
+    """The preset that the runs start from, and the number of runs at the same time."""
 
     preset: str
     jobs: int
 
 
-# Two at once with half of the cores each, for so small a network gains little from more.
+# At the scale cpu, two runs share the cores, because networks of this size gain little from more than half of them.
 SCALES = {"cpu": Scale("paper-cpu", 2), "gpu": Scale("paper", 1)}
 
 
 class Run(Section):
-    """A training, or one for each seed; what is left out is as in the preset.
+    """A run of a question, or one for each of its seeds. Values that it does not change are those of the preset.
 
-    A baseline learns from its labels alone, and a student from the model ``teacher``, or from those of `learns_from`.
+    A baseline is trained on the labels alone. A student is taught by the model ``teacher``, or by those of
+    `learns_from`.
     """
 
-    name: Name = Field(description="What the experiment is called, after the question.")
-    scale: Literal["cpu", "gpu"] | None = Field(None, description="The only scale at which it is asked.")
-    model: Taught | None = Field(None, description="The model that is trained, where it is not the question's.")
-    seeds: Annotated[tuple[Seed, ...], Loose] = Field((), description="Seeds; the experiment's name ends in its own.")
-    learns_from: Annotated[tuple[str, ...], Loose] = Field(
-        (), description="Experiments that were asked before and whose models teach; of several, their ensemble."
+    name: Name = Field(description="Name of the experiment, after the name of the question.")
+    scale: Literal["cpu", "gpu"] | None = Field(None, description="The only scale at which it runs.")
+    model: Taught | None = Field(None, description="The model that is trained, if it is not the question's.")
+    seeds: Annotated[tuple[Seed, ...], Loose] = Field(
+        (), description="Seeds; the name of an experiment ends with its seed."
     )
-    recipe: dict[str, Any] = Field({}, description="What differs in the model's recipe.")
-    distill: dict[str, Any] = Field({}, description="What else differs in the section distill.")
+    learns_from: Annotated[tuple[str, ...], Loose] = Field(
+        (), description="Earlier experiments whose models teach; several models teach as an ensemble."
+    )
+    recipe: dict[str, Any] = Field({}, description="Values of the model's recipe that differ from the preset.")
+    distill: dict[str, Any] = Field({}, description="Other values of the section distill that differ from the preset.")
 
 
 class Question(Section):
+    """The content of a file in experiments/."""
+
     title: Annotated[str, StringConstraints(pattern=r"\?$")] = Field(description="The question in one sentence.")
     model: Taught = Field(description="The model that it is about.")
-    runs: Annotated[tuple[Run, ...], Field(min_length=1), Loose] = Field(description="In the order of the queue.")
+    runs: Annotated[tuple[Run, ...], Field(min_length=1), Loose] = Field(
+        description="The runs in the order of the queue."
+    )
 
     @model_validator(mode="after")
-    def _has_who_learns(self) -> "Question":
+    def _only_students_have_teachers(self) -> "Question":
         for run in self.runs:
             if run.learns_from and (run.model or self.model) != "student":
                 raise ValueError(f"{run.name} has learns_from with model = baseline, expected: model = student")
@@ -70,10 +77,11 @@ class Experiment:
     """A DVC experiment.
 
     Attributes:
-        question: the one that asks for it; of the reference, that one's name.
+        name: its name in DVC.
+        question: name of its question; for the reference, `REFERENCE`.
         model: the model that is trained, evaluated and compared.
-        values: what differs from the preset, as in params.yaml.
-        learns_from: the experiments whose models teach as models/external.
+        values: the values that differ from the preset, nested as in params.yaml.
+        learns_from: names of the experiments whose models teach it, as models/external.
     """
 
     name: str
@@ -84,16 +92,17 @@ class Experiment:
 
     @property
     def target(self) -> str:
-        """DVC's stage; those before it are run too."""
+        """The stage that DVC runs, together with the stages before it."""
         return f"evaluate@{self.model}"
 
     @property
     def overrides(self) -> list[str]:
-        """`values` as ``dvc exp run --set-param`` takes them: ``train.baseline.optimizer.lr=0.1``."""
+        """The values in the form of ``dvc exp run --set-param``, such as ``train.baseline.optimizer.lr=0.1``."""
         return list(_overrides(self.values, ""))
 
 
 def question_names(folder: Path) -> list[str]:
+    """Return the names of the questions in a folder, sorted."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -101,19 +110,24 @@ def load_question(path: Path) -> Question:
     """Read and validate a question's file.
 
     Raises:
-        ConfigError: naming the file, the key, the value and what is expected, in one line.
-        StorageError: the file cannot be read.
+        ConfigError: if it is not a question; the message names the file, the key, the value and what is expected.
+        StorageError: if the file cannot be read.
     """
     return validate(read_mapping(path, Question), str(path), Question)
 
 
 def load_experiments(folder: Path, scale: str, presets: Path) -> dict[str, Experiment]:
-    """The experiments of all questions at a scale by name, the reference first, each one's values valid in its preset.
+    """Return the experiments of all questions at a scale by name, the reference first.
+
+    Args:
+        folder: the folder of the questions.
+        scale: a key of `SCALES`.
+        presets: the folder of the presets.
 
     Raises:
-        ConfigError: a question, or a run's values, are not valid; two experiments have one name, or one learns from
-            an experiment that no question asks for.
-        StorageError: a file cannot be read.
+        ConfigError: if a question is not valid, the values of a run are not valid in the preset, two experiments have
+            the same name, or an experiment learns from one that does not exist.
+        StorageError: if a file cannot be read.
     """
     base = load_preset(SCALES[scale].preset, presets).params.model_dump(mode="json")
     found = {REFERENCE: Experiment(REFERENCE, REFERENCE, "baseline", _values("baseline", Run(name=REFERENCE), None))}
@@ -132,14 +146,15 @@ def load_experiments(folder: Path, scale: str, presets: Path) -> dict[str, Exper
 
 
 def choose(experiments: dict[str, Experiment], questions: Sequence[str], known: Collection[str]) -> list[Experiment]:
-    """Those that these questions ask for, after the reference, in the order in which they are queued.
+    """Return the reference and the experiments of these questions, in the order in which they are queued.
 
     Args:
-        questions: names of questions, in their order.
-        known: the experiments that have run.
+        experiments: all experiments by name.
+        questions: names of the questions, in the order in which they run.
+        known: names of the experiments that have run.
 
     Raises:
-        ConfigError: one learns from an experiment that has neither run nor is asked for before it.
+        ConfigError: if one learns from an experiment that has not run and does not come before it.
     """
     chosen = [each for name in (REFERENCE, *questions) for each in experiments.values() if each.question == name]
     asked = set(known)
@@ -153,7 +168,7 @@ def choose(experiments: dict[str, Experiment], questions: Sequence[str], known: 
 
 
 def check_names(names: Sequence[str], folder: Path) -> None:
-    """Raises ConfigError where one of `names` is no question of `folder`."""
+    """Raise ConfigError if one of `names` is not a question in `folder`."""
     known = question_names(folder)
     for name in names:
         if name not in known:
@@ -172,7 +187,7 @@ def _experiments(name: str, question: Question, scale: str) -> Iterator[Experime
 def _values(model: str, run: Run, seed: int | None) -> dict[str, Any]:
     recipe = run.recipe if seed is None else run.recipe | {"seed": seed}
     if model == "baseline":
-        # A baseline that asks for a teacher would train one.
+        # With another teacher, evaluating the baseline would train that teacher.
         return {"distill": {"teacher": "baseline", **run.distill}, "train": {"baseline": recipe}}
     teacher = "external" if run.learns_from else "teacher"
     return {"distill": {"teacher": teacher, **run.distill, "student": recipe}}

@@ -11,7 +11,7 @@ from leanresnet.config.documents import write_yaml
 from leanresnet.config.schema import Params, Section
 from leanresnet.errors import ConfigError
 
-# The column in which comments begin in params.yaml; DVC keeps it when it writes another value.
+# The column in which comments start in params.yaml. DVC keeps it when it changes a value.
 COLUMN = 36
 SCHEMA_FILE = "params.schema.json"
 # The recipe that carries the comments in params.yaml, and those that refer to it.
@@ -44,7 +44,7 @@ def render(params: Params, title: str) -> str:
     one item per line, and null is empty. Of the three recipes, only the first has comments on its keys.
 
     Args:
-        title: what the values are for, one or more lines without ``#``.
+        title: the purpose of the values, one or more lines without ``#``.
     """
     comments = {key.path: _comment(key) for key in described_keys()}
     lines = [*(f"# {line}".rstrip() for line in title.splitlines()), *HEADER.splitlines(), ""]
@@ -68,7 +68,7 @@ def render(params: Params, title: str) -> str:
 
 
 def _comment(key: Key) -> str:
-    """Return the meaning of a key, and its valid values unless the value itself shows their kind."""
+    """Return the meaning of a key and its valid values, except for values whose form is obvious."""
     values = re.sub(r"integer (?=[><])|number (?=[><])|^list of |", "", key.values)
     return key.meaning if not values or values in UNSAID else f"{key.meaning} [{values}]"
 

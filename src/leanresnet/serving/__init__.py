@@ -1,1 +1,1 @@
-"""The use of a trained model: predictions on images of any kind, exports, and a page to try it."""
+"""The use of a trained model: predictions for any image, exports to other formats, and a web page to try the models."""

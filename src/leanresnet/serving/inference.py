@@ -1,4 +1,4 @@
-"""The preparation of any image for the network, and the network's predictions."""
+"""The conversion of any image to the network's input, and the network's predictions."""
 
 import io
 import warnings

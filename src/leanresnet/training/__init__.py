@@ -1,4 +1,5 @@
 """Everything that determines the weights: augmentation, loss, optimizer, schedule, the training loop, and its files.
 
-An edit here reruns the stages that train. Snapshots, signals and processes belong to `jobs`, MLflow to `tracking`.
+A change here causes DVC to rerun the stages that train. Snapshots, signals and processes belong to `jobs`, and MLflow
+to `tracking`.
 """

@@ -40,9 +40,11 @@ class StepConfig:
 
     Args:
         objective: see `objective_of`; compiled or not.
+        optimizer: the optimizer of the network's parameters.
+        schedule: the schedule of the optimizer's learning rate.
         autocast: a reusable context, entered around each forward pass.
         max_grad_norm: largest L2 norm of the gradient, or None for no clipping.
-        sharpness: the perturbation of the weights for a second pass, or None for steps of one pass.
+        sam: the perturbation of the weights for a second pass, or None for steps with one pass.
         world: the processes that share each batch.
     """
 
@@ -145,8 +147,8 @@ def fit(
                     validated = evaluate(
                         eval_model, _with_callback(validation, after_step), measures, step_config.world
                     )
-                # Only now, because a training that is resumed from a state saved during validation computes the
-                # statistics once more.
+                # This time is added after validation, because a training that is resumed from a state saved during
+                # validation computes the statistics again.
                 meter.seconds += norm_seconds
                 step_config.schedule.end_epoch(validated["loss"])
                 row = {"lr": rate}

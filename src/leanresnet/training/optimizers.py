@@ -17,8 +17,8 @@ class Muon(torch.optim.Optimizer):
     Source: Jordan et al., "Muon" (2024). A filter bank (out, in, k, k) is treated as a matrix (out, in*k*k). Its update
     is its momentum with all singular values brought near 1, scaled to `lr` times the norm of the bank, and then the
     bank is scaled back to its norm before the step. A batch norm makes the network independent of that norm, so a
-    step only turns the bank, by about `lr` radians, the same in all layers. A step of fixed size would turn small
-    banks less than large ones, and all of them less as their norms grow.
+    step only rotates the bank, by about `lr` radians, the same angle in all layers. A step of fixed size would rotate
+    small banks less than large ones, and all banks less as their norms grow.
 
     The other parameters are updated by AdamW with `REST` times the learning rate. Only they have weight decay, which
     would merely enlarge the steps of the filter banks. Filter banks that no batch norm follows belong to them as well,
@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        # A schedule sets the learning rate of this optimizer's groups. AdamW has copies of them, with its own rate.
+        # A schedule sets the learning rates of this optimizer's groups. AdamW gets copies of them with its own rate.
         self._adamw.param_groups = [dict(group) for group in self.param_groups[1:]]
         self._adamw.state = self.state
 

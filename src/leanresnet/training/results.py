@@ -40,7 +40,7 @@ class Outputs:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Return the rows of history.csv without the epoch, which is the row's number from 1.
+    """Return the rows of history.csv without the column `epoch`; the first row is epoch 1.
 
     Raises:
         StorageError: if the file cannot be read.

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: a step takes its gradient where the loss nearby is about the highest."""
+"""Sharpness-aware minimization: a step uses the gradient at nearby weights where the loss is about the highest."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from leanresnet.config.schema import Sam
 
 
 class SharpnessAware:
-    """Perturbation of weights w to where, to first order, the loss is highest within a ball of radius `rho`.
+    """Perturbation of the weights w to the point with the highest loss, to first order, in a ball of radius `rho`.
 
     SAM adds e = rho * g / |g| for the gradient g: Foret et al., arXiv:2010.01412, equation 2. The adaptive form adds
     e = rho * T^2 * g / |T * g|: Kwon et al., "ASAM", arXiv:2102.11600, equation 8. It hardly changes when weights

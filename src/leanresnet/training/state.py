@@ -174,7 +174,7 @@ class TrainState:
         """Return tensors, numbers and containers of them, which `torch.load(weights_only=True)` can load.
 
         Raises:
-            DivergedError: if the last loss is NaN or infinite, after which no state is worth saving.
+            DivergedError: if the last loss is NaN or infinite, so that the state is useless.
         """
         self.meter.watch.settle()
         state = {name: part.state_dict() for name, part in self._parts.items()}
@@ -201,7 +201,7 @@ class TrainState:
         self.meter = EpochMeter(losses, hits, counted["images"], counted["seconds"])
         self.seed_draws()
         if self.step == 0:
-            # The epoch has not begun, so it begins under the schedule of this training.
+            # The epoch has not begun, so its learning rate comes from the schedule of this training.
             self.rate = self._schedule.value
         else:
             torch.set_rng_state(state["draws"]["cpu"])

@@ -113,7 +113,7 @@ def test_a_stopped_training_of_other_code_is_named_once_and_not_resumed(
     with open_workdir(MADE_BY) as other:
         assert other.snapshots.load() is None
     error = capsys.readouterr().err
-    assert error.startswith(f"warning: {held.snapshots.folder}: made by other code than the current")
+    assert error.startswith(f"warning: {held.snapshots.folder}: saved by other code than the current")
     assert error.count("\n") == 1
 
 
