@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from leanresnet.analysis import runs as registry
+from leanresnet.analysis import runs
 from leanresnet.analysis.dvc_lock import read_lock
 from leanresnet.evaluation.report import report_files
 from leanresnet.files import file_hashes
@@ -21,7 +21,7 @@ def log_restored(root: Path) -> int:
     missing = 0
     for outputs, evaluated in _models(root):
         model = load_model(outputs.model)
-        known = registry.find_run_of_weights(model.sha256)
+        known = runs.find_run_of_weights(model.sha256)
         if known is None or (evaluated and "test/accuracy" not in known.metrics):
             missing += 1
             with run_for_outputs(model, outputs) as run:

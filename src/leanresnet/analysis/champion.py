@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
 
-from leanresnet.analysis import runs as registry
+from leanresnet.analysis import runs
 from leanresnet.analysis.lineage import TOLD, describe
 from leanresnet.analysis.runs import EVALUATED, RunRecord
 from leanresnet.errors import DataError, warn
@@ -40,7 +40,7 @@ def register_champion(root: Path) -> list[str]:
         StorageError: if MLflow cannot be reached.
     """
     by_dataset: dict[str, list[RunRecord]] = defaultdict(list)
-    for run in filter(is_candidate, registry.find_finished()):
+    for run in filter(is_candidate, runs.find_finished()):
         missing = run.lacks(TOLD, MEASURED)
         dataset = run.tags.get("dataset", "")
         if missing or not DATASET.fullmatch(dataset):
@@ -51,12 +51,12 @@ def register_champion(root: Path) -> list[str]:
     if not by_dataset:
         raise DataError("no champion: no finished run, expected: an evaluated model within its budget")
     lines = []
-    for dataset, runs in by_dataset.items():
-        run, name = best(runs), f"leanresnet-{dataset}"
-        version = registry.register(run, name, ALIAS, card(run, describe(run, root, params=False)))
+    for dataset, candidates in by_dataset.items():
+        run, name = best(candidates), f"leanresnet-{dataset}"
+        version = runs.register(run, name, ALIAS, card(run, describe(run, root, params=False)))
         with tempfile.TemporaryDirectory() as folder:
             save_text(describe(run, root) + "\n", Path(folder, LINEAGE))
-            registry.upload(run.run_id, Path(folder, LINEAGE), FOLDER)
+            runs.upload(run.run_id, Path(folder, LINEAGE), FOLDER)
         figures = f"validation {run.metrics[EVALUATED]:.2%}, test {run.metrics['test/accuracy']:.2%}"
         lines.append(plain(f"{name} version {version} @{ALIAS}: run {run.run_id} {run.label}, {figures}"))
     return lines
@@ -70,17 +70,17 @@ def is_candidate(run: RunRecord) -> bool:
     return run.metrics["model/parameters"] <= int(budget)
 
 
-def best(runs: Sequence[RunRecord]) -> RunRecord:
+def best(candidates: Sequence[RunRecord]) -> RunRecord:
     """Return the run with the highest validation accuracy, then with the fewest parameters, then the oldest.
 
     The test accuracy is never used. Only runs with the validation split of the newest run are compared, because
     accuracies on different splits cannot be compared.
 
     Args:
-        runs: the candidates, the newest last.
+        candidates: the runs, the newest last.
     """
-    split = runs[-1].tags.get("dvc.validation_md5")
-    comparable = [run for run in runs if run.tags.get("dvc.validation_md5") == split]
+    split = candidates[-1].tags.get("dvc.validation_md5")
+    comparable = [run for run in candidates if run.tags.get("dvc.validation_md5") == split]
     return max(comparable, key=lambda run: (run.metrics[EVALUATED], -run.metrics["model/parameters"]))
 
 

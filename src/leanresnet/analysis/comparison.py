@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanresnet.analysis import charts
-from leanresnet.analysis import runs as registry
+from leanresnet.analysis import charts, runs
 from leanresnet.analysis.lineage import find
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError, warn
@@ -16,14 +15,14 @@ from leanresnet.text import markdown, plain
 # The budget does not change a model, and the number of layers is the length of model.blocks.
 NOT_COMPARED = {"max_parameters", "model.layers"}
 # Metrics that a run needs for a comparison; an unfinished run or one of another program may lack them.
-COMPARED = (registry.TRAINED, "model/parameters", "model/macs")
+COMPARED = (runs.TRAINED, "model/parameters", "model/macs")
 # Tags that determine a result besides the params: digests of the data, and of the teacher's weights.
 MADE_FROM = {"training data": "dvc.train_md5", "validation data": "dvc.validation_md5", "teacher": "teacher.sha256"}
 # The test accuracy of the study's network on CIFAR-10, with 4,935,242 parameters.
 STUDY_ACCURACY = 0.9375
 STUDY = "to the study"
-# The names of `registry.validation_of` in tables.
-VALIDATION = {registry.EVALUATED: "validation", registry.TRAINED: "validation in training"}
+# The names of `runs.validation_of` in tables.
+VALIDATION = {runs.EVALUATED: "validation", runs.TRAINED: "validation in training"}
 FIGURES = ["test", STUDY, "parameters", "million MACs", "latency, ms", "minutes"]
 NUMBERS = {*VALIDATION.values(), *FIGURES}
 
@@ -77,37 +76,37 @@ def select(targets: Sequence[str], questions: Sequence[str]) -> list[RunRecord]:
         DataError: if MLflow has no such run, or none of the runs can be compared.
         StorageError: if MLflow cannot be reached.
     """
-    runs = [find(target) for target in targets]
-    runs += [run for question in questions for run in registry.find_experiments(question)]
+    records = [find(target) for target in targets]
+    records += [run for question in questions for run in runs.find_experiments(question)]
     if not targets and not questions:
-        runs = registry.find_finished()
-    if not runs:
+        records = runs.find_finished()
+    if not records:
         asked = f"experiment = {', '.join(questions)}: " if questions else ""
         raise DataError(f"{asked}no finished run, expected: names from `dvc exp list`, run ids, models")
     usable = []
-    for run in {run.run_id: run for run in runs}.values():
+    for run in {run.run_id: run for run in records}.values():
         missing = run.lacks(["model"], COMPARED)
         if missing:
             warn(f"run {run.run_id} {run.label}: left out, it is {run.status} and lacks {', '.join(missing)}")
         else:
             usable.append(run)
     if not usable:
-        raise DataError(f"no run of {len(runs)} can be compared, expected: trainings of leanresnet that finished")
+        raise DataError(f"no run of {len(records)} can be compared, expected: trainings of leanresnet that finished")
     return usable
 
 
-def compare(runs: Sequence[RunRecord], by_seed: bool = True) -> Comparison:
+def compare(records: Sequence[RunRecord], by_seed: bool = True) -> Comparison:
     """Make a table with a row for each run, or with `by_seed`, a row for all runs that differ only in their seed.
 
     A row has the name of its first run. Validation accuracy is the same metric in all rows, see
-    `registry.validation_of`.
+    `runs.validation_of`.
     """
-    validation = registry.validation_of(runs)
-    groups = over_seeds(runs) if by_seed else [[run] for run in runs]
+    validation = runs.validation_of(records)
+    groups = over_seeds(records) if by_seed else [[run] for run in records]
     groups.sort(key=lambda group: mean(group, validation) or 0.0, reverse=True)
-    keys = differing(runs)
+    keys = differing(records)
     # A missing teacher is not listed as another teacher, because the param distill.teacher shows it.
-    sources = [name for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in runs} - {None}) > 1]
+    sources = [name for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in records} - {None}) > 1]
     rows = [
         [
             group[0].label,
@@ -128,16 +127,16 @@ def compare(runs: Sequence[RunRecord], by_seed: bool = True) -> Comparison:
     return Comparison(groups, header, rows)
 
 
-def differing(runs: Sequence[RunRecord]) -> list[str]:
+def differing(records: Sequence[RunRecord]) -> list[str]:
     """Return the params that are not the same in all runs, in the order of params.yaml."""
-    keys = dict.fromkeys(key for run in runs for key in run.params)
-    return [key for key in keys if key not in NOT_COMPARED and len({run.params.get(key) for run in runs}) > 1]
+    keys = dict.fromkeys(key for run in records for key in run.params)
+    return [key for key in keys if key not in NOT_COMPARED and len({run.params.get(key) for run in records}) > 1]
 
 
-def over_seeds(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
+def over_seeds(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Group runs that differ only in their seed, sorted by seed; if a seed ran twice, the last run is taken."""
     groups: dict[tuple[object, ...], dict[str, RunRecord]] = {}
-    for run in runs:
+    for run in records:
         compared = {key: value for key, value in run.params.items() if key != "seed"}
         made_from = (run.tags.get(tag) for tag in MADE_FROM.values())
         seeds = groups.setdefault((run.model, *made_from, *sorted(compared.items())), {})

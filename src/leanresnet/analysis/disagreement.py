@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leanresnet.analysis import runs as registry
+from leanresnet.analysis import runs
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError
 
@@ -81,7 +81,7 @@ def disagreement(first: RunRecord, second: RunRecord) -> Disagreement | None:
 def _answers(run: RunRecord) -> tuple[list[str], list[str]] | None:
     """Return (true classes, predicted classes) of a run by name, or None if it was not evaluated."""
     with tempfile.TemporaryDirectory() as folder:
-        path = registry.download(run.run_id, ANSWERS, Path(folder))
+        path = runs.download(run.run_id, ANSWERS, Path(folder))
         if path is None:
             return None
         try:

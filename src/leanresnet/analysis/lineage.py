@@ -3,7 +3,7 @@
 from pathlib import Path
 from shlex import quote
 
-from leanresnet.analysis import runs as registry
+from leanresnet.analysis import runs
 from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError, redacted
@@ -33,10 +33,10 @@ def find(target: str) -> RunRecord:
     """
     path = Path(target)
     if not path.exists():
-        run, what = registry.find_run(target), "neither a file nor a run's id"
+        run, what = runs.find_run(target), "neither a file nor a run's id"
     else:
         sha256 = file_hashes(path / WEIGHTS if path.is_dir() else path)[1]
-        run, what = registry.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
+        run, what = runs.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
     if run is None:
         where = redacted(tracking_uri())
         raise DataError(f"{target}: {what}, expected: a run of {where}, or the weights that it made")
@@ -70,7 +70,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
         f"{run.tags['dvc.validation_md5']} (validation)",
     }
     if run.params.get("distill.teacher", "none") != "none":
-        teacher = registry.find_run_of_weights(run.tags.get("teacher.sha256", ""))
+        teacher = runs.find_run_of_weights(run.tags.get("teacher.sha256", ""))
         its_run = f"run {teacher.run_id}" if teacher else "its run is not in this MLflow"
         parts["teacher"] = f"{run.params['distill.teacher']}, {its_run}"
     lines = [f"{name:8} {text}" for name, text in parts.items()]
@@ -83,8 +83,8 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
 def _model(run: RunRecord) -> str:
     parameters, macs = run.metrics["model/parameters"], run.metrics["model/macs"]
     accuracies = {
-        "validation": registry.EVALUATED,
-        "validation in training": registry.TRAINED,
+        "validation": runs.EVALUATED,
+        "validation in training": runs.TRAINED,
         "test": "test/accuracy",
     }
     known = [f"{name} {run.metrics[key]:.2%}" for name, key in accuracies.items() if key in run.metrics]

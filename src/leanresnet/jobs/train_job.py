@@ -21,9 +21,9 @@ from leanresnet.jobs.workdir import FINISHED_KEPT, SnapshotCallback, TrainingWor
 from leanresnet.models import checkpoint
 from leanresnet.models.complexity import check_budget
 from leanresnet.signals import at_a_sudden_end, before_a_compilation, stop_requests
-from leanresnet.tracking import run as reporting
 from leanresnet.tracking.journal import new_id
 from leanresnet.tracking.log_outputs import log_training, run_metadata
+from leanresnet.tracking.run import start_run
 from leanresnet.tracking.usage import usage
 from leanresnet.training.fit import Training
 from leanresnet.training.results import Outputs, save_results
@@ -90,7 +90,7 @@ def run_experiment(
                 provenance["extended_from"] = work.extended_from
             run_id = work.run_id or new_id()
             work.keep_run_id(run_id)
-            with reporting.start_run(*run_metadata(provenance), run_id) as run, at_a_sudden_end(run.kill):
+            with start_run(*run_metadata(provenance), run_id) as run, at_a_sudden_end(run.kill):
 
                 def log_epoch(metrics: Metrics, epoch: int) -> None:
                     run.log_metrics({**metrics, **usage(device)}, epoch)
