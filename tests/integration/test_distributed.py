@@ -23,7 +23,7 @@ from waiting import wait_for
 from leanresnet.compute.distributed import DistributedContext, convert_sync_batch_norm
 from leanresnet.data.splits import save_split
 from leanresnet.errors import ConfigError
-from leanresnet.jobs import train_job as experiment
+from leanresnet.jobs import train_job
 from leanresnet.jobs.train_job import run_experiment
 from leanresnet.training.losses import CrossEntropy
 from leanresnet.training.results import Outputs, read_history
@@ -128,7 +128,7 @@ def test_the_death_of_torchrun_counts_as_a_signal(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "distributed_context", lambda: nullcontext(DistributedContext(0, 2)))
+    monkeypatch.setattr(train_job, "distributed_context", lambda: nullcontext(DistributedContext(0, 2)))
     files = tmp_path / "train.safetensors", tmp_path / "validation.safetensors"
     for file in files:
         save_split(synthetic_split(30), file)

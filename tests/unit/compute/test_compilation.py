@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._inductor import config
 from torch._inductor.exc import InductorError
 
-from leanresnet import signals as interruption
+from leanresnet import signals
 from leanresnet.compute.compilation import compiled
 from leanresnet.compute.device import autocast
 from leanresnet.config.schema import Model
@@ -126,12 +126,12 @@ def test_each_shape_is_compiled_once_after_a_save_and_only_then_a_signal_ends_th
     events: list[object] = []
 
     def compiled_function(x: Tensor) -> Tensor:
-        events.append("compiling" if interruption._compiling else "running")
+        events.append("compiling" if signals._compiling else "running")
         return x
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: compiled_function)
     step = compiled(lambda x: x)
-    with interruption.before_a_compilation(lambda: events.append("saved")):
+    with signals.before_a_compilation(lambda: events.append("saved")):
         for size in (1, 1, 2, 1, 2):
             step(torch.zeros(size))
     assert events == ["saved", "compiling", "running", "saved", "compiling", "running", "running"]

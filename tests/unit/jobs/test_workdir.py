@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from leanresnet.errors import StoppedError, StorageError
-from leanresnet.jobs import workdir as work
+from leanresnet.jobs import workdir
 from leanresnet.jobs.snapshots import Snapshots
 from leanresnet.jobs.workdir import FINISHED_KEPT, SnapshotCallback, open_workdir
 
@@ -45,7 +45,7 @@ def places(snapshots: Snapshots) -> Any:
 
 def test_a_state_is_saved_after_the_period_and_each_place_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(work.time, "monotonic", lambda: now)
+    monkeypatch.setattr(workdir.time, "monotonic", lambda: now)
     snapshots = Snapshots(Path("kept"))
     snapshot_callback = SnapshotCallback(snapshots, 60, lambda: None)
     saved = []
@@ -97,7 +97,7 @@ def test_the_folder_depends_on_the_values_and_the_code(monkeypatch: pytest.Monke
     assert folder(MADE_BY) == folder({"params": {"epochs": 3}})
     assert folder(MADE_BY) != folder({"params": {"epochs": 4}})
     before = folder(MADE_BY)
-    monkeypatch.setattr(work, "_code_digest", lambda: "edited")
+    monkeypatch.setattr(workdir, "_code_digest", lambda: "edited")
     assert folder(MADE_BY) != before
 
 
@@ -109,7 +109,7 @@ def test_a_stopped_training_of_other_code_is_named_once_and_not_resumed(
     with open_workdir(MADE_BY) as again:
         assert again.snapshots.load() == {"step": 1}
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(work, "_code_digest", lambda: "edited")
+    monkeypatch.setattr(workdir, "_code_digest", lambda: "edited")
     with open_workdir(MADE_BY) as other:
         assert other.snapshots.load() is None
     error = capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_the_id_of_a_run_that_is_none_is_refused(text: str) -> None:
 def test_another_process_that_trains_the_same_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(work, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(workdir, "WAIT_SECONDS", 0.05)
     with open_workdir(MADE_BY) as held:
         folder = held.snapshots.folder
     lock = FileLock(f"{folder}.lock", thread_local=False)

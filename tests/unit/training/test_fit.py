@@ -13,7 +13,7 @@ from torch import Tensor
 from leanresnet.compute.distributed import SINGLE_PROCESS
 from leanresnet.config.schema import Recipe
 from leanresnet.files import file_hashes
-from leanresnet.jobs import train_job as experiment
+from leanresnet.jobs import train_job
 from leanresnet.jobs.workdir import SnapshotCallback
 from leanresnet.models.checkpoint import save_model
 from leanresnet.signals import stop_requests
@@ -76,7 +76,7 @@ def test_the_same_recipe_learns_the_same(plain: dict[str, Tensor]) -> None:
 def task_of(monkeypatch: pytest.MonkeyPatch, *command: str) -> TrainingTask:
     """What a command hands to the experiment, which does not run."""
     handed: list[TrainingTask] = []
-    monkeypatch.setattr(experiment, "run_experiment", lambda name, recipe, task, *rest: handed.append(task))
+    monkeypatch.setattr(train_job, "run_experiment", lambda name, recipe, task, *rest: handed.append(task))
     done = CliRunner().invoke(cli, [*command, "--device", "cpu"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return handed[0]
