@@ -88,7 +88,7 @@ def test_operations_on_many_tensors_give_the_bytes_of_single_ones(adaptive: bool
     gradients = [p.grad * t for p, t in zip(net.parameters(), scales, strict=True)]
     length = 0.3 / torch.stack([g.norm() for g in gradients]).norm().clamp(min=1e-12)
     expected = [p.detach() + g * t * length for p, g, t in zip(net.parameters(), gradients, scales, strict=True)]
-    with SharpnessAware(net, Sharpness(rho=0.3, adaptive=adaptive)).perturbed_weights():
+    with SharpnessAware(net, Sam(rho=0.3, adaptive=adaptive)).perturbed_weights():
         for mine, one in zip(net.parameters(), expected, strict=True):
             assert torch.equal(mine, one)
 
@@ -99,7 +99,7 @@ def test_the_number_of_operations_does_not_grow_with_the_network(adaptive: bool)
         net = tiny_net(**changes).train()
         loss_of(net).backward()
         allocations = {torch.ops.aten.empty_like.default, torch.ops.aten.detach.default}
-        with Recorded() as recorded, SharpnessAware(net, Sharpness(rho=0.3, adaptive=adaptive)).perturbed_weights():
+        with Recorded() as recorded, SharpnessAware(net, Sam(rho=0.3, adaptive=adaptive)).perturbed_weights():
             pass
         return len([call for call in recorded.calls if call not in allocations])
 
