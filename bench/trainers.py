@@ -3,9 +3,7 @@
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
-from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from bench.report import seconds
+from leanresnet.compute.compilation import CompiledFunction
 from leanresnet.config.load import load_params
 from leanresnet.config.schema import Model, Recipe
 from leanresnet.data.splits import Split
@@ -114,12 +113,10 @@ class Engine:
         Raises:
             NotCompiledError: if the compilation failed, where it was asked for.
         """
-        with redirect_stderr(StringIO()) as said:
-            for _ in range(WARM_UP_STEPS):
-                self.take([self.batch])
-        print(said.getvalue(), end="", file=sys.stderr)
-        if "torch.compile failed" in said.getvalue():
-            raise NotCompiledError(said.getvalue().strip())
+        for _ in range(WARM_UP_STEPS):
+            self.take([self.batch])
+        if isinstance(self.loop.objective, CompiledFunction) and self.loop.objective.failure is not None:
+            raise NotCompiledError(self.loop.objective.failure)
 
 
 def graphed(objective: Objective) -> Objective:

@@ -1,54 +1,78 @@
 """A wrapper of torch.compile that falls back to eager execution and is safe to interrupt by a signal."""
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 
 from leanresnet.signals import compilation
+from leanresnet.text import plain
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# So many characters of the line are shown that says why a compilation failed.
+REASON_LENGTH = 300
 
 
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile `function` with `torch.compile`, one graph per combination of argument shapes.
+class CompiledFunction(Generic[P, R]):
+    """A function that is compiled with `torch.compile`, one graph per combination of argument shapes.
 
-    If the compilation fails, a warning is printed and `function` runs uncompiled from then on. The backward graph is
-    compiled together with the forward graph, so that its failure is handled here as well.
+    If a compilation fails, a warning with the reason is printed, and `function` runs uncompiled from then on. The
+    backward graph is compiled together with the forward graph, so that its failure is handled here as well.
 
     A signal that arrives during a compilation ends the process, see `signals.compilation`.
 
-    Raises:
-        StoppedError: when called, if a signal arrived before a compilation starts.
+    Attributes:
+        failure: why a compilation failed, or None. The function runs uncompiled after a failure.
     """
-    # The compiler takes a second to import.
-    from torch._dynamo.exc import TorchDynamoException
-    from torch._inductor.exc import InductorError
 
-    chosen: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True)
-    known: list[list[torch.Size]] = []
+    def __init__(self, function: Callable[P, R]) -> None:
+        # The compiler takes a second to import.
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.exc import InductorError
 
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal chosen
-        if chosen is function:
-            return function(*args, **kwargs)
+        self.failure: str | None = None
+        # A cache that cannot be written, or whose code cannot be loaded, is an OSError or an ImportError.
+        self._failures = (TorchDynamoException, InductorError, OSError, ImportError)
+        self._function = function
+        self._compiled: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True)
+        self._known: list[list[torch.Size]] = []
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function.
+
+        Raises:
+            StoppedError: if a signal arrived before a compilation starts.
+        """
+        if self.failure is not None:
+            return self._function(*args, **kwargs)
         shapes = [argument.shape for argument in args if isinstance(argument, torch.Tensor)]
-        with nullcontext() if shapes in known else compilation():
+        with nullcontext() if shapes in self._known else compilation():
             try:
                 with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
-                    result = chosen(*args, **kwargs)
-            except (TorchDynamoException, InductorError) as error:
+                    result = self._compiled(*args, **kwargs)
+            except self._failures as error:
                 # If the error is the function's own, this call raises it again, without the compiler's wrapping.
-                result = function(*args, **kwargs)
-                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                message = f"torch.compile failed ({reason[:200]}); training continues without it"
+                result = self._function(*args, **kwargs)
+                self.failure = _reason(error)
+                message = f"torch.compile failed ({self.failure}); training continues without it"
                 print(f"leanresnet: {message}", file=sys.stderr)
-                chosen = function
-        if shapes not in known:
-            known.append(shapes)
+        if shapes not in self._known:
+            self._known.append(shapes)
         return result
 
-    return call
+
+def _reason(error: Exception) -> str:
+    """Return the line of a compiler's error that says what to mend."""
+    text = str(error)
+    unloadable = re.search(r"(\S+): failed to map segment", text)
+    if unloadable:
+        expected = "TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR name folders of another one"
+        return plain(f"{unloadable[1]}: its file system is mounted with noexec, expected: {expected}")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("backend=")]
+    # The line of the C++ compiler comes after the one that says that it failed.
+    saying = [line for line in lines if " error: " in line] or lines or [type(error).__name__]
+    return plain(saying[0][:REASON_LENGTH])

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from leanresnet.compute.compilation import compiled
+from leanresnet.compute.compilation import CompiledFunction
 from leanresnet.compute.device import autocast
 from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext, convert_sync_batch_norm
 from leanresnet.config.schema import Recipe
 from leanresnet.data.splits import Split
+from leanresnet.errors import warn
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.training.loader import TrainBatches
 from leanresnet.training.loop import Criterion, StepConfig, objective_of
@@ -48,15 +49,20 @@ def build_training(
         train.images[:WHITENING_IMAGES].to(device),
         recipe.stochastic_depth,
     )
+    compile_step = recipe.compile
     if recipe.sync_batch_norm and world.size > 1:
         convert_sync_batch_norm(net)
+        if recipe.compile and world.is_main_process:
+            warn("sync_batch_norm exchanges statistics within a step, so torch.compile is not used")
+        # The exchange cannot be part of a graph, and a step is compiled as one graph.
+        compile_step = False
     batches = TrainBatches(
         train, recipe.batch_size, recipe.augmentation, recipe.seed, device, recipe.progressive_resizing
     )
     optimizer = build_optimizer(net, recipe.optimizer)
     objective = objective_of(net, criterion)
     step_config = StepConfig(
-        objective=world.wrap_objective(net, compiled(objective) if recipe.compile else objective),
+        objective=world.wrap_objective(net, CompiledFunction(objective) if compile_step else objective),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, recipe.schedule, recipe.epochs, len(batches)),
         autocast=autocast(device, recipe.precision),

@@ -8,11 +8,12 @@ import pytest
 import torch
 from helpers import MEAN, STD, pooling_model, random_images, tiny_model
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config
 from torch._inductor.exc import InductorError
 
 from leanresnet import signals
-from leanresnet.compute.compilation import compiled
+from leanresnet.compute.compilation import CompiledFunction
 from leanresnet.compute.device import autocast
 from leanresnet.config.schema import Model
 from leanresnet.errors import StoppedError
@@ -32,7 +33,7 @@ def three_steps(
     net: ResNet, compile_it: bool, precision: str = "fp32", teacher: ResNet | None = None
 ) -> tuple[list[float], list[Tensor]]:
     objective = objective_for(net, teacher)
-    return steps_of(net, compiled(objective) if compile_it else objective, precision)
+    return steps_of(net, CompiledFunction(objective) if compile_it else objective, precision)
 
 
 def steps_of(net: ResNet, objective: Objective, precision: str) -> tuple[list[float], list[Tensor]]:
@@ -65,7 +66,7 @@ def test_compiled_and_eager_training_agree(
     losses, weights = three_steps(build_model(model, MEAN, STD, seed=1), False, precision, teacher)
     net = build_model(model, MEAN, STD, seed=1)
     begun = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    step = compiled(objective_for(net, teacher))
+    step = CompiledFunction(objective_for(net, teacher))
     fast_losses, fast_weights = steps_of(net, step, precision)
     assert "torch.compile failed" not in capfd.readouterr().err
     assert fast_losses == pytest.approx(losses, abs=tolerance)
@@ -112,11 +113,46 @@ def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
     assert capfd.readouterr().err.count("torch.compile failed (RuntimeError: no backward here)") == 1
 
 
+UNLOADABLE = "cache/kernel.so: failed to map segment from shared object"
+NOEXEC = (
+    "cache/kernel.so: its file system is mounted with noexec, "
+    "expected: TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR name folders of another one"
+)
+REFUSED = (
+    "C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\nIn file y:\nx.cpp:1:10: fatal error: Python.h: No such file"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (InductorError(OSError(f"{UNLOADABLE}.  The most common"), None), NOEXEC),
+        (ImportError(UNLOADABLE), NOEXEC),
+        (InductorError(RuntimeError(REFUSED), None), "x.cpp:1:10: fatal error: Python.h: No such file"),
+        (BackendCompilerFailed(print, RuntimeError("No compiler"), None), "RuntimeError: No compiler"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+    ],
+)
+def test_the_line_says_why_nothing_was_compiled(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(x: Tensor) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fail)
+    step = CompiledFunction(lambda x: x + 1)
+    assert step.failure is None
+    assert float(step(torch.zeros(()))) == 1
+    assert step.failure is not None
+    line = f"leanresnet: torch.compile failed ({reason}); training continues without it\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_signal_that_came_before_a_compilation_ends_the_training() -> None:
     stopped = pytest.raises(StoppedError, match=r"^stopped by SIGTERM during torch\.compile; the same command resumes$")
     with stop_requests(), stopped as caught:
         os.kill(os.getpid(), signal.SIGTERM)
-        compiled(lambda x: x)(torch.zeros(1))
+        CompiledFunction(lambda x: x)(torch.zeros(1))
     assert caught.value.exit_code == 143
 
 
@@ -130,7 +166,7 @@ def test_each_shape_is_compiled_once_after_a_save_and_only_then_a_signal_ends_th
         return x
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: compiled_function)
-    step = compiled(lambda x: x)
+    step = CompiledFunction(lambda x: x)
     with signals.before_a_compilation(lambda: events.append("saved")):
         for size in (1, 1, 2, 1, 2):
             step(torch.zeros(size))
@@ -142,5 +178,5 @@ def test_a_mistake_in_the_function_itself_is_not_swallowed(capfd: pytest.Capture
         raise ValueError("of its own")
 
     with pytest.raises(ValueError, match="of its own"):
-        compiled(broken)(torch.zeros(1))
+        CompiledFunction(broken)(torch.zeros(1))
     assert "torch.compile failed" not in capfd.readouterr().err

@@ -5,9 +5,11 @@ import time
 import pytest
 import torch
 from helpers import pooling_model, synthetic_split, tiny_recipe
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanresnet.analysis.estimate import training_seconds
+from leanresnet.compute.compilation import CompiledFunction
+from leanresnet.compute.distributed import DistributedContext
 from leanresnet.config.schema import Recipe
 from leanresnet.models.resnet import build_model
 from leanresnet.training import build as module
@@ -81,10 +83,29 @@ def test_the_switch_decides_whether_a_step_is_compiled(compile_it: bool, monkeyp
         given.append(objective)
         return objective
 
-    monkeypatch.setattr(module, "compiled", compiled)
+    monkeypatch.setattr(module, "CompiledFunction", compiled)
     made = build_training(recipe(compile=compile_it), CrossEntropy(0.0), TRAIN, CPU)
     assert given == ([made.step_config.objective] if compile_it else [])
     assert train_one_epoch(made.net, made.batches.epoch(1), made.step_config)["loss"] > 0
+
+
+class TwoProcesses(DistributedContext):
+    """The context of one of two processes, without the other one."""
+
+    def wrap_objective(self, net: nn.Module, objective: Objective) -> Objective:
+        return objective
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_statistics_that_processes_exchange_are_not_compiled_and_the_first_process_says_so(
+    rank: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = recipe(compile=True, sync_batch_norm=True)
+    made = build_training(shared, CrossEntropy(0.0), TRAIN, CPU, TwoProcesses(rank, 2))
+    assert not isinstance(made.step_config.objective, CompiledFunction)
+    said = "warning: sync_batch_norm exchanges statistics within a step, so torch.compile is not used\n"
+    assert capsys.readouterr().err == ("" if rank else said)
+    assert isinstance(build_training(shared, CrossEntropy(0.0), TRAIN, CPU).step_config.objective, CompiledFunction)
 
 
 @pytest.mark.parametrize("changes", [{}, {"epochs": 1, "progressive_resizing": {"epochs": 0, "size": 16}}])
