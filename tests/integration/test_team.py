@@ -43,6 +43,16 @@ def test_services_are_watched_and_closed_to_others() -> None:
         assert (SERVICES[name]["read_only"], SERVICES[name]["cap_drop"]) == (True, ["ALL"]), name
 
 
+def test_compiled_code_is_written_where_it_can_be_loaded() -> None:
+    """Not on a tmpfs, which Docker mounts with noexec: the C++ compiler's and Triton's cache, by default in /tmp."""
+    trainer = SERVICES["trainer"]
+    volumes = [volume.split(":")[1] for volume in trainer["volumes"]]
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        place = Path(trainer["environment"][name])
+        assert any(place.is_relative_to(volume) for volume in volumes), name
+        assert not any(place.is_relative_to(mount.partition(":")[0]) for mount in trainer["tmpfs"]), name
+
+
 def test_what_comes_from_elsewhere_is_pinned_by_its_content() -> None:
     for name, service in SERVICES.items():
         assert service["image"] == "leanresnet" or re.search(rf":[\d.]+{DIGEST}$", service["image"]), name
