@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-PYTHON ?= python3.11
+# The first of these that runs, which a shim of pyenv may not; PYTHON=... names another one.
+PYTHON ?= $(shell for each in python3.13 python3.12 python3.11; do if $$each -c '' 2> /dev/null; then echo $$each; break; fi; done)
 VENV := .venv
 DEMO := .demo
 STAMP := $(VENV)/.installed
@@ -19,6 +20,8 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv from the hash-locked requirements.lock
 $(VENV)/.locked: requirements.lock
+	@test -n "$(PYTHON)" || { echo "error: no python3.13, python3.12 or python3.11 in PATH, expected: one of them" >&2; exit 2; }
+	@echo "$(VENV) is made with $(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing requirements.lock: about 5 GB, which takes some minutes"
 	$(VENV)/bin/python -m pip install --progress-bar on --disable-pip-version-check --require-hashes -r requirements.lock

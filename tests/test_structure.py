@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shutil
+import subprocess
 import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -169,6 +171,27 @@ def test_a_kept_training_is_one_of_the_code_that_dvc_lists() -> None:
 def test_the_test_split_reaches_evaluate_alone() -> None:
     receivers = {name for name, stage in stages().items() if "data/test.safetensors" in stage["deps"]}
     assert receivers == {"evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [("3.11 3.12 3.13", "python3.13"), ("3.11 3.12", "python3.12"), ("3.11", "python3.11"), ("", None)],
+)
+def test_make_takes_the_newest_python_that_there_is(there: str, chosen: str | None, tmp_path: Path) -> None:
+    for name in [*(f"python{version}" for version in there.split()), "touch"]:
+        (tmp_path / name).write_text("#!/bin/bash\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": str(tmp_path)}
+    command = [shutil.which("make") or "make", f"--file={ROOT / 'Makefile'}", f"VENV={tmp_path}/venv"]
+    command += [f"SHELL={shutil.which('bash')}", f"{tmp_path}/venv/.locked"]
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    shutil.copy(tmp_path / "touch", tmp_path / "venv/bin/python")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if chosen:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"{tmp_path}/venv is made with {chosen}\n")
+    else:
+        assert "error: no python3.13, python3.12 or python3.11 in PATH, expected: one of them\n" in done.stderr
 
 
 def test_the_docs_name_each_target_and_no_other() -> None:

@@ -130,7 +130,7 @@ def test_an_estimate_includes_the_compilation(monkeypatch: pytest.MonkeyPatch) -
 
         return call
 
-    monkeypatch.setattr(module, "compiled", compiled)
+    monkeypatch.setattr(module, "CompiledFunction", compiled)
     made = recipe(compile=True)
     assert training_seconds(made, 10 * made.batch_size, CPU) == (30.0, 20.0)
     assert training_seconds(recipe(compile=False), 100, CPU) == (0.0, 0.0)
