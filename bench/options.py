@@ -69,7 +69,7 @@ OPTIONS: dict[str, Option] = {
     "stochastic_depth": Option({"stochastic_depth": 0.2}),
     "distilled": Option(distillation={}),
     "decoupled": Option(distillation={"beta": 2.0}),
-    "attention": Option(distillation={"attention_transfer": 1.0}),
+    "attention": Option(distillation={"attention": 1.0}),
     **{name: Option(changes) for name, changes in AUGMENTATIONS.items()},
 }
 
