@@ -83,7 +83,9 @@ def take_all(names: Sequence[str], run: Run, out: Path, seconds: float) -> bool:
         for name in names:
             step, begun = STEPS[name], time.monotonic()
             limit = min(step.limit * (DRY_LIMIT if run.dry else 1), end - begun)
-            environment = own_environment() | {"TORCHINDUCTOR_CACHE_DIR": str(Path(caches) / step.cache)}
+            # A process that was killed may have left half a file in the compiler's cache.
+            broken = sum(line["outcome"] not in ("passed", "failed") for line in done)
+            environment = own_environment() | {"TORCHINDUCTOR_CACHE_DIR": f"{caches}/{step.cache}-{broken}"}
             outcome = _outcome(_command(name, run, out), limit, environment, out / LOG) if limit > 1 else "left out"
             spent = round(time.monotonic() - begun, 1)
             done.append({"name": f"step/{name}", "value": spent, "unit": "s", "outcome": outcome})

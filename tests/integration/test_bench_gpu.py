@@ -77,6 +77,16 @@ def test_steps_are_left_out_when_the_time_is_used_up(monkeypatch: pytest.MonkeyP
     assert [line["outcome"] for line in lines] == ["killed after 2 s", "left out"]
 
 
+def test_a_step_that_was_killed_leaves_no_half_file_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run
+) -> None:
+    say = f"import os; open({str(tmp_path / 'said')!r}, 'a').write(os.environ['TORCHINDUCTOR_CACHE_DIR'] + ' ')"
+    scripts(monkeypatch, one=(say, 60), two=(say, 60), dies=("import os; os.kill(os.getpid(), 9)", 60), last=(say, 60))
+    gpu.take_all(["one", "two", "dies", "last"], dry, tmp_path / "out", 600)
+    one, two, last = (tmp_path / "said").read_text().split()
+    assert one == two != last
+
+
 def test_a_figure_is_kept_before_the_step_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run) -> None:
     seen: list[dict[str, object]] = []
 
