@@ -24,6 +24,7 @@ from leanresnet.scaffold.questions import (
 )
 from leanresnet.tracking.git import git
 from pipeline import experiments as command
+from pipeline.init import UNTRACKED
 from pipeline.search import search
 
 QUESTIONS, PRESETS = ROOT / "experiments", ROOT / "presets"
@@ -191,6 +192,7 @@ def test_the_workspace_becomes_a_repository_once(queue: Queue, tmp_path: Path) -
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/cache").mkdir()
     (tmp_path / ".dvc/cache/data").touch()
+    (tmp_path / ".dvc/.gitignore").write_text(UNTRACKED)
     (tmp_path / "params.yaml").touch()
     command._init_repository("paper-cpu, cpu")
     head = git(tmp_path, "rev-parse", "HEAD")

@@ -45,7 +45,8 @@ def test_the_command_writes_one_file_that_needs_no_other_and_logs_it(checkout: C
     assert all(address.startswith(("data:", "#")) for address in addresses)
     assert "<script" not in page
     assert INK not in page
-    assert page.count("<svg") == 2
+    # The curves, accuracy over three costs, and the differences in confusion.
+    assert page.count("<svg") == 5
     for cell in shown.splitlines()[2].strip("| ").split(" | "):
         assert f">{cell.strip()}</td>" in page
     best = max(ids, key=lambda run_id: client_of(folder).get_run(run_id).data.metrics["val/evaluated_accuracy"])

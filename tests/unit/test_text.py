@@ -13,7 +13,7 @@ from helpers import synthetic_split
 from matplotlib.figure import Figure
 
 import pipeline.check as check
-from leanresnet.analysis import lineage
+from leanresnet.analysis import dvc_lock, lineage
 from leanresnet.analysis.champion import MEASURED, card
 from leanresnet.analysis.charts import overview, trade_off
 from leanresnet.analysis.comparison import compare
@@ -179,7 +179,7 @@ def test_stages_and_params_of_dvc_are_lines(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "dvc.lock").touch()
+    monkeypatch.setattr(dvc_lock, "read_lock", lambda _: {name: None})
     stale = json.dumps({name: [{"changed deps": {name: {name: "modified"}}}]})
     monkeypatch.setattr(check, "dvc", lambda *_, **__: SimpleNamespace(returncode=0, stdout=stale))
     check._echo_stale(tmp_path)

@@ -25,6 +25,7 @@ import resource
 import mlflow.pytorch
 from pathlib import Path
 import torch
+import torch._dynamo
 from helpers import synthetic_split, tiny_recipe
 from leanresnet.data.splits import save_split
 from leanresnet.errors import MemoryLimitError
