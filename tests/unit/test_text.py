@@ -149,11 +149,12 @@ def test_pictures_of_a_data_set_show_its_classes() -> None:
     name, split = NAMES["formula"], synthetic_split()
     odd = Split(split.images, split.labels, (name, *split.classes[1:]), split.dataset)
     wrong = Predictions(torch.eye(10)[(odd.labels + 1) % 10], odd.labels)
-    figures = [samples(odd), pictures.confusion_matrix(wrong.confusion(), odd.classes)]
-    for figure in (*figures, pictures.mistakes(odd, wrong, 1)):
+    figures = [samples(odd), pictures.confusion_matrix(name, wrong.confusion(), odd.classes)]
+    for figure in (*figures, pictures.mistakes(name, odd, wrong, 1)):
         figure.savefig(io.BytesIO(), dpi=10)
         shown = [text.get_text() for axes in figure.axes for text in (axes.title, *axes.get_xticklabels())]
         assert any(drawn(name) in text for text in shown), shown
+        assert figure.get_suptitle() in ("", drawn(name))
 
 
 def test_the_front_names_its_runs() -> None:

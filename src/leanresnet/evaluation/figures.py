@@ -9,17 +9,18 @@ from leanresnet.evaluation.predictions import Predictions
 from leanresnet.text import drawn
 
 
-def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
-    """Draw `counts` (classes, classes), a row per true class; the colour is the share of the true class."""
+def confusion_matrix(name: str, counts: Tensor, classes: tuple[str, ...]) -> Figure:
+    """Draw the model `name`'s `counts` (classes, classes), a row per true class; colours are shares of that class."""
     figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+    figure.suptitle(drawn(name))
     axes = figure.add_subplot()
     shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class")
     ticks = range(len(classes))
-    names = [drawn(name) for name in classes]
-    axes.set_xticks(ticks, names, rotation=45, ha="right")
-    axes.set_yticks(ticks, names)
+    labels = [drawn(each) for each in classes]
+    axes.set_xticks(ticks, labels, rotation=45, ha="right")
+    axes.set_yticks(ticks, labels)
     axes.set(xlabel="predicted", ylabel="true")
     for row in ticks:
         for column in ticks:
@@ -28,8 +29,8 @@ def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
-def mistakes(split: Split, predictions: Predictions, count: int) -> Figure:
-    """Draw the `count` wrong predictions of highest confidence, each below its predicted and its true class."""
+def mistakes(name: str, split: Split, predictions: Predictions, count: int) -> Figure:
+    """Draw the `count` wrong predictions of highest confidence of the model `name`, each below its two classes."""
     wrong = predictions.mistakes(count)
     confidence, chosen = predictions.probabilities[wrong].max(1)
     triples = zip(chosen.tolist(), confidence.tolist(), split.labels[wrong].tolist(), strict=True)
@@ -38,6 +39,7 @@ def mistakes(split: Split, predictions: Predictions, count: int) -> Figure:
         for predicted, share, true in triples
     ]
     figure = image_grid(split.images[wrong], titles, columns=6)
+    figure.suptitle(drawn(name))
     if not titles:
         figure.text(0.5, 0.5, "no mistakes", ha="center", va="center")
     return figure

@@ -120,8 +120,9 @@ def write_report(
     save_json({f"speed/{name}": value for name, value in speed.items()}, results / "speed.json")
     rows = [[split.classes[t], split.classes[p]] for t, p in zip(split.labels, predictions.chosen, strict=True)]
     save_csv(["true", "predicted"], rows, results / "confusion.csv")
-    save_figure(figures.confusion_matrix(predictions.confusion(), split.classes), results / "confusion.png")
-    save_figure(figures.mistakes(split, predictions, settings.mistakes), results / "mistakes.png")
+    matrix = figures.confusion_matrix(results.name, predictions.confusion(), split.classes)
+    save_figure(matrix, results / "confusion.png")
+    save_figure(figures.mistakes(results.name, split, predictions, settings.mistakes), results / "mistakes.png")
     return model
 
 

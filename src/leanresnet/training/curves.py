@@ -3,12 +3,14 @@
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from leanresnet.text import drawn
 from leanresnet.training.validation import Metrics
 
 
-def curves(history: list[Metrics], best_epoch: int) -> Figure:
-    """Plot loss and accuracy by epoch, on training and validation images."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+def curves(name: str, history: list[Metrics], best_epoch: int) -> Figure:
+    """Plot loss and accuracy by epoch, on training and validation images, below the model's name."""
+    figure = Figure(figsize=(9, 3.7), layout="constrained")
+    figure.suptitle(drawn(name))
     epochs = range(1, len(history) + 1)
     for place, name in enumerate(("loss", "accuracy"), start=1):
         axes = figure.add_subplot(1, 2, place)

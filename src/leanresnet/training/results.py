@@ -77,4 +77,4 @@ def save_results(history: list[Metrics], best_epoch: int, outputs: Outputs) -> N
     """
     save_history(history, outputs.history)
     save_json({"best_epoch": best_epoch, **history[best_epoch - 1]}, outputs.summary)
-    save_figure(curves(history, best_epoch), outputs.curves)
+    save_figure(curves(outputs.results.name, history, best_epoch), outputs.curves)

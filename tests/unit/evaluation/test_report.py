@@ -21,7 +21,11 @@ from leanresnet.training.results import Outputs
 CPU = torch.device("cpu")
 
 
-def test_each_model_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_model_is_loaded_once_and_each_picture_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, _: titles.append(figure.get_suptitle()))
     held_out = tmp_path / "held_out.safetensors"
     save_split(synthetic_split(20), held_out)
     origin = {"name": "baseline", "stage": "train@baseline", "dataset": "synthetic", "teacher_sha256": None}
@@ -31,8 +35,8 @@ def test_each_model_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         weights = tiny_net(seed).state_dict()
         classes = synthetic_split().classes
         checkpoint.save_model(weights, tiny_model(), classes, {**origin, **digests, **params}, tmp_path / name)
-    outputs = Outputs(tmp_path / "model", tmp_path / "results")
-    (tmp_path / "results").mkdir()
+    outputs = Outputs(tmp_path / "model", tmp_path / "results" / "student")
+    outputs.results.mkdir(parents=True)
     outputs.history.write_text("epoch,val/accuracy\n1,0.5\n")
     loaded: list[Path] = []
     read = checkpoint.load_file
@@ -60,6 +64,7 @@ def test_each_model_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     evaluated = report.write_report(settings, outputs, tmp_path / "teacher", held_out, held_out, CPU)
     log_outputs.log_evaluation(evaluated, outputs, CPU, held_out, {})
     assert loaded == [tmp_path / "model", tmp_path / "teacher"]
+    assert titles == ["student", "student"]
 
 
 def test_the_accuracy_of_each_class_is_its_share_of_right_predictions(tmp_path: Path) -> None:
