@@ -13,7 +13,7 @@ DATA ?= data
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo repro test test-fast torture team bench bench-gpu experiments check ui docs format clean lock audit
+.PHONY: help setup demo repro test test-fast torture team bench bench-gpu experiments exps check ui docs format clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,17 @@ experiments: $(STAMP)  ## the questions of experiments/ through DVC's queue (SCA
 	leanresnet experiments run $(QUESTIONS) --scale $(SCALE)
 
 DIR ?= .
+MODEL ?= student
+# DVC puts each metric's file before its name, which makes the table wider than a terminal.
+TABLE := import csv, re, sys, tabulate; head, *rows = csv.reader(sys.stdin); \
+	names = [re.sub("([./])", "\\1\n", name.rpartition(":")[2]) for name in head]; \
+	print(tabulate.tabulate(rows, names, disable_numparse=True))
+exps: $(STAMP)  ## DVC's experiments: parameters, accuracies, changed params (MODEL=student, DIR=a workspace)
+	@cd $(DIR) && shown=$$(dvc exp show --csv --precision 4 --only-changed \
+		--drop 'Created|typ$$|parent$$|State|Executor|results/|models/|data/|src/' \
+		--keep 'Experiment|rev$$|results/$(MODEL)/test.json:(model/parameters|val/evaluated_accuracy|test/accuracy)$$') \
+		&& python -c '$(TABLE)' <<< "$$shown"
+
 ui: $(STAMP)  ## MLflow on 127.0.0.1, open on the results (PORT=5000, DIR=a workspace)
 	@cd $(DIR) && leanresnet ui --port $(PORT)
 

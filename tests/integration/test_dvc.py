@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 from conftest import HELD, Checkout, copy_checkout, edited, outside_environment, shell_in
 from helpers import put
+from imports import ROOT
 
 from pipeline import experiments
 
@@ -239,12 +240,15 @@ def short(checkout: Checkout) -> int:
 def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(
     checkout: Checkout, short: int, tmp_path: Path
 ) -> None:
-    """Also the README's commands: exp run -S, exp show, compare, params and metrics diff, plots show."""
+    """Also the README's commands: exp run -S, make exps, compare, params and metrics diff, plots show."""
     shell = checkout.shell
     assert short == 1
     assert shell("git", "status", "--porcelain").stdout == ""
-    shown = shell("dvc", "exp", "show", "--csv").stdout
-    assert "short" in shown
+    make = ("make", "--no-print-directory", f"--makefile={ROOT}/Makefile", "--old-file=.venv/.installed", "exps")
+    shown = shell(*make, f"DIR={checkout.folder}").stdout
+    assert {"accuracy", "evaluated_accuracy", "parameters", "epochs", "warmup_epochs"} <= set(shown.split())
+    assert any(row.startswith("short ") and row.split()[-2:] == ["2", "1"] for row in shown.splitlines())
+    assert max(map(len, shown.splitlines())) <= 120
     table = shell("leanresnet", "compare", "--experiment", "short", "--out", str(tmp_path / "short")).stdout
     assert table.splitlines()[2].startswith("| short | student | ")
     assert (tmp_path / "short.md").read_text() == table
