@@ -103,5 +103,6 @@ lock:  ## renew requirements.lock from pyproject.toml (needs uv)
 audit:  ## known advisories for what requirements.lock names (needs uv and the network)
 	uv tool run pip-audit@2.10.1 --strict --require-hashes --disable-pip --requirement requirements.lock
 
-clean:  ## remove the demo and what tools left behind; data, models and runs stay
-	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove what tools left behind; data, models and runs stay, those of the demo too
+	rm -rf .pytest_cache .mypy_cache .ruff_cache
+	@test ! -e $(DEMO) || echo "$(DEMO) is kept with its runs; to remove the demo: rm -rf $(DEMO)"

@@ -194,6 +194,17 @@ def test_make_takes_the_newest_python_that_there_is(there: str, chosen: str | No
         assert "error: no python3.13, python3.12 or python3.11 in PATH, expected: one of them\n" in done.stderr
 
 
+def test_make_clean_keeps_the_runs_of_the_demo(tmp_path: Path) -> None:
+    for name in (".demo/mlflow.db", ".ruff_cache/entry"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    command = ["make", "--silent", f"--file={ROOT / 'Makefile'}", "clean"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == ".demo is kept with its runs; to remove the demo: rm -rf .demo\n"
+    assert [path.name for path in tmp_path.iterdir()] == [".demo"]
+    assert (tmp_path / ".demo/mlflow.db").exists()
+
+
 def test_the_docs_name_each_target_and_no_other() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     readme, reference = ((ROOT / name).read_text() for name in ("README.md", "docs/reference.md"))
