@@ -4,7 +4,16 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-RELEASE = (".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "experiments", "pipeline", "presets")
+RELEASE = (
+    ".dvc/config",
+    ".dvc/plots.html",
+    ".dvcignore",
+    ".gitignore",
+    "dvc.yaml",
+    "experiments",
+    "pipeline",
+    "presets",
+)
 
 
 class Release(BuildHookInterface[Any]):

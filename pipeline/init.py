@@ -60,6 +60,7 @@ def _make(folder: Path, preset: "Preset") -> None:
     config = released(".dvc/config").read_text(encoding="utf-8")
     save_text(config.replace("[core]\n", "[core]\n    no_scm = true\n", 1), folder / ".dvc" / "config")
     save_text(UNTRACKED, folder / ".dvc" / ".gitignore")
+    save_text(released(".dvc/plots.html").read_text(encoding="utf-8"), folder / ".dvc" / "plots.html")
     save_text(released(".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
     save_text(released(".dvcignore").read_text(encoding="utf-8"), folder / ".dvcignore")
     # The stages depend on the code. A link to it is needed because DVC applies .dvcignore to files behind a link in the

@@ -29,6 +29,7 @@ CHECKOUT_PARTS = (
     ".dvcignore",
     ".gitignore",
     ".dvc/config",
+    ".dvc/plots.html",
     ".dvc/.gitignore",
 )
 # Two workers share two cores, and the networks of the tests gain nothing from a second thread. Set before torch is

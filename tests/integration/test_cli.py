@@ -198,7 +198,7 @@ def test_check_in_a_subfolder_is_of_the_workspace(tmp_path: Path, monkeypatch: p
 def checkout_of_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout from which `init` takes its files, in a folder whose name means something in YAML."""
     folder = tmp_path / 'it\'s: a #1 "checkout", {really}'
-    for name in (".dvc/config", ".gitignore", ".dvcignore", "dvc.yaml"):
+    for name in (".dvc/config", ".dvc/plots.html", ".gitignore", ".dvcignore", "dvc.yaml"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "presets", folder / "presets")
