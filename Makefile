@@ -18,13 +18,20 @@ export DVC_NO_ANALYTICS := 1
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## make .venv from the hash-locked requirements.lock
+# What torch loads only on a GPU. It is linked to CUDA's other libraries, and does not start without them.
+GPU_ONLY := cuda-bindings|cuda-pathfinder|cuda-toolkit|nvidia-cuda-cccl|nvidia-cusolver|nvidia-nvjitlink|nvidia-nvtx|triton
+
+setup: $(STAMP)  ## make .venv from the hash-locked requirements.lock (CPU=1: without what only a GPU needs)
 $(VENV)/.locked: requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: no python3.13, python3.12 or python3.11 in PATH, expected: one of them" >&2; exit 2; }
 	@echo "$(VENV) is made with $(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing requirements.lock: about 5 GB, which takes some minutes"
-	$(VENV)/bin/python -m pip install --progress-bar on --disable-pip-version-check --require-hashes -r requirements.lock
+	@echo "installing requirements.lock: $(if $(CPU),5.2,6.6) GB, which takes some minutes"
+ifdef CPU
+	awk '/^[^ ]/ {kept = !/^($(GPU_ONLY))==/} kept' requirements.lock > $(VENV)/cpu.lock
+endif
+	$(VENV)/bin/python -m pip install --progress-bar on --disable-pip-version-check --require-hashes \
+		$(if $(CPU),--no-deps -r $(VENV)/cpu.lock,-r requirements.lock)
 	touch $@
 $(STAMP): $(VENV)/.locked pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -81,7 +88,7 @@ TABLE := import csv, re, sys, tabulate; head, *rows = csv.reader(sys.stdin); \
 	print(tabulate.tabulate(rows, names, disable_numparse=True))
 exps: $(STAMP)  ## DVC's experiments: parameters, accuracies, changed params (MODEL=student, DIR=a workspace)
 	@cd $(DIR) && shown=$$(dvc exp show --csv --precision 4 --only-changed \
-		--drop 'Created|typ$$|parent$$|State|Executor|results/|models/|data/|src/' \
+		--drop 'Created|typ$$|parent$$|State|Executor|.*/' \
 		--keep 'Experiment|rev$$|results/$(MODEL)/test.json:(model/parameters|val/evaluated_accuracy|test/accuracy)$$') \
 		&& python -c '$(TABLE)' <<< "$$shown"
 

@@ -194,6 +194,20 @@ def test_make_takes_the_newest_python_that_there_is(there: str, chosen: str | No
         assert "error: no python3.13, python3.12 or python3.11 in PATH, expected: one of them\n" in done.stderr
 
 
+def test_make_setup_leaves_out_what_only_a_gpu_needs(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text('#!/bin/bash\necho "$@"\n')
+    (tmp_path / "bin/python").chmod(0o755)
+    command = ["make", f"--file={ROOT / 'Makefile'}", f"VENV={tmp_path}", "PYTHON=true", "CPU=1", f"{tmp_path}/.locked"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2].endswith(f" --require-hashes --no-deps -r {tmp_path}/cpu.lock")
+    whole, small = (path.read_text() for path in (ROOT / "requirements.lock", tmp_path / "cpu.lock"))
+    blocks = [set(re.split(r"\n(?=\S)", text.strip())) for text in (whole, small)]
+    assert blocks[1] < blocks[0]
+    (names,) = re.findall(r"^GPU_ONLY := (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {block.partition("==")[0] for block in blocks[0] - blocks[1]} == set(names.split("|"))
+
+
 def test_make_clean_keeps_the_runs_of_the_demo(tmp_path: Path) -> None:
     for name in (".demo/mlflow.db", ".ruff_cache/entry"):
         (tmp_path / name).parent.mkdir()
