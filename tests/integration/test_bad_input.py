@@ -161,7 +161,7 @@ CASES = [
         "unknown section", {"trian": {}}, "trian = {}: unknown key (did you mean train?)", "expected: download, split"
     ),
     param("far from any key", {"split.zzz": 1}, "split.zzz = 1: unknown key, expected: validation, training, seed"),
-    param("missing section", {"evaluate": ...}, "evaluate: missing", "presets/ has complete files"),
+    param("missing section", {"evaluate": ...}, "evaluate: missing", "presets/default.yaml has every key"),
     param("missing key", {"distill.student.epochs": ...}, "distill.student.epochs: missing"),
     param("section as a number", {"split": 5}, "split = 5: expected: ", "dictionary"),
     # types

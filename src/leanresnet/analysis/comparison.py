@@ -11,6 +11,7 @@ from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
 from leanresnet.text import markdown, plain
+from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
 
 # The budget does not change a model, and the number of layers is the length of model.blocks.
 NOT_COMPARED = {"max_parameters", "model.layers"}
@@ -99,8 +100,9 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True) -> Comparison:
     """Make a table with a row for each run, or with `by_seed`, a row for all runs that differ only in their seed.
 
     A row has the name of its first run. Validation accuracy is the same metric in all rows, see
-    `runs.validation_of`.
+    `runs.validation_of`. Of runs with the same weights, the one that was evaluated is shown.
     """
+    records = _without_repeats(records)
     validation = runs.validation_of(records)
     groups = over_seeds(records) if by_seed else [[run] for run in records]
     groups.sort(key=lambda group: mean(group, validation) or 0.0, reverse=True)
@@ -125,6 +127,15 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True) -> Comparison:
             [cell for name, cell in zip(header, row, strict=True) if name != STUDY] for row in (header, *rows)
         )
     return Comparison(groups, header, rows)
+
+
+def _without_repeats(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Leave out runs that were not evaluated, if a run with the same weights was.
+
+    DVC evaluates a model that was trained again only if its bytes have changed.
+    """
+    evaluated = {run.tags.get(WEIGHTS_TAG) for run in records if runs.EVALUATED in run.metrics} - {None}
+    return [run for run in records if runs.EVALUATED in run.metrics or run.tags.get(WEIGHTS_TAG) not in evaluated]
 
 
 def differing(records: Sequence[RunRecord]) -> list[str]:

@@ -113,7 +113,7 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
         hint = _did_you_mean(str(first["loc"][-1]), fields)
         return f"{key} = {_short(value)}: unknown key{hint}, expected: {', '.join(fields)}"
     if first["type"] == "missing":
-        complete = " (presets/ has complete files)" if kind is Params else ""
+        complete = " (presets/default.yaml has every key)" if kind is Params else ""
         return f"{key}: missing, expected: a value{complete}"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanresnet.config.documents import write_yaml
+from leanresnet.config.load import current_key
 from leanresnet.config.schema import Params, Section
 from leanresnet.errors import ConfigError
 
@@ -97,7 +98,9 @@ def explain(name: str | None) -> str:
         once = [key for key in everything if not key.path.startswith(REPEATED)]
         found = [key for key in once if name is None or f".{name}." in f".{key.path}."]
     if not found:
-        near = difflib.get_close_matches(str(name), [part for key in everything for part in (key.path, key.name)], n=1)
+        names = [part for key in everything for part in (key.path, key.name)]
+        present = current_key(str(name))
+        near = [present] if present in names else difflib.get_close_matches(str(name), names, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"{name}: unknown key{hint}, expected: a key of params.yaml, such as train.baseline.epochs")
     return "\n".join(f"{key.path}: {key.meaning}{f' [{key.values}]' if key.values else ''}" for key in found)

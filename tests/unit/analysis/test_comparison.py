@@ -12,7 +12,7 @@ from leanresnet.analysis.comparison import compare, differing, select
 from leanresnet.analysis.runs import RunRecord, find_experiments
 from leanresnet.errors import DataError, StorageError
 from leanresnet.tracking import run as reporting
-from leanresnet.tracking.mlflow_client import EXPERIMENT_TAG
+from leanresnet.tracking.mlflow_client import EXPERIMENT_TAG, WEIGHTS_TAG
 
 
 def recorded(experiment: str, accuracy: float, parameters: float = 1000, **params: str) -> RunRecord:
@@ -272,6 +272,23 @@ def test_of_a_seed_that_ran_twice_the_last_counts() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
     (row,) = compare(runs).rows
     assert row[2] == "65.00% ± 7.07"
+
+
+def test_a_model_that_was_trained_again_keeps_its_evaluation() -> None:
+    """DVC evaluates it again only if its bytes have changed."""
+    first, again = recorded("a", 0.5, lr="1"), recorded("a", 0.5, lr="1")
+    for run in (first, again):
+        run.tags[WEIGHTS_TAG] = "0" * 64
+    for name in ("val/evaluated_accuracy", "test/accuracy"):
+        del again.metrics[name]
+    table = compare([first, again, recorded("b", 0.4, lr="2")])
+    assert [row[:4] for row in table.rows] == [
+        ["a", "baseline", "50.00%", "49.00%"],
+        ["b", "baseline", "40.00%", "39.00%"],
+    ]
+    assert table.header[2] == "validation"
+    again.tags[WEIGHTS_TAG] = "1" * 64
+    assert compare([first, again]).header[2] == "validation in training"
 
 
 def test_validation_is_one_measure_in_a_table_and_a_chart_and_is_named() -> None:
