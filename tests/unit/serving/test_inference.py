@@ -19,17 +19,10 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 from torch import Tensor
 
+from leanresnet.data.images import MOST_PIXELS, decode, read_image
 from leanresnet.errors import DataError, StorageError
 from leanresnet.models.checkpoint import load_model, save_model
-from leanresnet.serving.inference import (
-    MOST_PIXELS,
-    classify,
-    decode,
-    find_images,
-    find_models,
-    probabilities,
-    read_image,
-)
+from leanresnet.serving.inference import classify, find_images, find_models, probabilities
 from pipeline.cli import run
 
 
@@ -196,7 +189,7 @@ def test_an_orientation_that_is_none_turns_nothing(orientation: int) -> None:
 def test_too_many_pixels_are_refused_before_they_are_decoded(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leanresnet.serving.inference._scaled", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr("leanresnet.data.images._scaled", lambda _: pytest.fail("decoded"))
     with pytest.raises(DataError, match=rf"^big: {size[0]:,} x {size[1]:,} pixels, expected: up to 67,108,864$"):
         decode(png(size, 8, 2, b""), "big")
 

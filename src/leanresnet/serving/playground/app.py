@@ -8,9 +8,10 @@ from PIL import Image
 from torch import Tensor
 
 from leanresnet.compute.device import choose_device, exact_float32
+from leanresnet.data.images import SUFFIXES, decode
 from leanresnet.errors import LeanResNetError
 from leanresnet.models.checkpoint import DESCRIPTION, Checkpoint, load_model
-from leanresnet.serving.inference import SUFFIXES, decode, find_models, probabilities
+from leanresnet.serving.inference import find_models, probabilities
 from leanresnet.text import markdown
 
 Answers = dict[str, dict[str, float]]
