@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import device_option, in_workspace
+from pipeline.options import device_option, in_workspace, size_of_data
 from pipeline.workspace import dvc, reason, released
 
 if TYPE_CHECKING:
     from leanresnet.config.schema import Params
-
-TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 
 
 @click.command()
@@ -30,10 +28,11 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     presets = released("presets")
     path = presets / f"{preset}.yaml" if preset else params or in_workspace(Path("params.yaml"))
     config = load_preset(preset, presets).params if preset else load_params(path)
+    classes, training_images = size_of_data(path, config)
     for name, recipe in config.recipes().items():
-        count, macs = count_parameters(recipe.model), count_macs(recipe.model)
+        count, macs = count_parameters(recipe.model, classes), count_macs(recipe.model, classes)
         key = "distill.student" if name == "student" else f"train.{name}"
-        check_budget(f"{path}: {key}", recipe.model, recipe.max_parameters)
+        check_budget(f"{path}: {key}", recipe.model, recipe.max_parameters, classes)
         share = (
             f"{count / recipe.max_parameters:.1%} of the budget of {recipe.max_parameters:,}"
             if recipe.max_parameters
@@ -41,12 +40,12 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
         )
         click.echo(f"{name:9} {count:>12,} parameters  {macs / 1e6:>8,.1f} million MACs  {share}")
         if layers:
-            for layer in breakdown(recipe.model):
+            for layer in breakdown(recipe.model, classes):
                 click.echo(f"    {layer.name:24} {layer.parameters:>10,} {layer.macs / 1e6:>10,.2f}")
     if not preset and not params and path.with_name("dvc.yaml").exists():
         _echo_stale(path.parent)
     if estimate:
-        _echo_estimate(config, device)
+        _echo_estimate(config, training_images, classes, device)
     click.echo(f"{path}: valid")
 
 
@@ -84,20 +83,23 @@ def _compact(entries: object) -> str:
     return str(entries)
 
 
-def _echo_estimate(config: "Params", device: str) -> None:
+def _echo_estimate(config: "Params", training_images: int | None, classes: int, device: str) -> None:
     """Print the estimated training time of each model and of all models together."""
     from leanresnet.analysis.estimate import seconds_per_inference, training_seconds
     from leanresnet.compute.device import choose_device, describe
+    from leanresnet.errors import ConfigError
 
+    if training_images is None:
+        raise ConfigError("--estimate: the number of images is not known, expected: images that are at hand")
     chosen = choose_device(device)
-    images = config.split.training or TRAINING_IMAGES[config.download.dataset] - config.split.validation
+    images = config.split.training or training_images - config.split.validation
     total = 0.0
     for name, recipe in config.recipes().items():
-        start, epoch = training_seconds(recipe, images, chosen)
+        start, epoch = training_seconds(recipe, images, classes, chosen)
         if name == "student":
             # The size of an external model is not known here, so it is assumed to be that of this student.
             teacher = config.recipes().get(config.distill.teacher, recipe)
-            epoch += seconds_per_inference(teacher, images, chosen)
+            epoch += seconds_per_inference(teacher, images, classes, chosen)
         whole = start + epoch * recipe.epochs
         total += whole
         compiled = f", {start:,.0f} s of which to compile" if recipe.compile else ""

@@ -1,10 +1,11 @@
 """Stage download: the data set is downloaded and verified."""
 
+import os
 from pathlib import Path
 
 import click
 
-from pipeline.options import params_option, path_option
+from pipeline.options import local_copy, params_option, path_option
 
 
 @click.command()
@@ -12,18 +13,20 @@ from pipeline.options import params_option, path_option
 @path_option("--out", "Folder for the data set.")
 @click.option(
     "--archive",
-    envvar="LEANRESNET_CIFAR10",
     type=click.Path(path_type=Path),
-    help="A local CIFAR-10 archive, or a folder of its batches, to use instead of a download.",
+    help="A local copy to use instead of a download: an archive, a folder of its batches, or your folder of images."
+    "  [env var: LEANRESNET_CIFAR10, LEANRESNET_CIFAR100, LEANRESNET_FOLDER]",
 )
 @click.option(
     "--sha256",
-    envvar="LEANRESNET_CIFAR10_SHA256",
-    help="SHA-256 of the local copy, if it is not the official archive.",
+    help="SHA-256 of the local copy, if it is not the official archive.  [env var: LEANRESNET_CIFAR10_SHA256]",
 )
 def download(params: Path, out: Path, archive: Path | None, sha256: str | None) -> None:
     """Download the data set and verify it."""
     from leanresnet.config.load import load_params
     from leanresnet.data.sources import fetch_source
 
-    fetch_source(load_params(params).download, out, archive, sha256)
+    settings = load_params(params).download
+    if settings.dataset == "cifar10":
+        sha256 = sha256 or os.environ.get("LEANRESNET_CIFAR10_SHA256")
+    fetch_source(settings, out, archive or local_copy(settings.dataset), sha256 or None)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import Command, params_option
+from pipeline.options import Command, params_option, size_of_data
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
@@ -77,13 +77,14 @@ def search(
     from leanresnet.config.load import load_params
     from leanresnet.errors import ConfigError
 
-    recipe = load_params(params).train.baseline
+    values = load_params(params)
+    recipe, (classes, _) = values.train.baseline, size_of_data(params, values)
     most = budget or recipe.max_parameters
     if most is None:
         raise ConfigError(f"{params}: train.baseline.max_parameters = null, expected: a number there, or --budget")
     begun = time.perf_counter()
     models = enumerate_models(recipe.model, layers, blocks, channels, kernels, skip_kernels)
-    counted, found = near_budget(models, most, least)
+    counted, found = near_budget(models, most, least, classes)
     seconds = time.perf_counter() - begun
     chosen = spread(found, count)
     if layout == "yaml":

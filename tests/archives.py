@@ -112,6 +112,28 @@ def write_archive(
     return path
 
 
+def fine(member: str, images: int = IMAGES) -> list[int]:
+    """A label of CIFAR-100 for each image."""
+    start = 0 if member == "train" else IMAGES
+    return [(start + image) % 100 for image in range(images)]
+
+
+def write_cifar100(path: Path, names: int = 100, images: int = IMAGES) -> Path:
+    """A small archive of CIFAR-100 with its fine and coarse labels, and so many images in each batch."""
+    meta_of = {b"fine_label_names": [b"fine %d" % n for n in range(names)], b"coarse_label_names": [b"coarse"] * 20}
+    members = {"meta": pickled(meta_of), "file.txt~": b""}
+    for name, of in (("train", TRAIN[0]), ("test", TEST)):
+        rows = np.resize(pixels(of), (images, 3072))
+        content = {b"fine_labels": fine(name, images), b"coarse_labels": [0] * images, b"data": rows}
+        members[name] = pickled(content)
+    with tarfile.open(path, "w:gz") as tar:
+        for name, body in members.items():
+            info = tarfile.TarInfo(f"cifar-100-python/{name}")
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    return path
+
+
 def write_folder(folder: Path, changes: Mapping[str, bytes | None] = {}) -> Path:
     """The batches unpacked, straight into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

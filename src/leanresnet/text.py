@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Container
+from functools import cache
 
 # Characters with a meaning inside a line of Markdown; an underscore inside a word has none.
 MARKDOWN = re.compile(r"[\\`*<>\[\]|&~$:#!@]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.IGNORECASE)
@@ -18,8 +20,19 @@ def markdown(name: object) -> str:
 
 
 def drawn(name: object) -> str:
-    """Escape a name for matplotlib, so that it makes no formula; also `plain`."""
-    return plain(name).replace("$", r"\$")
+    """Escape a name for matplotlib: a `$`, which would begin a formula, and letters that its font lacks; also `plain`.
+
+    matplotlib's own font has no Chinese, Japanese or Korean, and would draw the same box for each of their letters.
+    """
+    letters = (letter if ord(letter) in _glyphs() else ascii(letter)[1:-1] for letter in plain(name))
+    return "".join(letters).replace("$", r"\$")
+
+
+@cache
+def _glyphs() -> Container[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return get_font(findfont("DejaVu Sans")).get_charmap()
 
 
 def _is_printed(letter: str) -> bool:

@@ -87,9 +87,10 @@ def best(candidates: Sequence[RunRecord]) -> RunRecord:
 CARD = """\
 # {name}
 
-A ResNet for 32x32 colour images of the ten classes of {dataset}: pixels (batch, 3, 32, 32) in, logits (batch, 10) out.
+A ResNet for 32x32 colour images of the {classes} classes of {dataset}.
+Pixels (batch, 3, 32, 32) in, logits (batch, {classes}) out.
 Pixels are whole numbers from 0 to 255, as `float32`; others, such as those of normalised images, are refused. The model
-assigns one of these ten classes to any image. It was evaluated on images of the data set that it was trained on; its
+assigns one of these classes to any image. It was evaluated on images of the data set that it was trained on; its
 accuracy on other images is not known.
 
 | | |
@@ -115,6 +116,7 @@ def card(run: RunRecord, origin: str) -> str:
         if key.startswith("test/accuracy_of/"):
             figures[f"test accuracy of {markdown(key.removeprefix('test/accuracy_of/'))}"] = f"{value:.2%}"
     return CARD.format(
+        classes=sum(key.startswith("test/accuracy_of/") for key in run.metrics),
         name=markdown(run.name),
         dataset=markdown(run.tags["dataset"]),
         figures="\n".join(f"| {what} | {value} |" for what, value in figures.items()),

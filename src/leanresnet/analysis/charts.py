@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
 
 from leanresnet.analysis.runs import EVALUATED, RunRecord, validation_of
+from leanresnet.evaluation.figures import MOST_NUMBERED, class_axes
 from leanresnet.text import drawn
 
 Groups = Sequence[Sequence[RunRecord]]
@@ -80,17 +81,11 @@ def costs_differ(groups: Groups, cost: str) -> bool:
 
 def confusion_difference(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw `counts` (classes, classes), the confusion matrix of one model minus that of another."""
-    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = class_axes(classes, 5.5, 4.5)
     most = max(1, int(np.abs(counts).max()))
     image = axes.imshow(counts, cmap=DIFFERENCES, vmin=-most, vmax=most)
     figure.colorbar(image, ax=axes, label="images, first minus second")
-    ticks = range(len(classes))
-    names = [drawn(name) for name in classes]
-    axes.set_xticks(ticks, names, rotation=45, ha="right")
-    axes.set_yticks(ticks, names)
-    axes.set(xlabel="predicted", ylabel="true")
-    for row, column in zip(*np.nonzero(counts), strict=True):
+    for row, column in zip(*np.nonzero(counts if len(classes) <= MOST_NUMBERED else 0 * counts), strict=True):
         color = "white" if abs(counts[row, column]) > 0.6 * most else "black"
         axes.text(column, row, f"{counts[row, column]:+d}", ha="center", va="center", fontsize=7, color=color)
     return figure

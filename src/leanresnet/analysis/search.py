@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from leanresnet.config.schema import Model
+from leanresnet.config.schema import CLASSES, Model
 from leanresnet.models.complexity import count_macs, count_parameters
 
 
@@ -81,7 +81,9 @@ def enumerate_models(
                 )
 
 
-def near_budget(models: Iterator[Model], budget: int, least: float) -> tuple[int, list[Candidate]]:
+def near_budget(
+    models: Iterator[Model], budget: int, least: float, classes: int = CLASSES
+) -> tuple[int, list[Candidate]]:
     """Count `models`, and select those with `least` * `budget` to `budget` parameters; on a terminal, show how many.
 
     Returns:
@@ -90,9 +92,9 @@ def near_budget(models: Iterator[Model], budget: int, least: float) -> tuple[int
     counted, found = 0, []
     for model in tqdm(models, "counted", unit=" models", leave=False, disable=None):
         counted += 1
-        parameters = count_parameters(model)
+        parameters = count_parameters(model, classes)
         if least * budget <= parameters <= budget:
-            found.append(Candidate(model, parameters, count_macs(model)))
+            found.append(Candidate(model, parameters, count_macs(model, classes)))
     return counted, sorted(found, key=lambda each: each.macs)
 
 

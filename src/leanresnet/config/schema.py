@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
 
 IMAGE_SIZE = 32
+# The number of classes of CIFAR-10 and the digits, and so of the study's network.
 CLASSES = 10
 # A 2x2 patch of three channels has 12 principal directions, and there is a filter of each sign for each of them.
 WHITENING_FILTERS = 24
@@ -42,12 +43,14 @@ class Section(BaseModel):
 
 
 class Download(Section):
-    dataset: Literal["cifar10", "digits"] = Field(
-        description="Data set; the 1,797 digits come with scikit-learn and need no network."
+    dataset: Literal["cifar10", "cifar100", "digits", "folder"] = Field(
+        description="Data set; digits come with scikit-learn, and folder is your own images, a folder for each class."
     )
-    size: Positive = Field(description="Size of CIFAR-10's archive in bytes.")
+    size: Positive = Field(description="Size of the archive of cifar10 or cifar100 in bytes.")
     md5: Hex32 = Field(description="MD5 of the archive.")
-    sha256: Hex64 = Field(description="SHA-256 of the archive.")
+    sha256: Hex64 = Field(
+        description="SHA-256 of the archive; of a folder, what `sha256sum */* | sha256sum` prints in it."
+    )
     mirrors: Annotated[tuple[Https, ...], Field(min_length=1), Loose] = Field(
         description="Addresses that are tried in turn; the checksums decide which copy is taken."
     )

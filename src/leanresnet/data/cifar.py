@@ -1,4 +1,4 @@
-"""A reader of CIFAR-10's Python archive that does not run code from it.
+"""A reader of the Python archives of CIFAR-10 and CIFAR-100 that does not run code from it.
 
 The batches are Python 2 pickles, and unpickling can call any function. This reader resolves only three names, each to
 an inert class that stores bytes. numpy is called only after their type and shape have been checked.
@@ -12,22 +12,56 @@ import pickle
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
-from leanresnet.config.schema import CLASSES
 from leanresnet.data.splits import Split
 from leanresnet.errors import DataError
 
-FOLDER = CIFAR10.base_folder
-TRAIN_MEMBERS = tuple(name for name, _ in CIFAR10.train_list)
-TEST_MEMBERS = tuple(name for name, _ in CIFAR10.test_list)
-META_MEMBER = CIFAR10.meta["filename"]
-MEMBER_MD5 = dict((*CIFAR10.train_list, *CIFAR10.test_list, (META_MEMBER, CIFAR10.meta["md5"])))
 PIXELS = 3 * 32 * 32
+
+
+class Layout(NamedTuple):
+    """The content of an official archive.
+
+    Attributes:
+        title: name of the data set in messages.
+        folder: the folder of all members.
+        train, test: names of the batches.
+        meta: name of the member with the class names.
+        names, labels: keys of the class names in `meta`, and of the labels in a batch.
+        classes: number of classes.
+        md5: digest of each member by its name.
+    """
+
+    title: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    names: bytes
+    labels: bytes
+    classes: int
+    md5: dict[str, str]
+
+
+def _layout(title: str, official: type[CIFAR10], labels: bytes, classes: int) -> Layout:
+    meta = official.meta
+    train, test = (tuple(name for name, _ in each) for each in (official.train_list, official.test_list))
+    md5 = dict((*official.train_list, *official.test_list, (meta["filename"], meta["md5"])))
+    return Layout(
+        title, official.base_folder, train, test, meta["filename"], meta["key"].encode(), labels, classes, md5
+    )
+
+
+# CIFAR-100 has fine labels and those of 20 groups of classes; the fine ones are the classes.
+LAYOUTS = {
+    "cifar10": _layout("CIFAR-10", CIFAR10, b"labels", 10),
+    "cifar100": _layout("CIFAR-100", CIFAR100, b"fine_labels", 100),
+}
 
 
 class _Array:
@@ -68,8 +102,8 @@ class _BatchReader(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it calls {module}.{name}") from None
 
 
-def read_archive(path: Path) -> tuple[Split, Split]:
-    """Read a CIFAR-10 archive, a tar file, compressed or not.
+def read_archive(path: Path, dataset: str = "cifar10") -> tuple[Split, Split]:
+    """Read the archive of a data set of `LAYOUTS`, a tar file, compressed or not.
 
     Returns:
         The training and the test split.
@@ -78,22 +112,25 @@ def read_archive(path: Path) -> tuple[Split, Split]:
         DataError: if a file is missing or damaged, a member lies outside of the archive's folder or is a link or a
             device, a pickle calls code, or pixels and labels do not fit together.
     """
-    members = _read_members(path)
-    meta = _unpickle(members[META_MEMBER], f"{path}: {META_MEMBER}")
+    layout = LAYOUTS[dataset]
+    members = _read_members(path, layout)
+    where = f"{path}: {layout.meta}"
     try:
-        classes = tuple(name.decode("ascii") for name in meta[b"label_names"])
+        classes = tuple(name.decode("ascii") for name in _unpickle(members[layout.meta], where)[layout.names])
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: {META_MEMBER} has no list of class names, expected: CIFAR-10's python archive"
-        ) from error
-    if len(classes) != CLASSES:
-        raise DataError(f"{path}: {META_MEMBER} has {len(classes)} class names, expected: {CLASSES}")
-    train = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TRAIN_MEMBERS]
-    test = [_batch(members[name], f"{path}: {name}", len(classes)) for name in TEST_MEMBERS]
-    return _join(train, classes), _join(test, classes)
+        raise DataError(f"{where} has no list of class names, expected: {layout.title}'s python archive") from error
+    if len(classes) != layout.classes:
+        raise DataError(f"{where} has {len(classes)} class names, expected: {layout.classes}")
+
+    def joined(names: tuple[str, ...]) -> Split:
+        batches = [_batch(members[name], f"{path}: {name}", layout) for name in names]
+        images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return Split(torch.from_numpy(images), torch.from_numpy(labels), classes, dataset)
+
+    return joined(layout.train), joined(layout.test)
 
 
-def pack_folder(folder: Path) -> bytes:
+def pack_folder(folder: Path, layout: Layout = LAYOUTS["cifar10"]) -> bytes:
     """Return the batches of an unpacked archive as a tar file, whose bytes depend only on the content of the batches.
 
     Raises:
@@ -101,30 +138,28 @@ def pack_folder(folder: Path) -> bytes:
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name in sorted(MEMBER_MD5):
+        for name in sorted(layout.md5):
             try:
                 content = (folder / name).read_bytes()
             except OSError as error:
                 raise DataError(
-                    f"{folder / name}: cannot be read ({error.strerror}), expected: CIFAR-10's batches"
+                    f"{folder / name}: cannot be read ({error.strerror}), expected: {layout.title}'s batches"
                 ) from error
-            info = tarfile.TarInfo(f"{FOLDER}/{name}")
+            info = tarfile.TarInfo(f"{layout.folder}/{name}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return packed.getvalue()
 
 
-def _read_members(path: Path) -> dict[str, bytes]:
-    wanted = set(MEMBER_MD5)
+def _read_members(path: Path, layout: Layout) -> dict[str, bytes]:
+    wanted, expected = set(layout.md5), f"expected: {layout.title}'s python archive"
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path, mode="r:*") as tar:
             for member in tar:
                 place = PurePosixPath(member.name)
-                if place.is_absolute() or ".." in place.parts or place.parts[:1] != (FOLDER,):
-                    raise DataError(
-                        f"{path}: member {member.name!r} lies outside {FOLDER}/, expected: CIFAR-10's python archive"
-                    )
+                if place.is_absolute() or ".." in place.parts or place.parts[:1] != (layout.folder,):
+                    raise DataError(f"{path}: member {member.name!r} lies outside {layout.folder}/, {expected}")
                 if not (member.isfile() or member.isdir()):
                     raise DataError(
                         f"{path}: member {member.name!r} is a link or a device, expected: files and folders"
@@ -134,13 +169,9 @@ def _read_members(path: Path) -> dict[str, bytes]:
                     assert content is not None
                     found[place.name] = content.read()
     except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
-        raise DataError(
-            f"{path}: not a readable archive ({_one_line(error)}), expected: CIFAR-10's python archive"
-        ) from error
+        raise DataError(f"{path}: not a readable archive ({_one_line(error)}), {expected}") from error
     if missing := sorted(wanted - set(found)):
-        raise DataError(
-            f"{path}: lacks {FOLDER}/{missing[0]}, expected: CIFAR-10's python archive with its seven batches"
-        )
+        raise DataError(f"{path}: lacks {layout.folder}/{missing[0]}, {expected} with its {len(wanted)} members")
     return found
 
 
@@ -158,14 +189,14 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _batch(content: bytes, where: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _batch(content: bytes, where: str, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Return images (N, 3, 32, 32) uint8 and labels (N,) int64 of one pickled batch.
 
     Raises:
         DataError: if the pixels or the labels are not those of a batch.
     """
     batch = _unpickle(content, where)
-    data, labels = batch.get(b"data"), batch.get(b"labels")
+    data, labels = batch.get(b"data"), batch.get(layout.labels)
     match data:
         case _Array(state=(_, (int(rows), int(columns)), _Dtype(code=b"u1"), False, bytes(raw))):
             pass
@@ -176,14 +207,9 @@ def _batch(content: bytes, where: str, classes: int) -> tuple[np.ndarray, np.nda
     if (
         not isinstance(labels, list)
         or len(labels) != rows
-        or not all(type(n) is int and 0 <= n < classes for n in labels)
+        or not all(type(n) is int and 0 <= n < layout.classes for n in labels)
     ):
         raise DataError(
-            f"{where} has labels that do not fit its {rows} images, expected: one of 0 to {classes - 1} each"
+            f"{where} has labels that do not fit its {rows} images, expected: one of 0 to {layout.classes - 1} each"
         )
     return np.frombuffer(raw, np.uint8).reshape(rows, 3, 32, 32), np.array(labels, np.int64)
-
-
-def _join(batches: list[tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...]) -> Split:
-    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return Split(torch.from_numpy(images), torch.from_numpy(labels), classes, "cifar10")

@@ -1,4 +1,4 @@
-"""The download and the verification of CIFAR-10's archive.
+"""The download and the verification of a data set's archive.
 
 Mirrors are tried in turn, and an incomplete download is resumed.
 """
@@ -17,6 +17,8 @@ from leanresnet.config.schema import Download
 from leanresnet.errors import DataError, StorageError
 from leanresnet.files import atomic_write, file_hashes, no_link, not_written
 
+# The environment variable that names a local copy of a data set.
+VARIABLES = {"cifar10": "LEANRESNET_CIFAR10", "cifar100": "LEANRESNET_CIFAR100", "folder": "LEANRESNET_FOLDER"}
 TIMEOUT_SECONDS = 30
 CHUNK = 1 << 16
 
@@ -69,7 +71,7 @@ def fetch(urls: Sequence[str], expected: Download, part: Path) -> Path:
                 raise not_written(part, error, expected.size) from error
     raise DataError(
         f"no mirror of download.mirrors served the archive ({'; '.join(failures)}), expected: a network,"
-        " or a local copy through --archive or LEANRESNET_CIFAR10"
+        f" or a local copy through --archive or {VARIABLES[expected.dataset]}"
     )
 
 

@@ -7,11 +7,15 @@ from torch import Tensor
 from leanresnet.data.splits import Split
 from leanresnet.text import drawn
 
+MOST_CLASSES = 100
+
 
 def samples(split: Split) -> Figure:
-    """Draw the first image of each class."""
-    first = [int((split.labels == label).nonzero()[0]) for label in range(len(split.classes))]
-    return image_grid(split.images[first], [drawn(name) for name in split.classes], columns=5)
+    """Draw the first image of each class, of at most `MOST_CLASSES`."""
+    classes = split.classes[:MOST_CLASSES]
+    first = [int((split.labels == label).nonzero()[0]) for label in range(len(classes))]
+    columns = 5 if len(classes) <= 20 else 10
+    return image_grid(split.images[first], [drawn(name) for name in classes], columns)
 
 
 def image_grid(images: Tensor, titles: list[str], columns: int) -> Figure:

@@ -12,7 +12,10 @@ from leanresnet.files import file_hashes, load_json, save_bytes, save_json, work
 if TYPE_CHECKING:
     from leanresnet.data.splits import Split
 
-DESCRIPTION, ARCHIVE = "source.json", "cifar-10-python.tar"
+DESCRIPTION, IMAGES = "source.json", "images.safetensors"
+# Numbers of classes and of training images.
+SIZES = {"cifar10": (10, 50_000), "cifar100": (100, 50_000), "digits": (10, 1_437)}
+ARCHIVES = {"cifar10": "cifar-10-python.tar", "cifar100": "cifar-100-python.tar"}
 
 
 def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sha256: str | None) -> None:
@@ -21,17 +24,20 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
     Args:
         settings: the section of params.yaml.
         folder: where to store it.
-        local: an archive or a folder of batches to use instead of a download, or None.
-        stated_sha256: the expected checksum of the local copy; None for the official checksums.
+        local: an archive or a folder of batches to use instead of a download, or None; the images of a folder.
+        stated_sha256: the expected checksum of the local copy; None for the checksums of `settings`.
 
     Raises:
-        DataError: if the data set cannot be downloaded, or its bytes are not the expected ones.
+        DataError: if the data set cannot be downloaded, its bytes are not the expected ones, or an image is damaged.
         StorageError: if a file cannot be read or written.
     """
     if settings.dataset == "digits":
         save_json({"dataset": "digits"}, folder / DESCRIPTION)
         return
-    archive = folder / ARCHIVE
+    if settings.dataset == "folder":
+        _store_images(settings, folder, local, stated_sha256)
+        return
+    archive = folder / ARCHIVES[settings.dataset]
     if local is None:
         # The download is kept in the workspace, so that a second run of the stage needs no network.
         kept = workspace() / ".work" / "downloads" / settings.sha256
@@ -42,14 +48,12 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
             download.fetch(settings.mirrors, settings, part).replace(kept)
         download.copy(kept, archive)
     elif local.is_dir():
-        _take_folder(local, archive, stated_sha256)
+        _take_folder(local, archive, settings.dataset, stated_sha256)
     else:
         _take_archive(local, archive, settings, stated_sha256)
     md5, sha256 = file_hashes(archive)
-    save_json(
-        {"dataset": "cifar10", "archive": archive.name, "size": archive.stat().st_size, "md5": md5, "sha256": sha256},
-        folder / DESCRIPTION,
-    )
+    about = {"archive": archive.name, "size": archive.stat().st_size, "md5": md5, "sha256": sha256}
+    save_json({"dataset": settings.dataset, **about}, folder / DESCRIPTION)
 
 
 def read_source(folder: Path) -> "tuple[Split, Split]":
@@ -66,16 +70,72 @@ def read_source(folder: Path) -> "tuple[Split, Split]":
             from leanresnet.data import digits
 
             return digits.read_digits()
-        case {"dataset": "cifar10", "archive": name} if name == ARCHIVE:
+        case {"dataset": str(dataset), "archive": name} if name == ARCHIVES.get(dataset):
             from leanresnet.data import cifar
 
-            return cifar.read_archive(folder / ARCHIVE)
+            return cifar.read_archive(folder / name, dataset)
+        case {"dataset": "folder"}:
+            from leanresnet.data import folder as images
+            from leanresnet.data.splits import load_split
+
+            return images.hold_out_test(load_split(folder / IMAGES))
     raise DataError(f"{folder / DESCRIPTION}: not a source, expected: a file that `leanresnet download` wrote")
+
+
+def known_size(settings: Download, source: Path, local: Path | None) -> tuple[int, int] | None:
+    """Return the numbers of classes and of training images of a data set, before its stages have run.
+
+    Args:
+        settings: the section of params.yaml.
+        source: the folder that `fetch_source` wrote, or will write.
+        local: the images of the data set `folder`, or None.
+
+    Returns:
+        (classes, training images), or None for images that are not at hand.
+
+    Raises:
+        DataError: if the images in `local` are not those that `settings` name.
+    """
+    if settings.dataset != "folder":
+        return SIZES[settings.dataset]
+    if local is not None:
+        from leanresnet.data import folder as images
+
+        files = images.list_files(local)
+        _check_digest(local, images.digest(files), settings.sha256)
+        return len({name for name, _ in files}), images.training_images(len(files))
+    about = load_json(source / DESCRIPTION) if (source / DESCRIPTION).exists() else None
+    match about:
+        case {"sha256": settings.sha256, "classes": int(classes), "training_images": int(count)}:
+            return classes, count
+    return None
+
+
+def _store_images(settings: Download, folder: Path, local: Path | None, stated: str | None) -> None:
+    from leanresnet.data import folder as images
+    from leanresnet.data.splits import save_split
+
+    if local is None:
+        expected = f"the path of your images through --archive or {download.VARIABLES['folder']}"
+        raise DataError(f"download.dataset = folder without a folder, expected: {expected}")
+    files = images.list_files(local)
+    found = images.digest(files)
+    _check_digest(local, found, stated or settings.sha256)
+    whole = images.read_images(files)
+    save_split(whole, folder / IMAGES)
+    counts = {"classes": len(whole.classes), "training_images": images.training_images(len(whole))}
+    save_json({"dataset": "folder", "sha256": found, **counts}, folder / DESCRIPTION)
+
+
+def _check_digest(local: Path, found: str, expected: str) -> None:
+    if found != expected:
+        remedy = f"if these are the images that you mean, set it to {found}"
+        raise DataError(f"{local}: SHA-256 {found}, expected: {expected} of download.sha256; {remedy}")
 
 
 def _take_archive(local: Path, archive: Path, settings: Download, stated: str | None) -> None:
     if not local.is_file():
-        raise DataError(f"{local}: no such file or directory, expected: CIFAR-10's archive or its unpacked batches")
+        raise DataError(f"{local}: no such file or directory, expected: an archive or its unpacked batches")
     if stated is None:
         download.check(local, settings.size, settings.md5, settings.sha256)
     else:
@@ -83,14 +143,15 @@ def _take_archive(local: Path, archive: Path, settings: Download, stated: str | 
     download.copy(local, archive)
 
 
-def _take_folder(local: Path, archive: Path, stated: str | None) -> None:
+def _take_folder(local: Path, archive: Path, dataset: str, stated: str | None) -> None:
     from leanresnet.data import cifar
 
-    inner = local / cifar.FOLDER
+    layout = cifar.LAYOUTS[dataset]
+    inner = local / layout.folder
     folder = inner if inner.is_dir() else local
-    packed = cifar.pack_folder(folder)
+    packed = cifar.pack_folder(folder, layout)
     if stated is None:
-        for name, md5 in cifar.MEMBER_MD5.items():
+        for name, md5 in layout.md5.items():
             found = file_hashes(folder / name)[0]
             if found != md5:
                 raise DataError(f"{folder / name}: md5 {found}, expected: {md5}, or a checksum stated by --sha256")

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from leanresnet.config.schema import CLASSES, IMAGE_SIZE
+from leanresnet.config.schema import IMAGE_SIZE
 from leanresnet.errors import ConfigError, DataError
 from leanresnet.files import save_safetensors
 
@@ -137,8 +137,9 @@ def _checked(split: Split) -> Split:
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
         raise ValueError(f"labels are {labels.dtype} of {list(labels.shape)}")
     names = (*split.classes, split.dataset)
-    if not all(isinstance(name, str) for name in names) or len(set(split.classes)) != CLASSES:
+    classes = len(split.classes)
+    if not all(isinstance(name, str) for name in names) or not len(set(split.classes)) == classes >= 2:
         raise ValueError(f"names are {names}"[:200])
-    if labels.min() < 0 or labels.max() >= CLASSES:
+    if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels are {int(labels.min())} to {int(labels.max())}")
     return split

@@ -66,8 +66,8 @@ def run_experiment(
         SnapshotError: if the training was stopped earlier and all its snapshots are damaged.
         LostProcessError: if another process of the training ended early.
     """
-    check_budget(task.key, recipe.model, recipe.max_parameters)
     train, validation = load_splits(*data)
+    check_budget(task.key, recipe.model, recipe.max_parameters, len(train.classes))
     if recipe.batch_size > len(train):
         most = f"2 to {len(train)}, the training images of {data[0]}"
         raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: expected: {most}")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leanresnet.config.load import load_section
-from leanresnet.config.schema import CLASSES, Finite, Hex32, Hex64, Loose, Model, Positive, Section
+from leanresnet.config.schema import Finite, Hex32, Hex64, Loose, Model, Positive, Section
 from leanresnet.errors import DataError
 from leanresnet.files import file_hashes, save_json, save_safetensors
 from leanresnet.models.complexity import count_macs, count_parameters
@@ -45,7 +45,7 @@ class Description(Section):
     sha256: Hex64
     parameters: Positive
     macs: Positive
-    classes: Annotated[tuple[Name, ...], Field(min_length=CLASSES, max_length=CLASSES), Loose]
+    classes: Annotated[tuple[Name, ...], Field(min_length=2), Loose]
     name: Name
     model: Model | None = None
     members: Annotated[tuple[Member, ...], Field(min_length=1), Loose] | None = None
@@ -54,7 +54,7 @@ class Description(Section):
     def _is_one_or_several(self) -> "Description":
         if (self.model is None) == (self.members is None):
             raise ValueError("it has both or none of model and members, expected: one of them")
-        if len(set(self.classes)) < CLASSES:
+        if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes = {list(self.classes)}, expected: each name once")
         return self
 
@@ -125,8 +125,8 @@ def save_model(
     save_safetensors({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     about = {
         "sha256": file_hashes(folder / WEIGHTS)[1],
-        "parameters": count_parameters(model),
-        "macs": count_macs(model),
+        "parameters": count_parameters(model, len(classes)),
+        "macs": count_macs(model, len(classes)),
         "classes": list(classes),
         "model": model.model_dump(mode="json"),
         **provenance,
@@ -202,12 +202,13 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
     if sha256 != described.sha256:
         raise DataError(f"{folder / WEIGHTS}: SHA-256 {sha256}, expected: {described.sha256} of {place}")
     models, size = described.models, (folder / WEIGHTS).stat().st_size
-    parameters, macs = (sum(count(model) for model in models) for count in (count_parameters, count_macs))
+    classes = len(described.classes)
+    parameters, macs = (sum(count(model, classes) for model in models) for count in (count_parameters, count_macs))
     try:
         # Check the size before building the network, because a small description can ask for any amount of memory.
         if size < parameters * torch.float32.itemsize:
             raise ValueError(f"{size:,} bytes for {parameters:,} parameters")
-        nets = [build_model(model, mean=[0.0] * 3, std=[1.0] * 3, seed=0) for model in models]
+        nets = [build_model(model, mean=[0.0] * 3, std=[1.0] * 3, seed=0, classes=classes) for model in models]
         net = Ensemble(nets) if described.members else nets[0]
         _fill(net, load_file(folder / WEIGHTS))
     except (SafetensorError, ValueError) as error:

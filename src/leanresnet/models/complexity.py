@@ -19,42 +19,43 @@ class Layer(NamedTuple):
     macs: int
 
 
-def breakdown(model: Model) -> list[Layer]:
+def breakdown(model: Model, classes: int = CLASSES) -> list[Layer]:
     """Return the counts of every module with parameters, in the order of `ResNet.named_modules()`."""
-    return list(_modules(model))
+    return list(_modules(model, classes))
 
 
-def count_parameters(model: Model) -> int:
+def count_parameters(model: Model, classes: int = CLASSES) -> int:
     """Return the number of weights and biases, including those of a whitening stem, which are not trained."""
-    return sum(layer.parameters for layer in breakdown(model))
+    return sum(layer.parameters for layer in breakdown(model, classes))
 
 
-def count_macs(model: Model) -> int:
+def count_macs(model: Model, classes: int = CLASSES) -> int:
     """Return the number of multiply-accumulates of the forward pass of one 32x32 image."""
-    return sum(layer.macs for layer in breakdown(model))
+    return sum(layer.macs for layer in breakdown(model, classes))
 
 
-def check_budget(key: str, model: Model, budget: int | None) -> None:
+def check_budget(key: str, model: Model, budget: int | None, classes: int = CLASSES) -> None:
     """Refuse a model with more than `budget` parameters.
 
     Args:
         key: file and key of the recipe for the error message.
         budget: largest number of parameters, or None for no limit.
+        classes: number of classes of the data.
 
     Raises:
         ConfigError: if the model exceeds the budget; the message names the excess and one change that would fit.
     """
-    count = count_parameters(model)
+    count = count_parameters(model, classes)
     if budget is None or count <= budget:
         return
-    fitting = _largest_fit(model, budget)
+    fitting = _largest_fit(model, budget, classes)
     advice = f"{fitting[0]} = {list(fitting[1])} would fit with {fitting[2]:,}" if fitting else "no single change fits"
     raise ConfigError(
         f"{key}.model: {count:,} parameters exceed max_parameters = {budget:,} by {count - budget:,}; {advice}"
     )
 
 
-def _modules(model: Model) -> Iterator[Layer]:
+def _modules(model: Model, classes: int) -> Iterator[Layer]:
     sides = model.feature_map_sizes()
     if model.stem == "whitening":
         width = WHITENING_FILTERS
@@ -95,7 +96,7 @@ def _modules(model: Model) -> Iterator[Layer]:
     if model.block == "preactivation":
         yield _norm("norm", width)
     features = width * (model.last_map // model.pool) ** 2
-    yield Layer("classifier", features * CLASSES + CLASSES, features * CLASSES)
+    yield Layer("classifier", features * classes + classes, features * classes)
 
 
 def _conv(name: str, inputs: int, outputs: int, kernel: int, side: int) -> Layer:
@@ -112,7 +113,7 @@ def _conv_bn(name: str, inputs: int, outputs: int, kernel: int, side: int) -> It
     yield _norm(f"{name}.1", outputs)
 
 
-def _largest_fit(model: Model, budget: int) -> tuple[str, tuple[int, ...], int] | None:
+def _largest_fit(model: Model, budget: int, classes: int) -> tuple[str, tuple[int, ...], int] | None:
     """Return the largest model within the budget that differs in one entry of `blocks` or `channels`, or None.
 
     Returns:
@@ -125,7 +126,7 @@ def _largest_fit(model: Model, budget: int) -> tuple[str, tuple[int, ...], int] 
             least = int(model.downsample == "stride") if key == "blocks" else max(1, model.squeeze_excite)
             for smaller in range(value - step, least - 1, -step):
                 changed = (*values[:index], smaller, *values[index + 1 :])
-                count = count_parameters(model.model_copy(update={key: changed}))
+                count = count_parameters(model.model_copy(update={key: changed}), classes)
                 if count <= budget:
                     if best is None or count > best[2]:
                         best = (key, changed, count)

@@ -14,7 +14,7 @@ class Ensemble(nn.Module):
     The softmax of this is the normalized geometric mean of the members' distributions, at every temperature. It is one
     of the two ways in which Hinton, Vinyals and Dean (arXiv:1503.02531), section 1, average an ensemble of teachers.
 
-    Shapes: images (B, 3, 32, 32) in 0..255, see `ResNet` -> logits (B, 10).
+    Shapes: images (B, 3, 32, 32) in 0..255, see `ResNet` -> logits (B, classes).
     """
 
     def __init__(self, members: Sequence[ResNet]) -> None:

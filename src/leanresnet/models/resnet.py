@@ -63,16 +63,22 @@ class ResNet(nn.Module):
         mean, std: of each channel, for images in [0, 1].
         stochastic_depth: probability p with which the branch of the last block is dropped in training. Block i of L
             has the probability p * i / L.
+        classes: number of classes.
 
-    Shapes: images (B, 3, 32, 32) in 0..255, uint8 or float -> logits (B, 10). If the last pool covers the whole map,
-        images may have other sizes too.
+    Shapes: images (B, 3, 32, 32) in 0..255, uint8 or float -> logits (B, classes). If the last pool covers the whole
+        map, images may have other sizes too.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, model: Model, mean: Sequence[float], std: Sequence[float], stochastic_depth: float = 0.0
+        self,
+        model: Model,
+        mean: Sequence[float],
+        std: Sequence[float],
+        stochastic_depth: float = 0.0,
+        classes: int = CLASSES,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -89,7 +95,7 @@ class ResNet(nn.Module):
         self.layers = nn.Sequential(*layers)
         # The output of a pre-activation block is a sum that was neither normalised nor activated.
         self.norm = nn.BatchNorm2d(width) if model.block == "preactivation" else None
-        self.classifier = nn.Linear(width * (model.last_map // model.pool) ** 2, CLASSES)
+        self.classifier = nn.Linear(width * (model.last_map // model.pool) ** 2, classes)
 
     def _stem(self, width: int) -> nn.Module:
         if self.model.stem == "whitening":
@@ -127,7 +133,7 @@ class ResNet(nn.Module):
         return self.forward_features(images)[1]
 
     def forward_features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the output of each layer, (B, C_i, side, side), and the logits (B, 10)."""
+        """Return the output of each layer, (B, C_i, side, side), and the logits (B, classes)."""
         x = self.stem(self.normalize(images))
         x = x if self.norm else self._activation(x)
         features = []
@@ -155,11 +161,12 @@ def build_model(
     initialization: str = "kaiming",
     images: Tensor | None = None,
     stochastic_depth: float = 0.0,
+    classes: int = CLASSES,
 ) -> ResNet:
     """Return a network in channels_last memory, initialised from `seed`; the caller's random state is restored.
 
     Args:
-        model, mean, std, stochastic_depth: see `ResNet`.
+        model, mean, std, stochastic_depth, classes: see `ResNet`.
         seed: seed of the initialization.
         bn_momentum: momentum of the batch norms.
         initialization: kaiming for a normal distribution by fan-out (He et al., arXiv:1502.01852); dirac for the same,
@@ -170,7 +177,7 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ResNet(model, mean, std, stochastic_depth)
+        net = ResNet(model, mean, std, stochastic_depth, classes)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

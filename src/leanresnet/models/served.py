@@ -14,7 +14,7 @@ class Served(nn.Module):
     Args:
         net: a `ResNet` or an `Ensemble`.
 
-    Shapes: images (B, 3, 32, 32) float32, each a whole number from 0 to 255 -> logits (B, 10).
+    Shapes: images (B, 3, 32, 32) float32, each a whole number from 0 to 255 -> logits (B, classes).
 
     Raises:
         RuntimeError: if an input is not a whole number from 0 to 255.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from leanresnet.config.schema import CLASSES, IMAGE_SIZE, Augmentation
+from leanresnet.config.schema import IMAGE_SIZE, Augmentation
 
 # Number of images that share the operations drawn by a policy; drawing them for each image takes 16 times as long.
 # The images of a group are chosen at random from the epoch, so few of them are in the same batch.
@@ -142,7 +142,7 @@ def cut_out(images: Tensor, holes: Tensor, side: int, color: Tensor) -> Tensor:
 
 
 def mix_pairs(
-    images: Tensor, labels: Tensor, augmentation: Augmentation, seed: int, epoch: int, step: int
+    images: Tensor, labels: Tensor, augmentation: Augmentation, seed: int, epoch: int, step: int, classes: int
 ) -> tuple[Tensor, Tensor]:
     """Mix neighbouring images of a batch, and their labels, by torchvision's MixUp or CutMix.
 
@@ -152,13 +152,13 @@ def mix_pairs(
 
     Shapes:
         images: (B, 3, H, W) -> the same, in channels_last memory, float for mixup.
-        labels: (B,) int64 -> (B, 10) float, the share of each class.
+        labels: (B,) int64 -> (B, classes) float, the share of each class.
     """
     from torchvision.transforms import v2
 
     mixing = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[augmentation.mix]
     images = images.float() if augmentation.mix == "mixup" else images
-    shares = F.one_hot(labels, CLASSES).float()
+    shares = F.one_hot(labels, classes).float()
     with _global_draws(seed_of(seed_of(seed, epoch), step)):
         if float(torch.rand(())) < augmentation.mix_share:
             images, shares = mixing(alpha=augmentation.mix_alpha)(images, shares)

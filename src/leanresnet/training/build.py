@@ -19,6 +19,7 @@ from leanresnet.training.schedules import build_schedule
 
 # Jordan uses 5,000 images and Page 10,000. 5,000 images have 4.8 million patches, plenty to estimate 12 directions.
 WHITENING_IMAGES = 5000
+LEAST_STD = 1 / 255
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,19 @@ def build_training(
     The result depends on process-wide settings: build and use it inside
     `backend_settings(device, recipe.deterministic)`.
     """
-    measured = train.channel_statistics
+    mean, std = train.channel_statistics
+    # A channel that is the same in all images would be divided by zero.
+    std = tuple(max(each, LEAST_STD) for each in std)
     net = build_model(
         recipe.model,
-        recipe.normalization.mean or measured[0],
-        recipe.normalization.std or measured[1],
+        recipe.normalization.mean or mean,
+        recipe.normalization.std or std,
         recipe.seed,
         recipe.bn_momentum,
         recipe.initialization,
         train.images[:WHITENING_IMAGES].to(device),
         recipe.stochastic_depth,
+        len(train.classes),
     )
     compile_step = recipe.compile
     if recipe.sync_batch_norm and world.size > 1:

@@ -34,7 +34,7 @@ class TrainBatches:
         self._images = split.images.to(device)
         # Padded images, and the epoch for which a policy transformed them; 0 means not transformed.
         self._padded = 0, pad(self._images, augmentation.crop_padding, augmentation.padding_mode)
-        self._labels = split.labels.to(device)
+        self._labels, self._classes = split.labels.to(device), len(split.classes)
         self._color = (255 * torch.tensor(split.channel_statistics[0])).round().to(torch.uint8).to(device)
         self._augmentation = augmentation
         self._small = small
@@ -54,7 +54,7 @@ class TrainBatches:
         Yields:
             images: (B, 3, 32, 32) in 0..255, uint8 in channels_last memory. They are float after mixup or resizing,
                 and smaller after resizing.
-            labels: (B,) int64, or with mixing (B, 10) float, the share of each class.
+            labels: (B,) int64, or with mixing (B, classes) float, the share of each class.
         """
         settings, device = self._augmentation, self._labels.device
         draws = draw(len(self._labels), settings, self._seed, number).to(device)
@@ -67,7 +67,7 @@ class TrainBatches:
             if settings.cutout:
                 images = cut_out(images, draws.holes[part], settings.cutout, self._color)
             if settings.mix != "none":
-                images, labels = mix_pairs(images, labels, settings, self._seed, number, step)
+                images, labels = mix_pairs(images, labels, settings, self._seed, number, step, self._classes)
             if self._small is not None and number <= self._small.epochs:
                 images = F.interpolate(images.float(), size=self._small.size, mode="bilinear", antialias=True)
             yield images, labels

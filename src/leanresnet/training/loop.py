@@ -61,7 +61,7 @@ def objective_of(net: nn.Module, criterion: Criterion) -> Objective:
     """Join the network and its loss to one function, which `torch.compile` compiles to one graph.
 
     The function takes images (B, 3, H, W) and labels, and returns the loss and the number of correct predictions.
-    Labels are classes (B,), or shares of classes (B, 10), of which the largest counts as the correct class.
+    Labels are classes (B,), or shares of classes (B, classes), of which the largest counts as the correct class.
     """
 
     def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,7 @@ def train_one_epoch(
     """Take one step for each of `batches`, and wait for the device at the end.
 
     Args:
-        batches: pairs of images (B, 3, H, W) and labels, (B,) or (B, 10).
+        batches: pairs of images (B, 3, H, W) and labels, (B,) or (B, classes).
         average: moving average of the weights, updated after each step, or None.
         meter: the earlier steps of a resumed epoch, or None.
         after_step: called after each step.

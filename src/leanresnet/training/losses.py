@@ -12,7 +12,7 @@ from leanresnet.config.schema import same_side
 
 
 class CrossEntropy:
-    """Cross entropy with label smoothing, for labels (B,), or (B, 10) shares of classes."""
+    """Cross entropy with label smoothing, for labels (B,), or (B, classes) shares of classes."""
 
     def __init__(self, label_smoothing: float) -> None:
         self.label_smoothing = label_smoothing
@@ -36,7 +36,7 @@ class DistillationLoss:
     evaluation mode and without gradient.
 
     Args:
-        teacher: a network with logits (B, 10). With `attention`, teacher and student have
+        teacher: a network with logits (B, classes). With `attention`, teacher and student have
             `ResNet.forward_features`, and some of their feature maps have the same side.
         alpha: weight of the teacher, 0 to 1.
         temperature: T > 0, softens both distributions.
@@ -112,8 +112,8 @@ def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, beta: float) -> 
     Source: Zhao et al., "Decoupled Knowledge Distillation" (arXiv:2203.08679), equation 7 with alpha = 1.
 
     Args:
-        student, teacher: log probabilities (B, 10).
-        labels: (B,) classes, or (B, 10) shares, of which the largest is the right class.
+        student, teacher: log probabilities (B, classes).
+        labels: (B,) classes, or (B, classes) shares, of which the largest is the right class.
         beta: weight of the divergence among the wrong classes.
     """
     right = (labels if labels.ndim == 1 else labels.argmax(1))[:, None]

@@ -179,6 +179,25 @@ def test_a_folder_without_a_batch_is_refused(tmp_path: Path) -> None:
         pack_folder(folder)
 
 
+def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path) -> None:
+    train, test = read_archive(archives.write_cifar100(tmp_path / "cifar100.tar.gz"), "cifar100")
+    assert train.classes == test.classes == tuple(f"fine {number}" for number in range(100))
+    assert (train.labels.tolist(), test.labels.tolist()) == (archives.fine("train"), archives.fine("test"))
+    assert np.array_equal(test.images.numpy(), archives.pixels(archives.TEST).reshape(-1, 3, 32, 32))
+    assert train.dataset == test.dataset == "cifar100"
+
+
+def test_one_archive_is_not_taken_for_the_other(tmp_path: Path) -> None:
+    ten, hundred = archives.write_archive(tmp_path / "ten"), archives.write_cifar100(tmp_path / "hundred")
+    with pytest.raises(DataError, match=r"ten: member .* lies outside cifar-100-python/, expected: CIFAR-100's python"):
+        read_archive(ten, "cifar100")
+    with pytest.raises(DataError, match=r"hundred: member .* lies outside cifar-10-batches-py/, expected: CIFAR-10's"):
+        read_archive(hundred)
+    few = archives.write_cifar100(tmp_path / "few", names=99)
+    with pytest.raises(DataError, match="meta has 99 class names, expected: 100"):
+        read_archive(few, "cifar100")
+
+
 def refusal(path: Path) -> str:
     """The one line with which reading `path` is refused."""
     with pytest.raises(DataError) as caught:

@@ -19,6 +19,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from imports import ROOT
+from torchvision.datasets import CIFAR100
 
 from leanresnet.config.schema import Download
 from leanresnet.data.cifar import pack_folder
@@ -26,6 +28,7 @@ from leanresnet.data.download import fetch
 from leanresnet.data.sources import fetch_source, read_source
 from leanresnet.errors import DataError, StorageError
 from leanresnet.files import load_json, save_json, workspace
+from leanresnet.scaffold.presets import load_preset
 
 PAYLOAD = hashlib.shake_256(b"archive").digest(200_000)
 
@@ -369,6 +372,20 @@ def test_the_digits_need_no_archive(out: Path) -> None:
     fetch_source(EXPECTED.model_copy(update={"dataset": "digits"}), out, None, None)
     assert [path.name for path in out.iterdir()] == ["source.json"]
     assert read_source(out)[0].dataset == "digits"
+
+
+def test_cifar100_is_stored_and_read_like_cifar10(tmp_path: Path, out: Path) -> None:
+    local = archives.write_cifar100(tmp_path / "cifar-100-python.tar.gz")
+    settings = expecting(local.read_bytes()).model_copy(update={"dataset": "cifar100"})
+    fetch_source(settings, out, local, None)
+    assert load_json(out / "source.json")["dataset"] == "cifar100"
+    assert read_source(out)[1].labels.tolist() == archives.fine("test")
+
+
+def test_the_preset_has_the_published_archive() -> None:
+    settings = load_preset("cifar100", ROOT / "presets").params.download
+    assert settings.mirrors[-1] == CIFAR100.url
+    assert settings.md5 == CIFAR100.tgz_md5
 
 
 def test_a_download_is_not_written_through_a_link(mirrors: Mirrors, tmp_path: Path) -> None:

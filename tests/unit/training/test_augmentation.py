@@ -124,7 +124,7 @@ def test_an_epoch_crops_what_the_policy_made() -> None:
 
 def mixed(kind: str, step: int = 0, share: float = 1.0) -> tuple[Tensor, Tensor]:
     settings = augmentation_settings(mix=kind, mix_alpha=1.0, mix_share=share)
-    return mix_pairs(random_images(40), LABELS, settings, 0, 1, step)
+    return mix_pairs(random_images(40), LABELS, settings, 0, 1, step, 10)
 
 
 def test_mixup_weighs_pixels_as_labels() -> None:

@@ -113,7 +113,7 @@ def test_statistics_that_processes_exchange_are_not_compiled_and_the_first_proce
 def test_an_estimate_needs_no_long_schedule(schedule: str, changes: dict[str, object]) -> None:
     plain = tiny_recipe().schedule.model_dump()
     settings = plain | {"name": schedule, "warmup_epochs": 0.9, "final_ratio": 0.1}
-    assert training_seconds(recipe(schedule=settings, **changes), 100, CPU)[1] > 0
+    assert training_seconds(recipe(schedule=settings, **changes), 100, 10, CPU)[1] > 0
 
 
 def test_an_estimate_includes_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,5 +132,5 @@ def test_an_estimate_includes_the_compilation(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(module, "CompiledFunction", compiled)
     made = recipe(compile=True)
-    assert training_seconds(made, 10 * made.batch_size, CPU) == (30.0, 20.0)
-    assert training_seconds(recipe(compile=False), 100, CPU) == (0.0, 0.0)
+    assert training_seconds(made, 10 * made.batch_size, 10, CPU) == (30.0, 20.0)
+    assert training_seconds(recipe(compile=False), 100, 10, CPU) == (0.0, 0.0)
