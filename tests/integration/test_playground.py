@@ -1,5 +1,6 @@
 """The page, as a visitor has it: in Streamlit's own client, over HTTP and in a browser."""
 
+import io
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, open_tab
 from conftest import outside_environment
-from helpers import CLASSES, random_images, tiny_model, tiny_net
+from helpers import CLASSES, random_images, synthetic_split, tiny_model, tiny_net
 from imports import ROOT
 from PIL import Image
 from streamlit.testing.v1 import AppTest
@@ -20,6 +21,7 @@ from waiting import PATIENCE, wait_for
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from leanresnet.data.splits import save_split
 from leanresnet.models.checkpoint import load_model, save_model
 from leanresnet.serving.inference import MODELS, classify
 from leanresnet.serving.playground import app
@@ -83,6 +85,26 @@ def test_models_that_agree_and_a_model_alone(
     assert visited.success[0].value == f"All 2 models agree: **{chosen}**."
     shutil.rmtree(tmp_path / "baseline")
     assert visited.run().info[0].value == f"The model predicts **{chosen}**."
+
+
+def test_samples_of_the_test_split_and_an_image_that_is_unlike_them(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    test = synthetic_split(60, noise=0.1)
+    save_split(test, tmp_path / "data" / "test.safetensors")
+    visited = page(tmp_path / "models", monkeypatch)
+    assert not visited.dataframe
+    samples = visited.button_group[0]
+    assert list(samples.options) == list(CLASSES[:6])
+    samples.select(3).run()
+    assert len(visited.dataframe) == 1
+    assert not any("unlike" in warning.value for warning in visited.warning)
+    content = io.BytesIO()
+    Image.new("RGB", (40, 40), (255, 0, 255)).save(content, "png")
+    visited.file_uploader[0].upload("flat.png", content.getvalue(), "image/png").run()
+    assert "unlike the images of the data set" in visited.warning[0].value
+    assert not visited.exception
 
 
 def test_a_model_that_was_trained_again_is_read_again(

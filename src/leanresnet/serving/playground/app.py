@@ -9,19 +9,39 @@ from torch import Tensor
 
 from leanresnet.compute.device import choose_device, exact_float32
 from leanresnet.data.images import SUFFIXES, decode
+from leanresnet.data.splits import Split, load_split
 from leanresnet.errors import LeanResNetError
 from leanresnet.models.checkpoint import DESCRIPTION, Checkpoint, load_model
+from leanresnet.models.resnet import ResNet
 from leanresnet.serving.inference import find_models, probabilities
+from leanresnet.serving.likeness import NEIGHBOURS, Likeness
 from leanresnet.text import markdown
 
 Answers = dict[str, dict[str, float]]
 SHOWN_PIXELS = 256
+# Numbers of images of the test split that are offered, and that an image is compared with.
+SAMPLES, COMPARED = 6, 1000
 
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the models")
 def _load(folder: Path, device: str, written: int) -> Checkpoint:
     """Load a model; it is cached by the arguments, so another time of writing, `written`, loads it again."""
     return load_model(folder, choose_device(device))
+
+
+@st.cache_resource(max_entries=2, show_spinner="Reading the test split")
+def _load_test(path: Path, written: int) -> Split:
+    """Load the test split; it is cached like a model."""
+    return load_split(path)
+
+
+@st.cache_resource(max_entries=2, show_spinner="Comparing the images of the test split")
+def _likeness(_model: Checkpoint, sha256: str, _test: Split, written: int) -> Likeness | None:
+    """Return what a model knows of the test split, or None if that is not known; cached by weights and file."""
+    if not isinstance(_model.net, ResNet) or len(_test) <= NEIGHBOURS:
+        return None
+    with exact_float32():
+        return Likeness(_model.net, _test.images[:: -(-len(_test) // COMPARED)])
 
 
 def _ask(models: dict[str, Checkpoint], image: Tensor) -> Answers:
@@ -68,26 +88,61 @@ def _show_shares(answers: Answers) -> None:
     st.dataframe(table, hide_index=True, height="content", column_config=dict.fromkeys(answers, bar))
 
 
+def _choose_sample(test: Split) -> int | None:
+    """Show an image of each of the first classes of the test split, and return the index of the chosen one."""
+    places = [int((test.labels == label).nonzero()[0]) for label in test.labels.unique()[:SAMPLES]]
+    names = [markdown(test.classes[test.labels[place]]) for place in places]
+    st.image([_picture(test.images[place], SHOWN_PIXELS // 4) for place in places], caption=names)
+    return st.pills("Or one of the test split", places, format_func=lambda place: names[places.index(place)])
+
+
+def _picture(image: Tensor, side: int) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.NEAREST)
+
+
+def _choose_image(test: Split | None) -> tuple[Tensor, str] | None:
+    """Return the uploaded image, or else the chosen sample, with its caption; None if there is neither."""
+    caption = "What they see: 32x32 pixels"
+    upload = st.file_uploader("An image, JPEG or PNG", type=[suffix.removeprefix(".") for suffix in SUFFIXES])
+    if upload is not None:
+        return decode(upload.getvalue(), upload.name), caption
+    place = _choose_sample(test) if test is not None else None
+    if test is None or place is None:
+        return None
+    return test.images[place], f"{caption} of the class {markdown(test.classes[test.labels[place]])}"
+
+
 def show(folder: Path, device: str) -> None:
-    """Show the page for the models in `folder`."""
+    """Show the page for the models in `folder`, with the test split of their workspace if it is there."""
     st.set_page_config("leanresnet playground")
     st.title("What do the models see?")
+    place = folder.parent / "data" / "test.safetensors"
+    unlike = False
     try:
         models = {
             name: _load(folder / name, device, (folder / name / DESCRIPTION).stat().st_mtime_ns)
             for name in find_models(folder)
         }
-        upload = st.file_uploader("An image, JPEG or PNG", type=[suffix.removeprefix(".") for suffix in SUFFIXES])
-        if upload is None:
+        last = list(models.values())[-1]
+        written = place.stat().st_mtime_ns if place.exists() else None
+        test = _load_test(place, written) if written is not None else None
+        if test is not None and test.classes != last.classes:
+            test = None
+        chosen = _choose_image(test)
+        if chosen is None:
             return
-        image = decode(upload.getvalue(), upload.name)
+        image, caption = chosen
         answers = _ask(models, image)
+        if test is not None and written is not None and (likeness := _likeness(last, last.sha256, test, written)):
+            with exact_float32():
+                unlike = likeness.is_unlike(image)
     except LeanResNetError as error:
         st.error(markdown(str(error)))
         return
+    if unlike:
+        st.warning("This image is unlike the images of the data set, so the predictions say little about it.")
     left, right = st.columns([1, 2])
-    seen = Image.fromarray(image.permute(1, 2, 0).numpy())
-    left.image(seen.resize((SHOWN_PIXELS,) * 2, Image.Resampling.NEAREST), caption="What they see: 32x32 pixels")
+    left.image(_picture(image, SHOWN_PIXELS), caption=caption)
     with right:
         _show_verdict(answers)
         _show_choices(answers, models)
