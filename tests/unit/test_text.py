@@ -92,6 +92,14 @@ def test_matplotlib_draws_the_letters(name: str) -> None:
     assert (shown, is_formula) == (plain(name), False)
 
 
+def test_letters_that_the_font_lacks_are_drawn_apart() -> None:
+    """matplotlib warns of each, and warnings are errors; two names of boxes could not be told apart."""
+    assert (drawn("éclair"), drawn("猫"), drawn("犬$")) == ("éclair", r"\u732b", r"\u72ac\$")
+    figure = Figure()
+    figure.text(0, 0, drawn("猫犬"))
+    figure.savefig(io.BytesIO(), format="png")
+
+
 @EACH
 def test_an_error_and_a_warning_are_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     warn(name)

@@ -92,8 +92,12 @@ def _choose_sample(test: Split) -> int | None:
     """Show an image of each of the first classes of the test split, and return the index of the chosen one."""
     places = [int((test.labels == label).nonzero()[0]) for label in test.labels.unique()[:SAMPLES]]
     names = [markdown(test.classes[test.labels[place]]) for place in places]
-    st.image([_picture(test.images[place], SHOWN_PIXELS // 4) for place in places], caption=names)
-    return st.pills("Or one of the test split", places, format_func=lambda place: names[places.index(place)])
+    label = "Or one of the test split"
+    st.markdown(f":small[{label}]")
+    row = st.container(horizontal=True, gap="small")
+    for place, name in zip(places, names, strict=True):
+        row.image(_picture(test.images[place], SHOWN_PIXELS // 4), caption=name)
+    return st.pills(label, places, format_func=lambda place: names[places.index(place)], label_visibility="collapsed")
 
 
 def _picture(image: Tensor, side: int) -> Image.Image:
