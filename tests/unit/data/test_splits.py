@@ -10,6 +10,7 @@ import torch
 from helpers import synthetic_split
 
 from leanresnet.data.digits import read_digits
+from leanresnet.data.preview import samples
 from leanresnet.data.splits import Split, hold_out, load_split, save_split
 from leanresnet.errors import ConfigError, DataError
 
@@ -162,6 +163,11 @@ def test_what_does_not_fit_a_split_is_refused(tmp_path: Path, changes: dict[str,
     save_split(dataclasses.replace(synthetic_split(20), **changes), tmp_path / "split.safetensors")
     with pytest.raises(DataError, match=rf"split\.safetensors: not a split \({says}.*\), expected: "):
         load_split(tmp_path / "split.safetensors")
+
+
+def test_the_samples_are_an_image_of_each_class_that_a_split_has() -> None:
+    rare = numbered([3, 0, 2])
+    assert [axes.get_title() for axes in samples(rare).axes] == [rare.classes[0], rare.classes[2]]
 
 
 def test_the_digits_are_images_like_cifars() -> None:
