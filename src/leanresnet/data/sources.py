@@ -135,7 +135,10 @@ def _check_digest(local: Path, found: str, expected: str) -> None:
 
 def _take_archive(local: Path, archive: Path, settings: Download, stated: str | None) -> None:
     if not local.is_file():
-        raise DataError(f"{local}: no such file or directory, expected: an archive or its unpacked batches")
+        from leanresnet.data.cifar import LAYOUTS
+
+        title = LAYOUTS[settings.dataset].title
+        raise DataError(f"{local}: no such file or directory, expected: {title}'s archive or its unpacked batches")
     if stated is None:
         download.check(local, settings.size, settings.md5, settings.sha256)
     else:
