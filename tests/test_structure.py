@@ -198,7 +198,15 @@ def test_make_setup_leaves_out_what_only_a_gpu_needs(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text('#!/bin/bash\necho "$@"\n')
     (tmp_path / "bin/python").chmod(0o755)
-    command = ["make", f"--file={ROOT / 'Makefile'}", f"VENV={tmp_path}", "PYTHON=true", "CPU=1", f"{tmp_path}/.locked"]
+    command = [
+        "make",
+        "--no-print-directory",
+        f"--file={ROOT / 'Makefile'}",
+        f"VENV={tmp_path}",
+        "PYTHON=true",
+        "CPU=1",
+        f"{tmp_path}/.locked",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2].endswith(f" --require-hashes --no-deps -r {tmp_path}/cpu.lock")
     whole, small = (path.read_text() for path in (ROOT / "requirements.lock", tmp_path / "cpu.lock"))
