@@ -56,7 +56,7 @@ class Download(Section):
     )
 
 
-class Split(Section):
+class SplitSettings(Section):
     validation: Positive = Field(
         description="Number of training images held out for validation, each class in proportion."
     )
@@ -432,7 +432,7 @@ def _check_maps(key: str, settings: Distill, teacher: Model, name: str) -> None:
 
 class Params(Section):
     download: Download = Field(description="The data set.")
-    split: Split = Field(description="Training, validation and test images.")
+    split: SplitSettings = Field(description="Training, validation and test images.")
     train: Train = Field(description="Models trained on labels alone.")
     distill: Distill = Field(description="The student.")
     evaluate: Evaluate = Field(description="The evaluation on the test images.")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from leanresnet.config.schema import Split as SplitSettings
+from leanresnet.config.schema import SplitSettings
 from leanresnet.data.preview import samples
 from leanresnet.data.sources import read_source
 from leanresnet.data.splits import hold_out, save_split
