@@ -1,6 +1,7 @@
 """The conversion of any image file to the network's input."""
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -111,6 +112,6 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1, upright, if it is missing or cannot be read, as image viewers assume too."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as in `decode`
+    except (SyntaxError, struct.error):  # Pillow's errors of a block that does not begin as TIFF does, or that is cut
         return 1
     return found if isinstance(found, int) else 1

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,16 @@ def test_a_damaged_exif_block_still_says_how_an_image_stands() -> None:
     damaged = content.replace(struct.pack(">2H", 0x011A, 5), struct.pack(">2H", 0x011A, 2))
     assert damaged != content
     assert torch.equal(decode(with_right_sums(damaged), "image"), decode(content, "image"))
+
+
+@pytest.mark.parametrize("damage", [lambda block: b"\0" * 8 + block[8:], lambda block: block[:6]])
+def test_an_exif_block_that_cannot_be_read_turns_nothing(damage: Callable[[bytes], bytes]) -> None:
+    image = Image.fromarray(random_images(1)[0].permute(1, 2, 0).numpy())
+    block = exif(6).tobytes().removeprefix(b"Exif\0\0")
+    damaged = encoded(image, exif=b"Exif\0\0" + damage(block))
+    with pytest.raises((SyntaxError, struct.error)):
+        Image.open(io.BytesIO(damaged)).getexif()
+    assert torch.equal(decode(damaged, "image"), decode(encoded(image), "image"))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 2**16 - 1])
