@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from functools import cache
 
 # Characters with a meaning inside a line of Markdown; an underscore inside a word has none.
@@ -33,6 +33,15 @@ def _glyphs() -> Container[int]:
     from matplotlib.font_manager import findfont, get_font
 
     return get_font(findfont("DejaVu Sans")).get_charmap()
+
+
+def aligned(rows: Sequence[Sequence[object]], numbers: Container[int]) -> str:
+    """Return rows of cells as lines with aligned columns; the columns with these indices are aligned to the right."""
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    put = [str.rjust if place in numbers else str.ljust for place in range(len(widths))]
+    lines = ("  ".join(pad(cell, width) for pad, cell, width in zip(put, row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _is_printed(letter: str) -> bool:

@@ -10,7 +10,7 @@ from leanresnet.analysis.lineage import find
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
-from leanresnet.text import markdown, plain
+from leanresnet.text import aligned, markdown
 from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
 
 # The budget does not change a model, and the number of layers is the length of model.blocks.
@@ -49,14 +49,8 @@ class Comparison:
 
     def text(self) -> str:
         """Return the table with aligned columns, for a terminal."""
-        cells = [[plain(cell) for cell in row] for row in (self.header, *self.rows)]
-        align = [str.rjust if name in NUMBERS else str.ljust for name in self.header]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        rows = (
-            " ".join(f"{put(cell, width)} " for put, cell, width in zip(align, row, widths, strict=True))
-            for row in cells
-        )
-        return "\n".join(row.rstrip() for row in rows)
+        numbers = [place for place, name in enumerate(self.header) if name in NUMBERS]
+        return aligned([self.header, *self.rows], numbers)
 
     def write(self, out: Path) -> None:
         """Write the table to `out`.md and a picture to `out`.png."""

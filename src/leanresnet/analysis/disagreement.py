@@ -1,6 +1,5 @@
 """The images on which two evaluated models differ, from their predictions on the test split, which MLflow keeps."""
 
-import csv
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from leanresnet.analysis import runs
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError
+from leanresnet.evaluation.report import read_predictions
 
 ANSWERS = "results/confusion.csv"
 
@@ -85,9 +85,8 @@ def _answers(run: RunRecord) -> tuple[list[str], list[str]] | None:
         if path is None:
             return None
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                pairs = [(row["true"], row["predicted"]) for row in csv.DictReader(file, restval="")]
-        except (KeyError, ValueError, csv.Error) as error:
+            pairs = read_predictions(path)
+        except DataError as error:
             raise DataError(
                 f"run {run.run_id}: {ANSWERS} has no predictions, expected: a file that an evaluation wrote"
             ) from error

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from leanresnet.errors import StorageError
 from leanresnet.evaluation.report import load_report
+from leanresnet.text import aligned
 
 MODELS = ("baseline", "teacher", "student")
 
@@ -34,5 +35,4 @@ def comparison(results: Path) -> str:
         )
     if len(rows) == 1:
         raise StorageError(f"{results}: no evaluated model, expected: a folder with <model>/test.json")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    return aligned(rows, range(1, len(rows[0])))

@@ -132,21 +132,25 @@ def report_files(outputs: Outputs) -> list[Path]:
     return [outputs.results / name for name in names]
 
 
-def accuracy_by_class(results: Path) -> Metrics:
-    """Return the share of the test images of each class that were predicted right, from confusion.csv.
+def read_predictions(path: Path) -> list[tuple[str, str]]:
+    """Return (true class, predicted class) of each test image by name, from a confusion.csv.
 
     Raises:
         StorageError: if the file cannot be read.
         DataError: if it is not a table of true and predicted classes.
     """
-    path = results / "confusion.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            pairs = [(row["true"], row["predicted"]) for row in csv.DictReader(file)]
+            return [(row["true"], row["predicted"]) for row in csv.DictReader(file, restval="")]
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a table of predictions, expected: the columns true and predicted") from error
+
+
+def accuracy_by_class(results: Path) -> Metrics:
+    """Return the share of the test images of each class that were predicted right; errors: `read_predictions`."""
+    pairs = read_predictions(results / "confusion.csv")
     images = Counter(true for true, _ in pairs)
     right = Counter(true for true, predicted in pairs if true == predicted)
     return {name: right[name] / count for name, count in images.items()}
