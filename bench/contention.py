@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
+from bench.options import preset as recipe_of
 from bench.report import alternate, median, record
 from bench.trainers import ROOT, Engine
-from leanresnet.scaffold.presets import load_preset
 
 PRESETS = ("demo", "cpu", "default")
 BUSY, REPEATS = 2, 3
@@ -33,8 +33,7 @@ def contention(preset: str, seconds: float) -> None:
 
 def images_a_second(preset: str, seconds: float) -> float:
     """The speed of the baseline's training on this CPU, eager, in about `seconds` after a warm-up."""
-    recipe = load_preset(preset, ROOT / "presets").params.train.baseline
-    trainer = Engine(recipe, STEPS, torch.device("cpu"), "eager")
+    trainer = Engine(recipe_of(preset), STEPS, torch.device("cpu"), "eager")
     trainer.warm_up()
     begun, images = time.perf_counter(), 0
     while (spent := time.perf_counter() - begun) < seconds or not images:
