@@ -172,8 +172,8 @@ def build_model(
         initialization: kaiming for a normal distribution by fan-out (He et al., arXiv:1502.01852); dirac for the same,
             except that the first filters of each convolution in the layers pass on their input channels unchanged
             (Zagoruyko and Komodakis, arXiv:1706.00388).
-        images: raw training images (B, 3, H, W) from which a whitening stem is computed, or None to leave it random.
-            The network is moved to their device.
+        images: raw training images (B, 3, H, W) from which a whitening stem is computed on their device, or None to
+            leave it random.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -190,8 +190,7 @@ def build_model(
             # their outputs do not correspond to their input channels.
             if isinstance(module, nn.Conv2d) and module.bias is None:
                 nn.init.dirac_(module.weight[: module.in_channels].detach())
-    if images is not None:
+    if isinstance(net.stem, Whitening) and images is not None:
         net.to(images.device)
-        if isinstance(net.stem, Whitening):
-            net.stem.fit(net.normalize(images))
+        net.stem.fit(net.normalize(images))
     return net.to(memory_format=torch.channels_last)

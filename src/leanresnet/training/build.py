@@ -52,7 +52,7 @@ def build_training(
         train.images[:WHITENING_IMAGES].to(device),
         recipe.stochastic_depth,
         len(train.classes),
-    )
+    ).to(device)
     compile_step = recipe.compile
     if recipe.sync_batch_norm and world.size > 1:
         convert_sync_batch_norm(net)
