@@ -91,11 +91,6 @@ def run_experiment(
             run_id = work.run_id or new_id()
             work.keep_run_id(run_id)
             with start_run(*run_metadata(provenance), run_id) as run, at_a_sudden_end(run.kill):
-
-                def log_epoch(metrics: Metrics, epoch: int) -> None:
-                    run.log_metrics({**metrics, **usage(device)}, epoch)
-                    progress.show(metrics, epoch)
-
                 # A resumed run logs its history again, because MLflow's database may have been lost or replaced.
                 run.log_history(start["history"] if start else [])
                 run.set_tags({"device": describe(device), "torch": torch.__version__, "processes": str(processes.size)})
@@ -106,6 +101,11 @@ def run_experiment(
                     warn(warning)
                     run.set_tags({"leanresnet.resumed_from": environment_diff})
                 progress = Progress(recipe.epochs, start["history"] if start else [], outputs)
+
+                def log_epoch(metrics: Metrics, epoch: int) -> None:
+                    run.log_metrics({**metrics, **usage(device)}, epoch)
+                    progress.show(metrics, epoch)
+
                 usage(device)  # the first epoch's load counts from here
                 fitted = _run(training, start, log_epoch, snapshot_callback)
                 snapshot_callback.save(fitted)

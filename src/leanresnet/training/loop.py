@@ -159,8 +159,6 @@ def fit(
                 best = train_state.history[train_state.best_epoch - 1]["val/accuracy"]
                 timing = {"images_per_second": speed, "train_seconds": train_state.seconds}
                 log_metrics({**row, "val/best_accuracy": best, **timing}, epoch)
-                accuracy = f"train {trained['accuracy']:.2%}, val {validated['accuracy']:.2%}"
-                bar.set_postfix_str(f"loss {trained['loss']:.3f}, {accuracy}, {speed:.0f} images/s")
                 on_step_end(train_state)
     return train_state
 
