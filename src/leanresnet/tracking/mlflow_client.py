@@ -234,11 +234,8 @@ def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
 
     `mlflow.pytorch.load_model` loads it.
     """
-    from unittest.mock import patch
-
     import torch
     from mlflow.models import infer_signature
-    from mlflow.utils import environment
 
     from leanresnet.models.checkpoint import load_model
     from leanresnet.models.served import Served
@@ -248,10 +245,7 @@ def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
     example = torch.zeros(2, 3, 32, 32)
     with torch.no_grad():
         signature = infer_signature(example.numpy(), net(example).numpy())
-    # A third of the time of this function would be a search of all installed packages for versions that differ from
-    # `pip_requirements`, which are those of this process.
-    unchecked = patch.object(environment, "warn_dependency_requirement_mismatches", create=True)
-    with warnings.catch_warnings(), unchecked, mlflow.start_run(run_id=run_id):
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
         # torch warns of every exported buffer; the warning does not apply to a CPU.
         warnings.filterwarnings("ignore", "No complete tensor found")
         mlflow.pytorch.log_model(
