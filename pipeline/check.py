@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import device_option, in_workspace, size_of_data
+from pipeline.dataset import size_of_data
+from pipeline.options import device_option, in_workspace
 from pipeline.workspace import dvc, reason, released
 
 if TYPE_CHECKING:

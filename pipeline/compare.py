@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import default_in_workspace
+from pipeline.options import test_option
 
 if TYPE_CHECKING:
     from leanresnet.analysis.comparison import Comparison
@@ -30,14 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table to OUT.md and a picture to OUT.png.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write an HTML page, and log it to the best run.")
-@click.option(
-    "--test",
-    type=click.Path(path_type=Path),
-    default=Path("data/test.safetensors"),
-    show_default=True,
-    callback=default_in_workspace,
-    help="The test split, whose images the page shows if the file exists.",
-)
+@test_option
 @click.option("--results", type=click.Path(path_type=Path), help="Compare the models of this folder instead of runs.")
 def compare(
     targets: tuple[str, ...],

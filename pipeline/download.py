@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import local_copy, params_option, path_option
+from pipeline.dataset import local_copy
+from pipeline.options import params_option, path_option
 
 
 @click.command()

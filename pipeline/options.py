@@ -3,12 +3,9 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from leanresnet.config.schema import Params
 
 Command = Callable[..., Any]
 SNAPSHOT_SECONDS = 60.0
@@ -69,32 +66,14 @@ model_option = click.option(
     help="Folder of the model.",
 )
 
-
-def local_copy(dataset: str) -> Path | None:
-    """Return the local copy of a data set that an environment variable names, or None."""
-    from leanresnet.data.download import VARIABLES
-
-    named = os.environ.get(VARIABLES.get(dataset, ""))
-    return Path(named) if named else None
-
-
-def size_of_data(params: Path, config: "Params") -> tuple[int, int | None]:
-    """Return the numbers of classes and of training images; of images that are not at hand, a warning and (10, None).
-
-    Args:
-        params: the file of `config`, beside which the stages of a workspace write.
-    """
-    from leanresnet.config.schema import CLASSES
-    from leanresnet.data.download import VARIABLES
-    from leanresnet.data.sources import known_size
-    from leanresnet.errors import warn
-
-    settings = config.download
-    found = known_size(settings, params.parent / "data" / "source", local_copy(settings.dataset))
-    if found is None:
-        known = f"{VARIABLES[settings.dataset]} names them"
-        warn(f"{params}: the images of download.sha256 are not at hand, so {CLASSES} classes are assumed; {known}")
-    return found or (CLASSES, None)
+test_option = click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    default=Path("data/test.safetensors"),
+    show_default=True,
+    callback=default_in_workspace,
+    help="The test split, whose images the page shows if the file exists.",
+)
 
 
 def path_option(name: str, what: str) -> Callable[[Command], Command]:

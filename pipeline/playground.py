@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import default_in_workspace, device_option
+from pipeline.options import default_in_workspace, device_option, test_option
 from pipeline.port import check_free, port_option
 
 
@@ -18,8 +18,9 @@ from pipeline.port import check_free, port_option
     callback=default_in_workspace,
     help="Folder with any of baseline, teacher and student.",
 )
+@test_option
 @device_option
-def playground(port: int, models: Path, device: str) -> None:
+def playground(port: int, models: Path, test: Path, device: str) -> None:
     """Serve a web page on 127.0.0.1 that shows the predictions of each model for an uploaded image."""
     from leanresnet.compute.device import choose_device
     from leanresnet.errors import require
@@ -32,4 +33,4 @@ def playground(port: int, models: Path, device: str) -> None:
     names = find_models(models)
     check_free(port)
     click.echo(f"{', '.join(names)}: http://127.0.0.1:{port}")
-    serve(models, device, port)
+    serve(models, test, device, port)

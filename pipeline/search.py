@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import Command, params_option, size_of_data
+from pipeline.dataset import size_of_data
+from pipeline.options import Command, params_option
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only

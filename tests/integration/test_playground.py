@@ -53,7 +53,7 @@ def predicted(models: Path, photo: Path) -> dict[str, dict[str, float]]:
 
 
 def page(models: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
-    monkeypatch.setattr(sys, "argv", ["app.py", str(models), "cpu"])
+    monkeypatch.setattr(sys, "argv", ["app.py", str(models), str(models.parent / "test.safetensors"), "cpu"])
     return AppTest.from_file(app.__file__, default_timeout=PATIENCE).run()
 
 
@@ -92,7 +92,7 @@ def test_samples_of_the_test_split_and_an_image_that_is_unlike_them(
 ) -> None:
     shutil.copytree(models, tmp_path / "models")
     test = synthetic_split(60, noise=0.1)
-    save_split(test, tmp_path / "data" / "test.safetensors")
+    save_split(test, tmp_path / "test.safetensors")
     visited = page(tmp_path / "models", monkeypatch)
     assert not visited.dataframe
     samples = visited.button_group[0]

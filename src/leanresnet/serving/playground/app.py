@@ -1,4 +1,4 @@
-"""The playground's page. Streamlit runs this file at each action of a visitor, with a folder of models and a device."""
+"""The playground's page. Streamlit runs this file at each action of a visitor, with the arguments of `show`."""
 
 import sys
 from pathlib import Path
@@ -36,12 +36,29 @@ def _load_test(path: Path, written: int) -> Split:
 
 
 @st.cache_resource(max_entries=2, show_spinner="Comparing the images of the test split")
-def _likeness(_model: Checkpoint, sha256: str, _test: Split, written: int) -> Likeness | None:
+def _likeness(_model: Checkpoint, sha256: str, path: Path, written: int) -> Likeness | None:
     """Return what a model knows of the test split, or None if that is not known; cached by weights and file."""
-    if not isinstance(_model.net, ResNet) or len(_test) <= NEIGHBOURS:
+    test = _load_test(path, written)
+    if not isinstance(_model.net, ResNet) or len(test) <= NEIGHBOURS:
         return None
+    return Likeness(_model.net, test.images[:: -(-len(test) // COMPARED)])
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _test_split(path: Path, classes: tuple[str, ...]) -> Split | None:
+    """Return the test split if there is one with these classes."""
+    test = _load_test(path, _written(path)) if path.exists() else None
+    return test if test is not None and test.classes == classes else None
+
+
+def _is_unlike(model: Checkpoint, path: Path, image: Tensor) -> bool:
+    """Return whether the image is unlike those of the test split."""
     with exact_float32():
-        return Likeness(_model.net, _test.images[:: -(-len(_test) // COMPARED)])
+        likeness = _likeness(model, model.sha256, path, _written(path))
+        return likeness is not None and likeness.is_unlike(image)
 
 
 def _ask(models: dict[str, Checkpoint], image: Tensor) -> Answers:
@@ -116,30 +133,22 @@ def _choose_image(test: Split | None) -> tuple[Tensor, str] | None:
     return test.images[place], f"{caption} of the class {markdown(test.classes[test.labels[place]])}"
 
 
-def show(folder: Path, device: str) -> None:
-    """Show the page for the models in `folder`, with the test split of their workspace if it is there."""
+def show(folder: Path, test_path: Path, device: str) -> None:
+    """Show the page for the models in `folder`, with images of the test split if it is there."""
     st.set_page_config("leanresnet playground")
     st.title("What do the models see?")
-    place = folder.parent / "data" / "test.safetensors"
-    unlike = False
     try:
         models = {
-            name: _load(folder / name, device, (folder / name / DESCRIPTION).stat().st_mtime_ns)
-            for name in find_models(folder)
+            name: _load(folder / name, device, _written(folder / name / DESCRIPTION)) for name in find_models(folder)
         }
         last = list(models.values())[-1]
-        written = place.stat().st_mtime_ns if place.exists() else None
-        test = _load_test(place, written) if written is not None else None
-        if test is not None and test.classes != last.classes:
-            test = None
+        test = _test_split(test_path, last.classes)
         chosen = _choose_image(test)
         if chosen is None:
             return
         image, caption = chosen
         answers = _ask(models, image)
-        if test is not None and written is not None and (likeness := _likeness(last, last.sha256, test, written)):
-            with exact_float32():
-                unlike = likeness.is_unlike(image)
+        unlike = test is not None and _is_unlike(last, test_path, image)
     except LeanResNetError as error:
         st.error(markdown(str(error)))
         return
@@ -154,4 +163,4 @@ def show(folder: Path, device: str) -> None:
 
 
 if __name__ == "__main__":
-    show(Path(sys.argv[1]), sys.argv[2])
+    show(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

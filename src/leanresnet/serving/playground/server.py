@@ -22,12 +22,12 @@ OPTIONS = (
 )
 
 
-def serve(models: Path, device: str, port: int) -> None:
-    """Serve the page for the models in the folder `models` until the process is stopped.
+def serve(models: Path, test: Path, device: str, port: int) -> None:
+    """Serve the page for the models in the folder `models`, and the file `test` of the test split, until it is stopped.
 
     The server makes no request to another machine.
     """
     # For its check of a request's origin, Streamlit would ask an external server for the address of this machine.
     net_util.get_external_ip = lambda: None
     page = Path(__file__).with_name("app.py")
-    cli.main(["run", str(page), *OPTIONS, f"--server.port={port}", "--", str(models), device], "streamlit")
+    cli.main(["run", str(page), *OPTIONS, f"--server.port={port}", "--", str(models), str(test), device], "streamlit")
