@@ -116,7 +116,7 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True) -> Comparison:
     ]
     header = ["run", "model", VALIDATION[validation], *FIGURES, *keys, *sources]
     if not any(row[header.index(STUDY)] for row in rows):
-        # The study's data are CIFAR-10.
+        # No run has the data of the study, which are CIFAR-10's.
         header, *rows = (
             [cell for name, cell in zip(header, row, strict=True) if name != STUDY] for row in (header, *rows)
         )

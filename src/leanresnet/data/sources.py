@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from leanresnet.data.splits import Split
 
 DESCRIPTION, IMAGES = "source.json", "images.safetensors"
-# Numbers of classes and of training images.
+# Numbers of classes and of training images, which are known without the imports that reading takes.
 SIZES = {"cifar10": (10, 50_000), "cifar100": (100, 50_000), "digits": (10, 1_437)}
 ARCHIVES = {"cifar10": "cifar-10-python.tar", "cifar100": "cifar-100-python.tar"}
 
@@ -24,7 +24,8 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
     Args:
         settings: the section of params.yaml.
         folder: where to store it.
-        local: an archive or a folder of batches to use instead of a download, or None; the images of a folder.
+        local: an archive or a folder of batches to use instead of a download, or None; for the data set `folder`, the
+            folder of images.
         stated_sha256: the expected checksum of the local copy; None for the checksums of `settings`.
 
     Raises:
@@ -66,7 +67,7 @@ def read_source(folder: Path) -> "tuple[Split, Split]":
     about = load_json(folder / DESCRIPTION)
     match about:
         case {"dataset": "digits"}:
-            # These imports take a second or two, and neither the download nor the other data set needs them.
+            # Each data set imports what only it needs, which takes a second or two.
             from leanresnet.data import digits
 
             return digits.read_digits()

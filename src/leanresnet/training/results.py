@@ -64,7 +64,7 @@ def _finite(text: str) -> float:
 
 
 def save_history(history: list[Metrics], path: Path) -> None:
-    """Write history.csv with the metrics of epochs 1, 2, ..., also those of a training that goes on."""
+    """Write history.csv with the metrics of epochs 1, 2, ..., which may be those of an unfinished training."""
     rows = [[epoch, *row.values()] for epoch, row in enumerate(history, start=1)]
     save_csv(["epoch", *history[0]], rows, path)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import archives
 import numpy as np
 import pytest
+from torchvision.datasets import CIFAR10, CIFAR100
 
-from leanresnet.data.cifar import pack_folder, read_archive
+from leanresnet.data.cifar import LAYOUTS, pack_folder, read_archive
+from leanresnet.data.sources import ARCHIVES, SIZES
 from leanresnet.errors import DataError
 
 
@@ -207,3 +209,9 @@ def refusal(path: Path) -> str:
     assert "expected: " in message
     assert len(message.splitlines()) == 1
     return message
+
+
+@pytest.mark.parametrize(("dataset", "official"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
+def test_what_is_known_before_an_archive_is_read_is_what_it_holds(dataset: str, official: type[CIFAR10]) -> None:
+    assert SIZES[dataset][0] == LAYOUTS[dataset].classes
+    assert official.filename.startswith(ARCHIVES[dataset])

@@ -11,6 +11,7 @@ from helpers import synthetic_split
 
 from leanresnet.data.digits import read_digits
 from leanresnet.data.preview import samples
+from leanresnet.data.sources import SIZES
 from leanresnet.data.splits import Split, hold_out, load_split, save_split
 from leanresnet.errors import ConfigError, DataError
 
@@ -173,6 +174,7 @@ def test_the_samples_are_an_image_of_each_class_that_a_split_has() -> None:
 def test_the_digits_are_images_like_cifars() -> None:
     train, test = read_digits()
     assert train.images.shape == (1437, 3, 32, 32)
+    assert SIZES["digits"] == (len(train.classes), len(train))
     assert test.images.shape == (360, 3, 32, 32)
     for split in (train, test):
         assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
