@@ -38,7 +38,7 @@ $(STAMP): $(VENV)/.locked pyproject.toml
 	@test -e .git || dvc config --local core.no_scm true
 	touch $@
 
-demo: $(STAMP)  ## all five stages on bundled digits, in .demo/ (under 2 minutes)
+demo: $(STAMP)  ## all five stages on bundled digits, in .demo/ (one to three minutes)
 	@test -e $(DEMO)/dvc.yaml || leanresnet init $(DEMO) --preset demo
 	cd $(DEMO) && dvc repro
 	@echo && leanresnet compare --results $(DEMO)/results
