@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,10 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from waiting import PATIENCE, wait_for
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MISSING = "there is no Chromium (Debian: apt-get install chromium)"
+# CI installs one, so that a test in a browser is skipped on a developer's machine alone.
+needs_browser = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason=MISSING)
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -66,7 +71,7 @@ class Tab:
 @contextmanager
 def open_tab(profile: Path) -> Iterator[Tab]:
     """In a browser of its own with a new profile."""
-    assert CHROMIUM
+    assert CHROMIUM, MISSING
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, open_tab
+from browser import needs_browser, open_tab
 from conftest import outside_environment
 from helpers import CLASSES, random_images, synthetic_split, tiny_model, tiny_net
 from imports import ROOT
@@ -187,7 +187,7 @@ def test_no_foreign_page_gets_in_and_nothing_goes_out(served: Served) -> None:
         served.outside.accept()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@needs_browser
 def test_in_a_browser(served: Served, models: Path, photo: Path, tmp_path: Path) -> None:
     firsts = [next(iter(shares.items())) for shares in predicted(models, photo).values()]
     zone = "[data-testid=stFileUploaderDropzone]"

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-from browser import CHROMIUM, open_tab
+from browser import needs_browser, open_tab
 from dvc_render.html import render_html
 from dvc_render.vega import VegaRenderer
 from helpers import random_images
@@ -12,7 +11,7 @@ from PIL import Image
 from waiting import wait_for
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@needs_browser
 def test_without_a_network_the_page_says_why_and_shows_the_pictures(tmp_path: Path) -> None:
     drawn = []
     for table, picture in (("history.csv", "curves.png"), ("confusion.csv", "confusion.png")):
