@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 
 from leanresnet.errors import StorageError, warn
+from leanresnet.tracking.connection import LOCAL_PAGE
 from leanresnet.training.results import NOT_KEPT, Outputs, save_history
 from leanresnet.training.validation import Metrics
 
@@ -57,7 +58,8 @@ class Progress:
             file=sys.stderr,
         )
         if address is not None:
-            print(f"run: {address}", file=sys.stderr)
+            served = " (served by `leanresnet ui`)" if address.startswith(LOCAL_PAGE) else ""
+            print(f"run: {address}{served}", file=sys.stderr)
 
 
 def line(metrics: Metrics, epoch: int, epochs: int) -> str:

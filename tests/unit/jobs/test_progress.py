@@ -50,6 +50,14 @@ def test_without_a_terminal_there_is_a_line_at_once_and_then_one_in_ten_seconds(
     assert run == "run: http://host/#/experiments/1/runs/2"
 
 
+def test_an_address_of_this_machine_names_the_command_that_serves_it(
+    tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(1, Outputs(tmp_path, tmp_path), clock, 1.0, []).finish(1, "http://127.0.0.1:5000/#/experiments/1/runs/2")
+    run = capsys.readouterr().err.splitlines()[-1]
+    assert run == "run: http://127.0.0.1:5000/#/experiments/1/runs/2 (served by `leanresnet ui`)"
+
+
 def test_on_a_terminal_each_epoch_keeps_its_line(
     tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
