@@ -2,6 +2,7 @@
 
 import difflib
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -110,7 +111,7 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
     value, message = first["input"], first["msg"]
     fields = _fields_at(first["loc"][:-1], kind)
     if first["type"] == "extra_forbidden":
-        hint = _did_you_mean(str(first["loc"][-1]), fields)
+        hint = did_you_mean(str(first["loc"][-1]), fields)
         return f"{key} = {_short(value)}: unknown key{hint}, expected: {', '.join(fields)}"
     if first["type"] == "missing":
         complete = " (presets/default.yaml has every key)" if kind is Params else ""
@@ -119,7 +120,7 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     message = message.removeprefix("Input should be ")
     if first["type"] == "literal_error" and isinstance(value, str):
-        message += _did_you_mean(value, message.replace("'", "").replace(" or ", ", ").split(", "))
+        message += did_you_mean(value, message.replace("'", "").replace(" or ", ", ").split(", "))
     if first["type"] == "bool_type":
         message = "true or false"
     if first["type"] == "int_type" and isinstance(value, float) and value.is_integer():
@@ -127,9 +128,10 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
     return f"{key} = {_short(value)}: expected: {message}"
 
 
-def _did_you_mean(name: str, options: list[str]) -> str:
+def did_you_mean(name: str, options: Sequence[str]) -> str:
     """Return a hint at the option that `name` was renamed to, or that is similar to it; or an empty text."""
-    near = [RENAMED[name]] if RENAMED.get(name) in options else difflib.get_close_matches(name, options, n=1)
+    present = current_key(name)
+    near = [present] if present in options else difflib.get_close_matches(name, options, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

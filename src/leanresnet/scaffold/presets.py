@@ -1,11 +1,10 @@
 """Presets: small YAML files, each of which holds only the values that differ from its base, by default `default`."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanresnet.config.load import read_mapping, validate
+from leanresnet.config.load import did_you_mean, read_mapping, validate
 from leanresnet.config.schema import Params
 from leanresnet.errors import ConfigError
 
@@ -53,9 +52,7 @@ def _merged(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError(f"preset {name}: it is its own base ({' -> '.join((*above, name))})")
     known = names(folder)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"preset = {name!r}: unknown{hint}, expected: {', '.join(known)}")
+        raise ConfigError(f"preset = {name!r}: unknown{did_you_mean(name, known)}, expected: {', '.join(known)}")
     own = dict(read_mapping(folder / f"{name}.yaml"))
     base = own.pop("base", None if name == DEFAULT else DEFAULT)
     values = _merged(str(base), folder, (*above, name)) if base is not None else {}

@@ -4,7 +4,6 @@ A question names the model that it is about, and lists runs by the values that d
 the experiment ``reference``, a run of the preset without changes.
 """
 
-import difflib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, StringConstraints, model_validator
 
-from leanresnet.config.load import read_mapping, validate
+from leanresnet.config.load import did_you_mean, read_mapping, validate
 from leanresnet.config.schema import Loose, Params, Section, Seed
 from leanresnet.errors import ConfigError
 from leanresnet.scaffold.presets import load_preset, merge
@@ -203,6 +202,4 @@ def _overrides(values: dict[str, Any], prefix: str) -> Iterator[str]:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"{name!r}: unknown{hint}, expected: {', '.join(known)}"
+    return f"{name!r}: unknown{did_you_mean(name, known)}, expected: {', '.join(known)}"

@@ -1,6 +1,5 @@
 """The descriptions of the keys of params.yaml, made from the schema: as comments, as a table and as a JSON schema."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanresnet.config.documents import write_yaml
-from leanresnet.config.load import current_key
+from leanresnet.config.load import did_you_mean
 from leanresnet.config.schema import Params, Section
 from leanresnet.errors import ConfigError
 
@@ -99,9 +98,7 @@ def explain(name: str | None) -> str:
         found = [key for key in once if name is None or f".{name}." in f".{key.path}."]
     if not found:
         names = [part for key in everything for part in (key.path, key.name)]
-        present = current_key(str(name))
-        near = [present] if present in names else difflib.get_close_matches(str(name), names, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(str(name), names)
         raise ConfigError(f"{name}: unknown key{hint}, expected: a key of params.yaml, such as train.baseline.epochs")
     return "\n".join(f"{key.path}: {key.meaning}{f' [{key.values}]' if key.values else ''}" for key in found)
 
