@@ -11,11 +11,10 @@ MOST_CLASSES = 100
 
 
 def samples(split: Split) -> Figure:
-    """Draw the first image of each class, of at most `MOST_CLASSES`; a rare class may have none in the split."""
-    labels = split.labels.unique()[:MOST_CLASSES]
-    first = [int((split.labels == label).nonzero()[0]) for label in labels]
-    columns = 5 if len(labels) <= 20 else 10
-    return image_grid(split.images[first], [drawn(split.classes[label]) for label in labels], columns)
+    """Draw the first image of each class, of at most `MOST_CLASSES` classes."""
+    first = split.first_of_classes(MOST_CLASSES)
+    columns = 5 if len(first) <= 20 else 10
+    return image_grid(split.images[first], [drawn(split.classes[label]) for label in split.labels[first]], columns)
 
 
 def image_grid(images: Tensor, titles: list[str], columns: int) -> Figure:

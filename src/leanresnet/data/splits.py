@@ -44,6 +44,10 @@ class Split:
         found = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, found, strict=True))
 
+    def first_of_classes(self, most: int) -> list[int]:
+        """Return the index of the first image of each class, of at most `most` classes; a class may have no image."""
+        return [int((self.labels == label).nonzero()[0]) for label in self.labels.unique()[:most]]
+
     @cached_property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, for images in [0, 1].

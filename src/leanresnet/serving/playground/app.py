@@ -107,7 +107,7 @@ def _show_shares(answers: Answers) -> None:
 
 def _choose_sample(test: Split) -> int | None:
     """Show an image of each of the first classes of the test split, and return the index of the chosen one."""
-    places = [int((test.labels == label).nonzero()[0]) for label in test.labels.unique()[:SAMPLES]]
+    places = test.first_of_classes(SAMPLES)
     names = [markdown(test.classes[test.labels[place]]) for place in places]
     label = "Or one of the test split"
     st.markdown(f":small[{label}]")
