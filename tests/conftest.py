@@ -36,6 +36,8 @@ CHECKOUT_PARTS = (
 # imported, and for all processes that the tests start: threads that wait must not take a core from one that works.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# `nohup make test` leaves it ignored, which a process that is started inherits.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # DVC's own words where another of its commands holds the workspace, or a stage's files.
 HELD = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 Shell = Callable[..., subprocess.CompletedProcess[str]]

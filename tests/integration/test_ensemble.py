@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import outside_environment
+from forked import run_program
 from helpers import CLASSES, random_images, synthetic_split, tiny_model, tiny_net, tiny_recipe
 from test_resume import beside_progress, prepare
 
@@ -119,9 +120,7 @@ def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> N
 
     def run(*command: str, **distill: object) -> "subprocess.CompletedProcess[str]":
         (folder / "params.yaml").write_text(yaml.safe_dump({**params, "distill": params["distill"] | distill}))
-        return subprocess.run(
-            ["leanresnet", *command], cwd=folder, env=outside_environment(), capture_output=True, text=True
-        )
+        return run_program(*command, cwd=folder, env=outside_environment())
 
     made = run("ensemble", "models/one", "models/other")
     assert made.stdout == "models/external: 2 members, 10,532 parameters\n"

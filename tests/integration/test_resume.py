@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from conftest import Checkout, outside_environment, preset_text
 from databases import place_database
+from forked import run_program
 from helpers import files_up_to, read_only, synthetic_split, tiny_model, tiny_recipe
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -76,9 +78,17 @@ def train(folder: Path, before: tuple[str, ...] = (), **environment: object) -> 
         "PYTHONPATH": str(folder / "code"),
         **{name: str(value) for name, value in environment.items()},
     }
-    command = [*before, *COMMAND]
-    done = subprocess.run(command, cwd=folder, env=outside_environment(**settings), capture_output=True, text=True)
+    inside = outside_environment(**settings)
+    if before or settings["OMP_NUM_THREADS"] != "1":
+        done = subprocess.run([*before, *COMMAND], cwd=folder, env=inside, capture_output=True, text=True)
+    else:
+        done = run_program(*COMMAND[1:], cwd=folder, env=inside, first=SIGNAL_ITSELF)
     return done.returncode, beside_progress(done.stderr)
+
+
+def sync(folder: Path) -> None:
+    done = run_program("sync", cwd=folder, env=outside_environment())
+    assert done.returncode == 0, done.stderr
 
 
 def beside_progress(said: str) -> str:
@@ -133,7 +143,8 @@ class Whole:
 
     def __init__(self, folder: Path) -> None:
         prepare(folder)
-        assert train(folder) == (0, "")
+        # Through `env`, so that what the forked processes give is compared with what the program itself gives.
+        assert train(folder, ("env",)) == (0, "")
         self.results = results(folder)
         self.run, self.metrics = the_run(folder)
 
@@ -173,7 +184,7 @@ def test_a_signal_saves_and_ends_the_run_as_killed(
     assert f"error: stopped by {number.name} after epoch 2, step 1; the same command resumes from" in error
     assert newest(folder) == 5
     # So soon after its start, MLflow may not have been imported yet.
-    subprocess.run(["leanresnet", "sync"], cwd=folder, env=outside_environment(), check=True, capture_output=True)
+    sync(folder)
     assert the_run(folder)[0].info.status == "KILLED"
     # How a training goes on does not depend on the signal.
     if number == signal.SIGTERM:
@@ -199,7 +210,7 @@ def test_a_signal_to_all_processes_of_a_compilation_ends_the_run(tmp_path: Path)
             os.killpg(training.pid, signal.SIGKILL)
     assert training.returncode == 143
     assert "error: stopped by SIGTERM during torch.compile; the same command resumes" in error
-    subprocess.run(["leanresnet", "sync"], cwd=folder, env=outside_environment(), check=True, capture_output=True)
+    sync(folder)
     assert the_run(folder)[0].info.status == "KILLED"
 
 
@@ -207,21 +218,16 @@ def test_two_experiments_that_need_the_same_model_train_it_once(whole: Whole, tm
     """As two workers of DVC's queue do, each with outputs of its own."""
     folder = prepare(tmp_path)
     environment = outside_environment(DVC_STAGE="train@baseline", OMP_NUM_THREADS="1", LEANRESNET_SNAPSHOT_SECONDS="0")
-    started = [
-        subprocess.Popen(
-            [*COMMAND[:-4], "--model", f"models/{name}", "--results", f"results/{name}"],
-            cwd=folder,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("one", "other")
-    ]
-    for each in started:
-        _, error = each.communicate()
-        assert each.returncode == 0
-        waits = r"(warning: \S+: another process trains the same model; waiting for it\n)?"
-        assert re.fullmatch(waits, beside_progress(error))
+
+    def experiment(name: str) -> subprocess.CompletedProcess[str]:
+        places = ["--model", f"models/{name}", "--results", f"results/{name}"]
+        return run_program(*COMMAND[1:-4], *places, cwd=folder, env=environment)
+
+    with ThreadPoolExecutor() as both:
+        for done in both.map(experiment, ("one", "other")):
+            assert done.returncode == 0
+            waits = r"(warning: \S+: another process trains the same model; waiting for it\n)?"
+            assert re.fullmatch(waits, beside_progress(done.stderr))
     for name in ("models/{}/model.safetensors", "models/{}/model.json", "results/{}/history.csv"):
         one, other = ((folder / name.format(each)).read_bytes() for each in ("one", "other"))
         assert one == other
@@ -343,7 +349,10 @@ def test_what_the_system_refuses_to_write_costs_no_snapshot(stopped: Path, whole
     """A limit on the size of files lets a training begin and end, and its snapshots and weights not be written."""
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     with files_up_to(10_000):
-        code, error = train(tmp_path, LEANRESNET_SNAPSHOT_SECONDS="60", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+        # A process of its own, because a forked one does not have the limit.
+        code, error = train(
+            tmp_path, ("env",), LEANRESNET_SNAPSHOT_SECONDS="60", MLFLOW_TRACKING_URI="http://127.0.0.1:9"
+        )
     assert code == 5
     # MLflow's line comes whenever its thread has given up.
     weights, mlflow, snapshot = sorted(error.splitlines())
@@ -415,7 +424,7 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Chec
     stage.resume()
     wait_for(lambda: all(is_dead(child) for child in children))
     left = newest(folder)
-    subprocess.run(["leanresnet", "sync"], cwd=folder, env=environment, check=True, capture_output=True)
+    sync(folder)
     assert the_run(folder)[0].info.status == "KILLED"
     again = subprocess.run(repro, cwd=folder, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from conftest import outside_environment
+from forked import run_program
 from imports import ROOT
 from test_resume import COMMAND, prepare
 from waiting import PATIENCE, wait_for
@@ -50,13 +51,13 @@ def test_five_planted_secrets_are_found_in_no_database_artifact_or_log(tmp_path:
             MLFLOW_TRACKING_URI=uri, AWS_SECRET_ACCESS_KEY=SECRETS["environment"], OMP_NUM_THREADS="1"
         )
         for extra in (["--params", str(other)], [f"--token={SECRETS['command']}"]):
-            done = subprocess.run([*COMMAND, *extra], cwd=folder, env=environment, capture_output=True, text=True)
+            done = run_program(*COMMAND[1:], *extra, cwd=folder, env=environment)
             trains = extra[0] == "--params"
             # An option that is wrong is shown back to the person who typed it, and to nobody else.
             printed += done.stdout + done.stderr if trains else ""
             assert (done.returncode == 0) == trains, done.stderr
     # On a busy machine MLflow may not have got the second run yet.
-    done = subprocess.run(["leanresnet", "sync"], cwd=folder, env=environment, capture_output=True, text=True)
+    done = run_program("sync", cwd=folder, env=environment)
     printed += done.stdout + done.stderr
     assert "warning: MLflow has not received all of this run" in printed
     assert (folder / "mlflow.db").exists()

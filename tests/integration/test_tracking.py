@@ -12,7 +12,8 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
-from conftest import Checkout, outside_environment, shell_in
+from conftest import Checkout, outside_environment
+from forked import run_program
 from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -186,7 +187,7 @@ def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout,
     places = ["--model", "models/baseline", "--teacher", "models/teacher", "--results", "results/baseline"]
     splits = ["--validation", "data/validation.safetensors", "--test", "data/test.safetensors"]
     for _ in range(2):
-        shell_in(tmp_path)("leanresnet", "evaluate", *places, *splits)
+        assert run_program("evaluate", *places, *splits, cwd=tmp_path, env=outside_environment()).returncode == 0
     client = client_of(tmp_path)
     experiment = client.get_experiment_by_name("leanresnet")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -207,9 +208,8 @@ def test_sync_logs_what_dvc_restored_once_and_no_evaluation_of_other_weights(
     shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work", "src"))
     report = folder / "results/teacher/test.json"
     report.write_text(report.read_text() + "\n")
-    sync = shell_in(folder)
-    assert sync("leanresnet", "sync").stdout == "0 logged, 0 left\n3 restored by DVC, logged from their outputs\n"
-    assert sync("leanresnet", "sync").stdout == "0 logged, 0 left\n"
+    for said in ("0 logged, 0 left\n3 restored by DVC, logged from their outputs\n", "0 logged, 0 left\n"):
+        assert run_program("sync", cwd=folder, env=outside_environment()).stdout == said
     live, restored = runs_by_model(checkout.folder), runs_by_model(folder)
     for model in MODELS:
         metrics = set(live[model].data.metrics) - set(restored[model].data.metrics)
