@@ -122,7 +122,7 @@ def deterministic(run: Run) -> None:
         "default": changed(run.recipe("default"), {"ema_decay": 0.99, "stochastic_depth": 0.2, "compile": False}),
         "fast": changed(run.recipe("fast"), {"compile": False, "augmentation": {"mix": "mixup"}}),
         "policy": small({"augmentation": {"auto_augment": "trivial_augment"}, "sam": {"rho": 0.5}, "compile": False}),
-        "compiled": small({"compile": True}),
+        "compiled": small({"compile": True, "selection": {"keep": 0.5}}),
     }
     for name, recipe in recipes.items():
         recipe = changed(recipe, {"epochs": 2, "deterministic": True, "schedule": {"warmup_epochs": 0.2}})
@@ -148,7 +148,7 @@ def _train(recipe: Recipe, device: torch.device, start: Any, kept: list[Any]) ->
     training = Training(recipe, label_task("baseline", recipe, "bench"), train, validation, device, SINGLE_PROCESS)
     state = training.run(start, lambda metrics, epoch: None, keep).state_dict()
     content = hashlib.sha256()
-    for name in ("net", "optimizer", "average", "history", "best_weights"):
+    for name in ("net", "optimizer", "average", "selection", "history", "best_weights"):
         for leaf in _leaves(state.get(name)):
             content.update(leaf)
     return content.hexdigest()

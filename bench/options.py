@@ -62,6 +62,7 @@ OPTIONS: dict[str, Option] = {
     "clipped": Option({"max_grad_norm": 1.0}),
     "averaged": Option({"ema_decay": 0.99}),
     "sam": Option({"sam": {"rho": 0.05, "adaptive": False}}),
+    "selection": Option({"selection": {"keep": 0.5, "width": 0.5}}),
     "asam": Option({"sam": {"rho": 0.5}}),
     "preactivation": Option({"model": {"block": "preactivation"}}),
     "squeeze_excite": Option({"model": {"squeeze_excite": 4}}),

@@ -192,7 +192,7 @@ def snapshots(device: torch.device) -> None:
     trainer = Engine(paper_recipe(batch_size=128), 1, device, "eager")
     trainer.warm_up()
     average = MovingAverage(trainer.net, 0.999)
-    progress = TrainState(trainer.net, trainer.loop.optimizer, trainer.loop.schedule, average, seed=0)
+    progress = TrainState(trainer.net, trainer.loop.optimizer, trainer.loop.schedule, {"average": average}, seed=0)
     progress.end_epoch({"val/accuracy": 0.0}, average.module)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         kept = Snapshots(Path(folder))

@@ -40,6 +40,11 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
             else "exempt from the budget"
         )
         click.echo(f"{name:9} {count:>12,} parameters  {macs / 1e6:>8,.1f} million MACs  {share}")
+        if recipe.selection.keep < 1:
+            proxy = recipe.selection.proxy(recipe.model)
+            count, macs = count_parameters(proxy, classes), count_macs(proxy, classes)
+            sizes = f"{count:,} parameters, {macs / 1e6:,.1f} million MACs"
+            click.echo(f"{'':9} learns from {recipe.selection.keep:.0%} of each batch, chosen by a proxy: {sizes}")
         if layers:
             for layer in breakdown(recipe.model, classes):
                 click.echo(f"    {layer.name:24} {layer.parameters:>10,} {layer.macs / 1e6:>10,.2f}")

@@ -64,11 +64,16 @@ class DistributedContext:
             dist.all_reduce(sums)
         return sums
 
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Return `tensor`, filled in place with the values of the first process in all others."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
+
     def broadcast_buffers(self, net: nn.Module) -> None:
         """Copy the buffers of the first process to all others, as DistributedDataParallel does before each step."""
-        if self.size > 1:
-            for buffer in net.buffers():
-                dist.broadcast(buffer, 0)
+        for buffer in net.buffers():
+            self.broadcast(buffer)
 
     def any_rank_signal(self, signal: Signals | None) -> Signals | None:
         """Return the signal that any of the processes received, or None, so that all stop after the same step."""

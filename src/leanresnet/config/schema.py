@@ -7,7 +7,7 @@ value that dvc.lock records; a number in quotes is refused.
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, model_validator
 
 IMAGE_SIZE = 32
 # The number of classes of CIFAR-10 and the digits, and so of the study's network.
@@ -262,6 +262,36 @@ class Sam(Section):
     adaptive: bool = Field(description="Whether the radius is relative to each weight (ASAM, arXiv:2102.11600).")
 
 
+class Selection(Section):
+    """Data selection by a proxy: a small network sees each batch first, and the network learns from a part of it."""
+
+    keep: Unit = Field(
+        description="Share of a batch that is learned from, where a proxy's loss is greatest; 1 leaves the proxy out."
+    )
+    width: Unit = Field(
+        description="Channels of the proxy (arXiv:1906.11829) over those of the model, in multiples of 8."
+    )
+    blocks: Count = Field(
+        description="Most blocks in a layer of the proxy, which is otherwise like the model; 0 needs downsample = pool."
+    )
+
+    def count(self, images: int) -> int:
+        """Return the number of images that are learned from in a batch of `images`, at least 2."""
+        return max(2, round(self.keep * images))
+
+    def proxy(self, model: Model) -> Model:
+        """Return the sizes of the proxy for `model`.
+
+        Raises:
+            ValueError: if there is no such network.
+        """
+        sizes = {
+            "channels": [max(8, 8 * round(self.width * channels / 8)) for channels in model.channels],
+            "blocks": [min(blocks, self.blocks) for blocks in model.blocks],
+        }
+        return Model.model_validate(model.model_dump() | sizes)
+
+
 class Normalization(Section):
     """Means and standard deviations of the channels, for images in [0, 1]; null measures them on the training split."""
 
@@ -291,7 +321,7 @@ class Recipe(Section):
     )
     epochs: Positive = Field(description="Number of passes over the training images.")
     batch_size: Annotated[int, Field(ge=2)] = Field(
-        description="Number of images in a step; an incomplete last batch is dropped."
+        description="Number of images drawn for a step, before any selection; an incomplete last batch is dropped."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         description="Precision of the forward pass; auto takes bf16 where the hardware has it."
@@ -322,6 +352,7 @@ class Recipe(Section):
     augmentation: Augmentation = Field(description="Augmentation of the training images.")
     progressive_resizing: ProgressiveResizing = Field(description="Smaller images in the first epochs.")
     sam: Sam = Field(description="Sharpness-aware minimization.")
+    selection: Selection = Field(description="Selection of the images of each batch from which the model learns.")
     normalization: Normalization = Field(description="Normalization of the input.")
 
     @model_validator(mode="after")
@@ -336,6 +367,15 @@ class Recipe(Section):
             )
         if small.epochs and self.model.feature_map_sizes(small.size)[-1] == 0:
             raise ValueError(f"{key}.size = {small.size} leaves no map to pool, expected: larger, up to 32")
+        return self
+
+    @model_validator(mode="after")
+    def _proxy_exists(self) -> "Recipe":
+        if self.selection.keep < 1:
+            try:
+                self.selection.proxy(self.model)
+            except ValidationError as error:
+                raise ValueError(f"selection: the proxy's {error.errors()[0]['ctx']['error']}") from None
         return self
 
     @model_validator(mode="after")

@@ -76,6 +76,10 @@ def run_experiment(
         if recipe.batch_size % processes.size:
             expected = f"a multiple of the {processes.size} processes that share a batch"
             raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: expected: {expected}")
+        kept = recipe.selection.count(recipe.batch_size)
+        if kept % processes.size:
+            wrong = f"{task.key}.selection.keep = {recipe.selection.keep} keeps {kept} images of a batch"
+            raise ConfigError(f"{wrong}, expected: a multiple of the {processes.size} processes that share them")
         training = Training(recipe, task, train, validation, device, processes)
         if not processes.is_main_process:
             _run(training, None, lambda metrics, step: None, SnapshotCallback(None, seconds, requested, processes))

@@ -7,7 +7,7 @@ import torch
 from leanresnet.compute.compilation import CompiledFunction
 from leanresnet.compute.device import autocast
 from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext, convert_sync_batch_norm
-from leanresnet.config.schema import Recipe
+from leanresnet.config.schema import Model, Recipe
 from leanresnet.data.splits import Split
 from leanresnet.errors import warn
 from leanresnet.models.resnet import ResNet, build_model
@@ -15,7 +15,8 @@ from leanresnet.training.loader import TrainBatches
 from leanresnet.training.loop import Criterion, StepConfig, objective_of
 from leanresnet.training.optimizers import build_optimizer
 from leanresnet.training.sam import SharpnessAware
-from leanresnet.training.schedules import build_schedule
+from leanresnet.training.schedules import LearningRate, build_schedule
+from leanresnet.training.selection import ProxySelection, proxy_objective
 
 # Jordan uses 5,000 images and Page 10,000. 5,000 images have 4.8 million patches, plenty to estimate 12 directions.
 WHITENING_IMAGES = 5000
@@ -39,20 +40,7 @@ def build_training(
     The result depends on process-wide settings: build and use it inside
     `backend_settings(device, recipe.deterministic)`.
     """
-    mean, std = train.channel_statistics
-    # A channel that is the same in all images would be divided by zero.
-    std = tuple(max(each, LEAST_STD) for each in std)
-    net = build_model(
-        recipe.model,
-        recipe.normalization.mean or mean,
-        recipe.normalization.std or std,
-        recipe.seed,
-        recipe.bn_momentum,
-        recipe.initialization,
-        train.images[:WHITENING_IMAGES].to(device),
-        recipe.stochastic_depth,
-        len(train.classes),
-    ).to(device)
+    net = _build_network(recipe, recipe.model, recipe.stochastic_depth, train, device)
     compile_step = recipe.compile
     if recipe.sync_batch_norm and world.size > 1:
         convert_sync_batch_norm(net)
@@ -63,15 +51,57 @@ def build_training(
     batches = TrainBatches(
         train, recipe.batch_size, recipe.augmentation, recipe.seed, device, recipe.progressive_resizing
     )
-    optimizer = build_optimizer(net, recipe.optimizer)
+    optimizer, schedule = _build_optimizer(net, recipe, len(batches))
     objective = objective_of(net, criterion)
     step_config = StepConfig(
         objective=world.wrap_objective(net, CompiledFunction(objective) if compile_step else objective),
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, recipe.schedule, recipe.epochs, len(batches)),
+        schedule=schedule,
         autocast=autocast(device, recipe.precision),
         max_grad_norm=recipe.max_grad_norm,
         sam=SharpnessAware(net, recipe.sam) if recipe.sam.rho else None,
+        selection=_build_selection(recipe, train, len(batches), device, world) if recipe.selection.keep < 1 else None,
         world=world,
     )
     return TrainingSetup(net, batches, step_config)
+
+
+def _build_network(recipe: Recipe, model: Model, stochastic_depth: float, train: Split, device: torch.device) -> ResNet:
+    mean, std = train.channel_statistics
+    # A channel that is the same in all images would be divided by zero.
+    std = tuple(max(each, LEAST_STD) for each in std)
+    return build_model(
+        model,
+        recipe.normalization.mean or mean,
+        recipe.normalization.std or std,
+        recipe.seed,
+        recipe.bn_momentum,
+        recipe.initialization,
+        train.images[:WHITENING_IMAGES].to(device),
+        stochastic_depth,
+        len(train.classes),
+    ).to(device)
+
+
+def _build_optimizer(net: ResNet, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, LearningRate]:
+    """Return the optimizer and its schedule for epochs of `steps` steps."""
+    optimizer = build_optimizer(net, recipe.optimizer)
+    return optimizer, build_schedule(optimizer, recipe.schedule, recipe.epochs, steps)
+
+
+def _build_selection(
+    recipe: Recipe, train: Split, steps: int, device: torch.device, world: DistributedContext
+) -> ProxySelection:
+    """Return the selection by a proxy that is trained by the same recipe, on the labels alone."""
+    # The proxy draws nothing, so the network's stochastic depth does not depend on it.
+    net = _build_network(recipe, recipe.selection.proxy(recipe.model), 0.0, train, device)
+    objective = proxy_objective(net, recipe.label_smoothing)
+    return ProxySelection(
+        recipe.selection,
+        net,
+        CompiledFunction(objective) if recipe.compile else objective,
+        *_build_optimizer(net, recipe, steps),
+        autocast(device, recipe.precision),
+        recipe.max_grad_norm,
+        world,
+    )

@@ -23,8 +23,9 @@ from leanresnet.training.averaging import MovingAverage, compute_batch_norm
 from leanresnet.training.loader import EvalBatches, TrainBatches
 from leanresnet.training.sam import SharpnessAware
 from leanresnet.training.schedules import LearningRate
+from leanresnet.training.selection import ProxySelection
 from leanresnet.training.state import EpochMeter, TrainState
-from leanresnet.training.validation import Measure, Metrics, evaluate
+from leanresnet.training.validation import Measure, Metrics, count_correct, evaluate
 
 # (network, images, labels) -> (loss, logits)
 Criterion = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -45,6 +46,7 @@ class StepConfig:
         autocast: a reusable context, entered around each forward pass.
         max_grad_norm: largest L2 norm of the gradient, or None for no clipping.
         sam: the perturbation of the weights for a second pass, or None for steps with one pass.
+        selection: the choice of the images of each batch from which the network learns, or None for all of them.
         world: the processes that share each batch.
     """
 
@@ -54,20 +56,20 @@ class StepConfig:
     autocast: AbstractContextManager[object]
     max_grad_norm: float | None
     sam: SharpnessAware | None = None
+    selection: ProxySelection | None = None
     world: DistributedContext = SINGLE_PROCESS
 
 
 def objective_of(net: nn.Module, criterion: Criterion) -> Objective:
     """Join the network and its loss to one function, which `torch.compile` compiles to one graph.
 
-    The function takes images (B, 3, H, W) and labels, and returns the loss and the number of correct predictions.
-    Labels are classes (B,), or shares of classes (B, classes), of which the largest counts as the correct class.
+    The function takes images (B, 3, H, W) and labels, and returns the loss and the number of correct predictions, see
+    `count_correct`.
     """
 
     def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss, logits = criterion(net, images, labels)
-        right = labels if labels.ndim == 1 else labels.argmax(1)
-        return loss, (logits.detach().argmax(1) == right).sum()
+        return loss, count_correct(logits, labels)
 
     return objective
 
@@ -113,7 +115,8 @@ def fit(
     eval_model = average.module if average else net
     gpus = {parameter.device for parameter in net.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(gpus):
-        train_state = TrainState(net, step_config.optimizer, step_config.schedule, average, seed)
+        others = {"average": average, "selection": step_config.selection}
+        train_state = TrainState(net, step_config.optimizer, step_config.schedule, others, seed)
         if start is not None:
             train_state.load_state_dict(start)
         first = train_state.epoch
@@ -151,11 +154,13 @@ def fit(
                 # validation computes the statistics again.
                 meter.seconds += norm_seconds
                 step_config.schedule.end_epoch(validated["loss"])
+                if step_config.selection is not None:
+                    step_config.selection.end_epoch(validated["loss"])
                 row = {"lr": rate}
                 row |= {f"train/{name}": value for name, value in trained.items()}
                 row |= {f"val/{name}": value for name, value in validated.items()}
                 train_state.end_epoch(row, eval_model)
-                speed = meter.images / meter.seconds
+                speed = len(train) * train.batch_size / meter.seconds
                 best = train_state.history[train_state.best_epoch - 1]["val/accuracy"]
                 timing = {"images_per_second": speed, "train_seconds": train_state.seconds}
                 log_metrics({**row, "val/best_accuracy": best, **timing}, epoch)
@@ -180,15 +185,19 @@ def train_one_epoch(
         after_step: called after each step.
 
     Returns:
-        `loss` and `accuracy`, as means over the augmented images, each measured in its step.
+        `loss` and `accuracy`, as means over the augmented images, each measured in its step. With a selection, these
+        are the chosen images, and `proxy_loss` and `proxy_accuracy` are those of the proxy on all of them.
 
     Raises:
         DivergedError: if a loss is NaN or infinite.
     """
+    selection = step_config.selection
     net.train()
     meter = meter or EpochMeter()
     begun = time.perf_counter() - meter.seconds
     for whole_images, whole_labels in batches:
+        if selection is not None:
+            whole_images, whole_labels = selection.select(whole_images, whole_labels)
         images, labels = step_config.world.shard(whole_images), step_config.world.shard(whole_labels)
         step_config.optimizer.zero_grad(set_to_none=True)
         with step_config.autocast:
@@ -206,13 +215,15 @@ def train_one_epoch(
         meter.watch.see(loss, len(meter.losses) + 1, step_config.schedule.value)
         step_config.optimizer.step()
         step_config.schedule.step()
+        if selection is not None:
+            selection.step()
         if average is not None:
             average.update(net)
         meter.add(loss, right, len(whole_labels))
         meter.seconds = time.perf_counter() - begun
         after_step()
     meter.watch.settle()
-    metrics = meter.metrics()
+    metrics = meter.metrics() | (selection.metrics() if selection is not None else {})
     meter.seconds = time.perf_counter() - begun
     return metrics
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from leanresnet.errors import DivergedError
 from leanresnet.training.augmentation import NETWORK, seed_of
-from leanresnet.training.averaging import MovingAverage
 from leanresnet.training.schedules import LearningRate
 from leanresnet.training.validation import Metrics
 
@@ -73,7 +72,7 @@ class EpochMeter:
 
     Attributes:
         losses, hits: loss and number of correct predictions of each step, scalars.
-        images: number of images so far.
+        images: number of images learned from so far.
         seconds: time of the steps; after validation it includes the time for batch norm's statistics.
     """
 
@@ -93,9 +92,27 @@ class EpochMeter:
         loss, hits = torch.stack(self.losses).mean(), torch.stack(self.hits).sum()
         return {"loss": float(loss), "accuracy": float(hits) / self.images}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
+            "hits": torch.stack(self.hits) if self.hits else torch.empty(0),
+            "images": self.images,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> "EpochMeter":
+        losses, hits = (list(state[name].to(device).unbind()) for name in ("losses", "hits"))
+        return cls(losses, hits, state["images"], state["seconds"])
+
 
 class TrainState:
     """The state of a training between two steps: everything on which the next step depends, and the results so far.
+
+    Args:
+        net, optimizer, schedule: what is trained, and how.
+        others: by name, what else has a state that changes in each step, or None.
+        seed: seed of what the network draws.
 
     Attributes:
         epoch: number of the current epoch, from 1.
@@ -112,13 +129,12 @@ class TrainState:
         net: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: LearningRate,
-        average: MovingAverage | None,
+        others: Mapping[str, Any],
         seed: int,
     ) -> None:
         # The order is that of loading: a schedule sets the learning rates of the optimizer, so it comes after it.
         self._parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "schedule": schedule}
-        if average is not None:
-            self._parts["average"] = average
+        self._parts |= {name: part for name, part in others.items() if part is not None}
         self._schedule = schedule
         self._seed = seed
         self.device = next(net.parameters()).device
@@ -178,17 +194,12 @@ class TrainState:
         """
         self.meter.watch.settle()
         state = {name: part.state_dict() for name, part in self._parts.items()}
-        counted = {
-            "losses": torch.stack(self.meter.losses) if self.meter.losses else torch.empty(0),
-            "hits": torch.stack(self.meter.hits) if self.meter.hits else torch.empty(0),
-            "images": self.meter.images,
-            "seconds": self.meter.seconds,
-        }
         draws = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             draws["cuda"] = torch.cuda.get_rng_state(self.device)
         names = ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds")
-        return {**state, "tally": counted, "draws": draws, **{name: getattr(self, name) for name in names}}
+        results = {name: getattr(self, name) for name in names}
+        return {**state, "tally": self.meter.state_dict(), "draws": draws, **results}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state`, which may be the final state of a training with fewer epochs."""
@@ -196,9 +207,7 @@ class TrainState:
             part.load_state_dict(state[name])
         for name in ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds"):
             setattr(self, name, state[name])
-        counted = state["tally"]
-        losses, hits = (list(counted[name].to(self.device).unbind()) for name in ("losses", "hits"))
-        self.meter = EpochMeter(losses, hits, counted["images"], counted["seconds"])
+        self.meter = EpochMeter.from_state(state["tally"], self.device)
         self.seed_draws()
         if self.step == 0:
             # The epoch has not begun, so its learning rate comes from the schedule of this training.

@@ -21,6 +21,16 @@ def correct_each(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels).float()
 
 
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the number of correct predictions, a scalar.
+
+    Args:
+        labels: classes (B,), or shares of classes (B, classes), of which the largest counts as the correct class.
+    """
+    right = labels if labels.ndim == 1 else labels.argmax(1)
+    return (logits.detach().argmax(1) == right).sum()
+
+
 class TeacherComparison:
     """Measures that compare a network with its teacher, which runs once for each batch of images.
 

@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MEAN, STD, augmentation_settings, optimizer_settings, schedule_settings, synthetic_split, tiny_model
+from helpers import (
+    MEAN,
+    STD,
+    augmentation_settings,
+    optimizer_settings,
+    schedule_settings,
+    synthetic_split,
+    tiny_model,
+    tiny_net,
+)
 from torch import Tensor, nn
 
 from leanresnet.compute.device import autocast
-from leanresnet.config.schema import Sam
+from leanresnet.config.schema import Sam, Selection
 from leanresnet.errors import DivergedError
 from leanresnet.models.resnet import build_model
 from leanresnet.training.loader import EvalBatches, TrainBatches
@@ -21,7 +30,8 @@ from leanresnet.training.loop import StepConfig, fit, objective_of
 from leanresnet.training.losses import CrossEntropy
 from leanresnet.training.optimizers import build_optimizer
 from leanresnet.training.sam import SharpnessAware
-from leanresnet.training.schedules import build_schedule
+from leanresnet.training.schedules import LearningRate, build_schedule
+from leanresnet.training.selection import ProxySelection, proxy_objective
 from leanresnet.training.state import LossWatch, TrainState
 from leanresnet.training.validation import MEASURES, Metrics
 
@@ -44,16 +54,23 @@ class Trial:
         ema_decay: float | None = None,
         epochs: int = EPOCHS,
     ) -> None:
+        def trainer(net: nn.Module) -> tuple[torch.optim.Optimizer, LearningRate]:
+            built = build_optimizer(net, optimizer_settings(lr=0.05, **optimizer))
+            return built, build_schedule(built, schedule_settings(**{"warmup_epochs": 0, **schedule}), epochs, STEPS)
+
         self.epochs = epochs
         net = build_model(tiny_model(), MEAN, STD, seed=0, stochastic_depth=0.5)
         mixing = augmentation_settings(flip=0.5, crop_padding=2, mix="cutmix", mix_share=0.5)
         self.train = TrainBatches(synthetic_split(60), BATCH, mixing, seed=0)
         self.validation = EvalBatches(synthetic_split(40, seed=1), BATCH)
-        built = build_optimizer(net, optimizer_settings(lr=0.05, **optimizer))
-        rates = build_schedule(built, schedule_settings(**{"warmup_epochs": 0, **schedule}), epochs, STEPS)
         sharpness = SharpnessAware(net, Sam(rho=0.1, adaptive=True)) if ema_decay else None
         context = autocast(torch.device("cpu"), "fp32")
-        self.loop = StepConfig(objective_of(net, CrossEntropy(0.1)), built, rates, context, 1.0, sharpness)
+        proxy = None
+        if schedule["name"] in ("plateau", "linear"):
+            small = tiny_net(channels=(8, 8))
+            settings = Selection(keep=0.5, width=0.5, blocks=1)
+            proxy = ProxySelection(settings, small, proxy_objective(small, 0.1), *trainer(small), context, 1.0)
+        self.loop = StepConfig(objective_of(net, CrossEntropy(0.1)), *trainer(net), context, 1.0, sharpness, proxy)
         self.net, self.ema_decay = net, ema_decay
         self.logged: list[tuple[int, Metrics]] = []
 
