@@ -12,6 +12,7 @@ import torch
 from imports import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanresnet.config.schema import Augmentation, Model, Optimizer, Recipe, Schedule, Section
 from leanresnet.data.splits import Split
@@ -150,3 +151,15 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(1, keepdims=True))
     shares: np.ndarray = powers / powers.sum(1, keepdims=True)
     return shares
+
+
+class Recorded(TorchDispatchMode):
+    """The names of torch's operations, in order; one on many tensors counts once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append(func._schema.name)
+        return func(*args, **(kwargs or {}))

@@ -1,5 +1,6 @@
 """Optimizers by name: those of torch, and Muon for convolutions."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,46 +55,70 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         group = self.param_groups[0]
-        for weight in group["params"]:
-            if weight.grad is None:
-                continue
-            state = self.state[weight]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(weight)
-            average = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
-            direction = weight.grad.lerp(average, group["momentum"]) if group["nesterov"] else average
-            matrix = orthogonalize(direction.permute(0, 2, 3, 1).flatten(1))
-            out, inner, height, width = weight.shape
-            update = matrix.view(out, height, width, inner).permute(0, 3, 1, 2)
-            norm = weight.norm()
-            weight.sub_(update * (group["lr"] * norm / update.norm().clamp(min=1e-7)))
-            weight.mul_(norm / weight.norm())
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        # torch's operations on many tensors refuse to have none.
+        if weights:
+            self._turn(weights, group["lr"], group["momentum"], group["nesterov"])
         for group, own in zip(self.param_groups[1:], self._adamw.param_groups, strict=True):
             own["lr"] = self.REST * group["lr"]
         self._adamw.step()
+
+    def _turn(self, weights: list[Tensor], lr: float, momentum: float, nesterov: bool) -> None:
+        gradients: list[Tensor] = [weight.grad for weight in weights if weight.grad is not None]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        averages: list[Tensor] = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        directions = list(torch._foreach_lerp(gradients, averages, momentum)) if nesterov else averages
+        updates = orthogonalize_filters(directions)
+        norms = torch.stack(torch._foreach_norm(weights))
+        lengths = torch.stack(torch._foreach_norm(updates)).clamp(min=1e-7)
+        torch._foreach_addcmul_(weights, updates, (lr * norms / lengths).unbind(), value=-1)
+        torch._foreach_mul_(weights, (norms / torch.stack(torch._foreach_norm(weights))).unbind())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._share()
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Return a matrix with the singular vectors of `matrix` and singular values near 1, most of them in 0.7 to 1.2.
+def orthogonalize_filters(banks: list[Tensor]) -> list[Tensor]:
+    """Apply `orthogonalize` to filter banks (out, in, k, k) as matrices (out, k*k*in), to those of one shape at once.
 
-    It takes five steps of the quintic Newton-Schulz iteration of Jordan et al., "Muon" (2024). They are computed in
-    bfloat16 where the hardware supports it, independent of the network's precision, because the iteration is
-    approximate anyway.
-
-    Shapes: (out, in) -> (out, in).
+    It is computed in bfloat16 where the hardware supports it, independent of the network's precision, because the
+    iteration is approximate anyway.
     """
-    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    x = wide.bfloat16() if has_fast_bf16(matrix.device) else wide.float()
-    x = x / x.norm().clamp(min=1e-7)
+    kind = torch.bfloat16 if has_fast_bf16(banks[0].device) else torch.float32
+
+    def views(stacks: dict[torch.Size, Tensor]) -> list[Tensor]:
+        """Return the place of each bank, where the channels come last in memory, as they do in the network."""
+        places = {shape: iter(stack.permute(0, 1, 4, 2, 3)) for shape, stack in stacks.items()}
+        return [next(places[bank.shape]) for bank in banks]
+
+    stacks = {
+        shape: banks[0].new_empty((count, shape[0], *shape[2:], shape[1]), dtype=kind)
+        for shape, count in Counter(bank.shape for bank in banks).items()
+    }
+    torch._foreach_copy_(views(stacks), banks)
+    dtype = banks[0].dtype
+    return views({shape: orthogonalize(x.flatten(2)).view_as(x).to(dtype) for shape, x in stacks.items()})
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return matrices with the singular vectors of `matrices` and singular values near 1, most of them in 0.7 to 1.2.
+
+    It takes five steps of the quintic Newton-Schulz iteration of Jordan et al., "Muon" (2024).
+
+    Shapes: (N, out, in) -> (N, out, in).
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
-    x = x if wide is matrix else x.T
-    return x.to(matrix.dtype).contiguous()
+        # Unlike `@`, this does not copy the transposed matrix if there is only one.
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return x.mT.contiguous() if tall else x
 
 
 def build_optimizer(net: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_images, tiny_net
+from helpers import Recorded, random_images, tiny_net
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanresnet.training.averaging import MovingAverage, compute_batch_norm
 
@@ -51,16 +50,6 @@ def test_the_mode_is_restored() -> None:
     net = tiny_net().eval()
     compute_batch_norm(net, batches())
     assert not any(module.training for module in net.modules())
-
-
-class Recorded(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
 
 
 def test_an_update_is_one_operation_on_the_device_and_the_statistics_are_not_read() -> None:

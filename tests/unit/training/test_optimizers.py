@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MEAN, STD, optimizer_settings, pooling_model, random_images, schedule_settings, tiny_model, tiny_net
+from helpers import (
+    MEAN,
+    STD,
+    Recorded,
+    optimizer_settings,
+    pooling_model,
+    random_images,
+    schedule_settings,
+    tiny_model,
+    tiny_net,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,20 +106,18 @@ def test_without_gradients_a_step_only_decays(name: str, everywhere: bool) -> No
         torch.testing.assert_close(new, old * shrink if decays else old)
 
 
-@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-4), (True, 3e-2)])
-def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values(
-    bf16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("leanresnet.training.optimizers.has_fast_bf16", lambda device: bf16)
-    for shape in ((12, 40), (40, 12), (16, 16)):
-        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-        found = orthogonalize(matrix)
-        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-        cores = left.T @ found @ right.T
-        assert found.shape == matrix.shape
-        assert cores.diagonal().min() > 0.6
-        assert cores.diagonal().max() < 1.3
-        torch.testing.assert_close(cores - cores.diagonal().diag(), torch.zeros_like(cores), atol=tolerance, rtol=0)
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values(kind: torch.dtype, tolerance: float) -> None:
+    for shape in ((3, 12, 40), (2, 40, 12), (1, 16, 16)):
+        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        found = orthogonalize(matrices.to(kind))
+        assert (found.shape, found.dtype) == (matrices.shape, kind)
+        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+        cores = left.mT @ found.float() @ right.mT
+        values = cores.diagonal(dim1=1, dim2=2)
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+        torch.testing.assert_close(cores - values.diag_embed(), torch.zeros_like(cores), atol=tolerance, rtol=0)
 
 
 def test_muon_moves_filters_as_matrices_and_the_rest_by_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +139,7 @@ def test_muon_moves_filters_as_matrices_and_the_rest_by_adamw(monkeypatch: pytes
             averages[weight] = 0.9 * averages.get(weight, torch.zeros_like(weight)) + 0.1 * weight.grad
             ahead = 0.9 * averages[weight] + 0.1 * weight.grad
             # Column order does not matter to an orthogonal factor, so torch's own flattening serves.
-            leveled = orthogonalize(ahead.flatten(1)).view_as(weight)
+            leveled = orthogonalize(ahead.flatten(1)[None]).view_as(weight)
             moved = weight.data - 0.01 * weight.data.norm() * leveled / leveled.norm()
             weight.data = moved * weight.data.norm() / moved.norm()
         adamw.step()
@@ -172,6 +180,18 @@ def test_muon_moves_every_parameter() -> None:
     before = copy.deepcopy(net.state_dict())
     take_step(net, build_optimizer(net, optimizer_settings(name="muon", lr=0.01)))
     assert not [name for name, p in net.named_parameters() if torch.equal(p, before[name])]
+
+
+def test_muon_iterates_once_for_all_banks_of_one_shape() -> None:
+    def products(**model: Any) -> int:
+        net = tiny_net(**model)
+        optimizer = build_optimizer(net, optimizer_settings(name="muon"))
+        loss_of(net).backward()
+        with Recorded() as recorded:
+            optimizer.step()
+        return len([call for call in recorded.calls if call.endswith("mm")])
+
+    assert products(blocks=(4, 4)) == products(blocks=(2, 2))
 
 
 def test_muon_turns_every_bank_by_the_same_angle_whatever_its_size_and_scale() -> None:
