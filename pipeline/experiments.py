@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.init import init
-from pipeline.options import Command, in_workspace
+from pipeline.options import Command, beside_or_in_workspace
 from pipeline.workspace import dvc, reason, released
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
     if jobs > 1:
         cores = len(os.sched_getaffinity(0))
         os.environ.setdefault("OMP_NUM_THREADS", str(-(-cores // jobs)))
-    space = in_workspace(Path(".experiments", scale))
+    space = beside_or_in_workspace(Path(".experiments", scale))
     if not (space / "dvc.yaml").exists():
         context.invoke(init, folder=space, preset=preset)
     with contextlib.chdir(space):

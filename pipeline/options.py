@@ -12,20 +12,38 @@ SNAPSHOT_SECONDS = 60.0
 
 
 def in_workspace(path: Path) -> Path:
-    """Return a path of the workspace relative to the current folder, or `path` itself outside of a workspace."""
-    from leanresnet.errors import ConfigError
+    """Return a path of the workspace relative to the current folder.
+
+    Raises:
+        ConfigError: if the current folder is in no workspace.
+    """
     from leanresnet.files import project
 
+    return Path(os.path.relpath(project() / path))
+
+
+def beside_or_in_workspace(path: Path) -> Path:
+    """Return a path of the workspace relative to the current folder, or `path` itself outside of a workspace."""
+    from leanresnet.errors import ConfigError
+
     try:
-        return Path(os.path.relpath(project() / path))
+        return in_workspace(path)
     except ConfigError:
         return path
 
 
 def default_in_workspace(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
     """Resolve an option's path: a default is relative to the workspace, a given path to the current folder."""
-    is_default = context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.DEFAULT
-    return in_workspace(value) if is_default else value
+    return in_workspace(value) if _is_default(context, parameter) else value
+
+
+def optional_in_workspace(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """Resolve the path of a file that need not exist: as `default_in_workspace`, but there may be no workspace."""
+    return beside_or_in_workspace(value) if _is_default(context, parameter) else value
+
+
+def _is_default(context: click.Context, parameter: click.Parameter) -> bool:
+    return context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.DEFAULT
 
 
 params_option = click.option(
@@ -71,7 +89,7 @@ test_option = click.option(
     type=click.Path(path_type=Path),
     default=Path("data/test.safetensors"),
     show_default=True,
-    callback=default_in_workspace,
+    callback=optional_in_workspace,
     help="The test split, whose images the page shows if the file exists.",
 )
 

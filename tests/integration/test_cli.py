@@ -18,7 +18,7 @@ from leanresnet.serving import inference
 from leanresnet.tracking import connection
 from pipeline import workspace
 from pipeline.cli import cli
-from pipeline.options import model_option, params_option
+from pipeline.options import model_option, params_option, test_option
 from pipeline.port import check_free
 
 PRESETS = ["default", *(path.stem for path in (ROOT / "presets").glob("*.yaml"))]
@@ -183,7 +183,13 @@ def test_a_default_is_of_the_workspace_and_what_is_given_of_the_current_folder(
         assert CliRunner().invoke(command, []).output == f"{default}\n"
         assert CliRunner().invoke(command, ["--model", "m", "--params", "p"]).output == "m p\n"
     (tmp_path / "params.yaml").unlink()
-    assert CliRunner().invoke(command, []).output == "models/student params.yaml\n"
+    assert CliRunner().invoke(command, ["--model", "m", "--params", "p"]).output == "m p\n"
+
+
+def test_a_file_that_need_not_exist_needs_no_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = click.command()(test_option(lambda test: click.echo(test)))
+    assert CliRunner().invoke(command, []).output == "data/test.safetensors\n"
 
 
 def test_check_in_a_subfolder_is_of_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,12 +277,15 @@ def test_ui_with_a_server_of_its_own_that_is_dead_is_one_line(tmp_path: Path) ->
     assert "secret" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["compare", "champion", "ui", "sync"])
-def test_a_command_about_runs_outside_of_a_workspace_creates_nothing(
+@pytest.mark.parametrize(
+    "command",
+    ["champion", "check", "compare", "ensemble a", "export", "playground", "predict a.png", "search", "sync", "ui"],
+)
+def test_a_command_outside_of_a_workspace_says_so_and_creates_nothing(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(cli, [command])
+    done = CliRunner().invoke(cli, command.split())
     assert f"{tmp_path}: no workspace, expected: a folder with params.yaml" in str(done.exception)
     assert list(tmp_path.iterdir()) == []
 
