@@ -5,9 +5,10 @@ import click
 
 @click.command()
 def champion() -> None:
-    """Register the best model within its budget, by validation, as leanresnet-<data set>@champion.
+    """Register the best model within its budget in MLflow.
 
-    All finished runs are compared, except for models without a budget, such as a teacher.
+    It is the one with the highest validation accuracy of all finished runs, except for models without a budget, such
+    as a teacher. Its name is leanresnet-<data set>@champion.
     """
     from leanresnet.analysis.champion import register_champion
     from leanresnet.files import workspace

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.dataset import size_of_data
-from pipeline.options import device_option, in_workspace
+from pipeline.options import Name, device_option, in_workspace, preset_names
 from pipeline.workspace import dvc, reason, released
 
 if TYPE_CHECKING:
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--params", type=click.Path(path_type=Path), help="File with the params.  [default: params.yaml]")
-@click.option("--preset", help="Check a preset instead of a file.")
+@click.option("--preset", type=Name(preset_names), help="Check a preset instead of a file.")
 @click.option("--layers", is_flag=True, help="Print the sizes of all layers.")
 @click.option("--estimate", is_flag=True, help="Estimate the training time on this device from a few steps.")
 @device_option
 def check(params: Path | None, preset: str | None, layers: bool, estimate: bool, device: str) -> None:
-    """Validate the params, count the parameters of the models, and print what `dvc repro` would run and why."""
+    """Validate the params, and print which stages would run.
+
+    The parameters of the models are counted too, and each stage that `dvc repro` would run has its reason.
+    """
     from leanresnet.config.load import load_params
     from leanresnet.models.complexity import breakdown, check_budget, count_macs, count_parameters
     from leanresnet.scaffold.presets import load_preset

@@ -41,11 +41,11 @@ def compare(
     test: Path,
     results: Path | None,
 ) -> None:
-    """Print a table of runs: the params in which they differ, and their results.
+    """Print a table of runs with their params and results.
 
-    The columns are aligned in a terminal; into a file or a pipe, the table is Markdown.
-    RUN|MODEL is the id of an MLflow run, or the path of a model. Without it, all finished runs are compared.
-    Runs that differ only in their seed share a row with mean and standard deviation.
+    The params are those in which the runs differ. The columns are aligned in a terminal; into a file or a pipe, the
+    table is Markdown. RUN|MODEL is the id of an MLflow run, or the path of a model. Without it, all finished runs are
+    compared. Runs that differ only in their seed share a row with mean and standard deviation.
     """
     if results is not None:
         if targets or experiments or out or html:

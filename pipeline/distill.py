@@ -30,7 +30,7 @@ def distill(
     snapshot_seconds: float,
     extend: bool,
 ) -> None:
-    """Train the student on its labels and on its teacher's predictions."""
+    """Train the student on labels and its teacher's predictions."""
     from leanresnet.compute.device import choose_device
     from leanresnet.config.load import load_params
     from leanresnet.jobs.train_job import run_experiment

@@ -18,7 +18,10 @@ from pipeline.options import default_in_workspace
     help="Folder of the ensemble; distill.teacher = external uses models/external.",
 )
 def ensemble(models: tuple[Path, ...], out: Path) -> None:
-    """Join MODELS, folders of models that were trained on the same data, to an ensemble that averages their logits."""
+    """Join MODELS to an ensemble that averages their logits.
+
+    MODELS are folders of models that were trained on the same data.
+    """
     from leanresnet.models.checkpoint import load_model, save_ensemble
 
     members = [load_model(folder) for folder in models]

@@ -18,7 +18,10 @@ from pipeline.options import device_option, params_option, path_option
 def evaluate(
     params: Path, model: Path, teacher: Path, validation: Path, test: Path, results: Path, device: str
 ) -> None:
-    """Measure a trained model on the test split, and add the results to its MLflow run."""
+    """Measure a trained model on the test split.
+
+    The results are added to its MLflow run.
+    """
     from leanresnet.compute.device import choose_device
     from leanresnet.config.load import load_params
     from leanresnet.data.splits import load_split

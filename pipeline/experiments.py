@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.init import init
-from pipeline.options import Command, beside_or_in_workspace
+from pipeline.options import Command, Name, beside_or_in_workspace
 from pipeline.workspace import dvc, reason, released
 
 if TYPE_CHECKING:
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 QUESTIONS = released("experiments")
 EXTERNAL = Path("models/external")
+
+
+def _question_names() -> list[str]:
+    from leanresnet.scaffold.questions import question_names
+
+    return question_names(QUESTIONS)
 
 
 def question_options(command: Command) -> Command:
@@ -30,13 +36,18 @@ def question_options(command: Command) -> Command:
         show_default=True,
         help="Size of the runs: gpu is the study's own (presets/paper.yaml), cpu is reduced (presets/paper-cpu.yaml).",
     )
-    decorate: Callable[[Command], Command] = click.argument("questions", nargs=-1, metavar="[QUESTION]...")
+    decorate: Callable[[Command], Command] = click.argument(
+        "questions", nargs=-1, type=Name(_question_names), metavar="[QUESTION]..."
+    )
     return decorate(scale(command))
 
 
 @click.group()
 def experiments() -> None:
-    """Run the study's questions, which are the files of experiments/."""
+    """Run or list the study's questions.
+
+    A question is a file of experiments/, with a list of runs.
+    """
 
 
 @experiments.command("list")
@@ -85,10 +96,10 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
 
 def _load(questions: Sequence[str], scale: str) -> tuple[dict[str, "Experiment"], list[str]]:
     """Return all experiments at the scale by name, and the names of the chosen questions."""
-    from leanresnet.scaffold.questions import check_names, load_experiments, question_names
+    from leanresnet.scaffold.questions import check_names, load_experiments
 
     check_names(questions, QUESTIONS)
-    return load_experiments(QUESTIONS, scale, released("presets")), list(questions) or question_names(QUESTIONS)
+    return load_experiments(QUESTIONS, scale, released("presets")), list(questions) or _question_names()
 
 
 def _init_repository(message: str) -> None:

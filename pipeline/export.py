@@ -14,9 +14,10 @@ from pipeline.options import model_option
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="The file.  [default: model.onnx, .ts or .pt2]"
 )
 def export(model: Path, form: str, out: Path | None) -> None:
-    """Export a model for other programs, and check that its logits agree with the original's.
+    """Export a model for other programs, and verify the export.
 
-    The exported model maps raw images (batch, 3, 32, 32) of type uint8 to logits (batch, classes), for any batch size.
+    Its logits must agree with the original's, or nothing is written. The exported model maps raw images (batch, 3, 32,
+    32) of type uint8 to logits (batch, classes), for any batch size.
     """
     from leanresnet.models.checkpoint import load_model
     from leanresnet.serving.export import SUFFIXES

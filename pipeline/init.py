@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.options import Name, preset_names
+
 if TYPE_CHECKING:
     from leanresnet.scaffold.presets import Preset
 
@@ -18,11 +20,9 @@ UNTRACKED = "/config.local\n/tmp\n/cache\n"
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--preset", default="default", show_default=True, help="The initial values: the name of a file of presets/."
-)
+@click.option("--preset", type=Name(preset_names), default="default", show_default=True, help="The initial values.")
 def init(folder: Path, preset: str) -> None:
-    """Create a workspace in FOLDER, in which `dvc repro` runs the pipeline."""
+    """Create a workspace in FOLDER, for `dvc repro`."""
     from leanresnet.errors import ConfigError
     from leanresnet.files import not_written
     from leanresnet.scaffold.presets import load_preset

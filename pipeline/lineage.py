@@ -6,7 +6,7 @@ import click
 @click.command()
 @click.argument("target", metavar="RUN|MODEL")
 def lineage(target: str) -> None:
-    """Print what a model was made from, and the commands that make it again.
+    """Print what a model was made from, and how to make it again.
 
     RUN|MODEL is the id of an MLflow run, the folder of a model, or a file of weights, which may be a copy.
     """

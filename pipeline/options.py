@@ -1,14 +1,40 @@
 """Options that several commands share. Commands import slow modules in their functions, so that --help is fast."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 Command = Callable[..., Any]
 SNAPSHOT_SECONDS = 60.0
+
+
+class Name(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
+    """One of the names that `known` returns, which --help lists and a shell completes.
+
+    Other names are passed on to the command, whose error says which one may have been meant.
+    """
+
+    name = "name"
+
+    def __init__(self, known: Callable[[], Iterable[str]]) -> None:
+        self._known = known
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self._known())}]"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in self._known() if name.startswith(incomplete)]
+
+
+def preset_names() -> list[str]:
+    from leanresnet.scaffold.presets import names
+    from pipeline.workspace import released
+
+    return names(released("presets"))
 
 
 def in_workspace(path: Path) -> Path:

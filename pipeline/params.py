@@ -2,9 +2,17 @@
 
 import click
 
+from pipeline.options import Name
+
+
+def _keys() -> list[str]:
+    from leanresnet.scaffold.reference import described_keys
+
+    return [key.path for key in described_keys()]
+
 
 @click.command()
-@click.argument("key", required=False)
+@click.argument("key", required=False, type=Name(_keys), metavar="[KEY]")
 @click.option(
     "--format",
     "form",
@@ -14,7 +22,10 @@ import click
     help="Format of the output; markdown and json-schema always describe all keys.",
 )
 def params(key: str | None, form: str) -> None:
-    """Describe KEY of params.yaml, such as train.baseline.optimizer.lr, or a section; without KEY, all keys."""
+    """Describe a key of params.yaml, or all keys.
+
+    KEY is a key such as train.baseline.optimizer.lr, its end such as optimizer.lr, or a section.
+    """
     from leanresnet.scaffold.reference import explain, json_schema, table
 
     if form == "markdown":

@@ -21,7 +21,10 @@ from pipeline.port import check_free, port_option
 @test_option
 @device_option
 def playground(port: int, models: Path, test: Path, device: str) -> None:
-    """Serve a web page on 127.0.0.1 that shows the predictions of each model for an uploaded image."""
+    """Serve a web page on 127.0.0.1 to try the models.
+
+    It shows the predictions of each model for an uploaded image.
+    """
     from leanresnet.compute.device import choose_device
     from leanresnet.errors import require
     from leanresnet.serving.inference import find_models

@@ -16,10 +16,11 @@ from pipeline.options import device_option, model_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @device_option
 def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: str) -> None:
-    """Print the most likely classes of IMAGES: JPEG or PNG files of any size, or folders of them.
+    """Print the most likely classes of images.
 
-    The network's input is the central square of an image, scaled to 32x32 pixels; transparent pixels are white.
-    Files that are not images are reported as errors at the end; the other files are predicted.
+    IMAGES are JPEG or PNG files of any size, or folders of them. The network's input is the central square of an
+    image, scaled to 32x32 pixels; transparent pixels are white. Files that are not images are reported as errors at
+    the end; the other files are predicted.
     """
     from leanresnet.compute.device import choose_device, exact_float32
     from leanresnet.models.checkpoint import load_model

@@ -68,9 +68,10 @@ def search(
     skip_kernels: tuple[int, ...],
     layout: str,
 ) -> None:
-    """List architectures that use most of the budget, evenly spaced in the order of their MACs.
+    """List architectures that use most of the budget.
 
-    `--format yaml` prints them as runs of a question, such as experiments/architectures.yaml.
+    They are evenly spaced in the order of their MACs. `--format yaml` prints them as runs of a question, such as
+    experiments/architectures.yaml.
     """
     import time
 

@@ -13,7 +13,10 @@ from pipeline.options import params_option, path_option
 @path_option("--out", "Folder for train, validation and test.")
 @path_option("--report", "Folder for the counts and the picture.")
 def split(params: Path, source: Path, out: Path, report: Path) -> None:
-    """Divide the data set into training, validation and test split, with the same proportions of classes."""
+    """Divide the data set into training, validation and test split.
+
+    Each split has the same proportions of classes.
+    """
     from leanresnet.config.load import load_params
     from leanresnet.data.division import divide
 

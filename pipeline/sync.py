@@ -8,8 +8,9 @@ import click
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 def sync(folder: Path | None) -> None:
-    """Send to MLflow what runs reported while it was not available, and log models that DVC restored from its cache.
+    """Send to MLflow what runs reported while it was away.
 
+    Models that DVC restored from its cache are logged too.
     FOLDER is this workspace by default. To log the runs of another machine, copy its .work/journals into an
     empty folder and pass that folder; it is only read.
     """

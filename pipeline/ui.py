@@ -18,9 +18,10 @@ NOT_OURS = "ignore:starlette.middleware.wsgi is deprecated:UserWarning"
 @port_option(5000)
 @click.option("--addresses", "only_addresses", is_flag=True, help="Print the addresses and serve nothing.")
 def ui(port: int, only_addresses: bool) -> None:
-    """Serve MLflow on 127.0.0.1, and print the addresses of its saved views when the page answers.
+    """Serve MLflow on 127.0.0.1, with the runs of the workspace.
 
-    If MLFLOW_TRACKING_URI names a server, only the addresses are printed.
+    The addresses of its saved views are printed when the page answers; Ctrl-C ends it. If MLFLOW_TRACKING_URI names a
+    server, only the addresses are printed.
     """
     from leanresnet.files import workspace
     from leanresnet.tracking.connection import page, page_addresses, tracking_uri

@@ -1,6 +1,7 @@
 """The program as a person runs it."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from conftest import Checkout, edited, outside_environment, preset_text
 from imports import ROOT
@@ -153,6 +155,32 @@ def test_compare_takes_results_or_runs() -> None:
         done = program("compare", "--results", "a", *more)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "--results reads no runs" in done.stderr
+
+
+def test_the_list_of_commands_is_in_whole_sentences() -> None:
+    shown = CliRunner().invoke(cli, ["--help"], terminal_width=80).stdout.partition("Commands:\n")[2].splitlines()
+    assert len(shown) == len(cli.commands)
+    assert [line for line in shown if not line.endswith(".") or line.endswith("...")] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("init there --preset pa", ["paper", "paper-cpu", "paper-short"]),
+        ("check --preset d", ["default", "demo"]),
+        ("params distill.t", ["distill.teacher", "distill.temperature"]),
+        ("experiments run opt", ["optimizers"]),
+    ],
+)
+def test_a_shell_completes_presets_keys_and_questions(words: str, offered: list[str]) -> None:
+    *before, begun = words.split()
+    completed = ShellComplete(cli, {}, "leanresnet", "_LEANRESNET_COMPLETE").get_completions(before, begun)
+    assert [item.value for item in completed] == offered
+
+
+def test_help_lists_the_presets() -> None:
+    shown = CliRunner().invoke(cli, ["init", "--help"]).stdout
+    assert set(PRESETS) <= set(re.split(r"[\s\[\]|]+", shown))
 
 
 def test_without_a_command_the_program_shows_its_help() -> None:
