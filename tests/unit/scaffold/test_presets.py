@@ -68,6 +68,12 @@ def test_a_student_has_another_seed_than_its_teacher(name: str) -> None:
     assert same == (name in SHARED_SEEDS), f"{name}: distill.student.seed = {student.seed}, as its teacher's"
 
 
+@pytest.mark.parametrize("name", ["cpu", "demo", "fast", "folder", "paper-cpu", "paper-short"])
+def test_a_preset_for_a_cpu_compiles_nothing(name: str) -> None:
+    """On a CPU, compilation does not pay within the epochs of these presets, see docs/performance.md."""
+    assert [key for key, recipe in load_preset(name, PRESETS).params.recipes().items() if recipe.compile] == []
+
+
 def test_the_released_params_are_the_default() -> None:
     """As they were committed: a user may change the file, which is what it is for."""
     done = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True)
