@@ -169,6 +169,9 @@ class Optimizer(Section):
     betas: Annotated[tuple[Fraction, Fraction], Loose] = Field(
         description="Decay of the two running averages of adam, radam and adamw, and of the AdamW beside muon."
     )
+    bias_lr_ratio: Rate = Field(
+        description="Learning rate of batch norm's biases over that of all else; their weight decay stays the same."
+    )
     rho: Fraction = Field(description="Decay of adadelta's running average of squared gradients.")
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanresnet.compute.device import has_fast_bf16
 from leanresnet.config.schema import Optimizer
@@ -122,17 +123,24 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def build_optimizer(net: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """Return the optimizer of `settings.name`; settings that it does not have are ignored."""
+    """Return the optimizer of `settings.name`; settings that it does not have are ignored.
+
+    A group of parameters whose learning rate is a multiple of the schedule's has it as `lr_ratio`.
+    """
     trained = [p for p in net.parameters() if p.requires_grad]
     weights = [p for p in trained if p.ndim > 1]
-    others = [p for p in trained if p.ndim <= 1]
-    decay, lr = settings.weight_decay, settings.lr
-    others_group = {"params": others, "weight_decay": decay if settings.decay_norm_and_bias else 0.0}
+    decay, lr, ratio = settings.weight_decay, settings.lr, settings.bias_lr_ratio
+    others_decay = decay if settings.decay_norm_and_bias else 0.0
+    scaled = {m.bias for m in net.modules() if isinstance(m, _BatchNorm)} if ratio != 1 else set()
+    others = [{"params": [p for p in trained if p.ndim <= 1 and p not in scaled], "weight_decay": others_decay}]
+    if scaled:
+        biases = [p for p in trained if p in scaled]
+        others.append({"params": biases, "weight_decay": others_decay / ratio, "lr": lr * ratio, "lr_ratio": ratio})
     if settings.name == "muon":
         banks = filters_before_norm(net)
         dense = {"params": [p for p in weights if p not in banks], "weight_decay": decay}
-        return Muon([p for p in weights if p in banks], [dense, others_group], settings)
-    groups = [{"params": weights, "weight_decay": decay}, others_group]
+        return Muon([p for p in weights if p in banks], [dense, *others], settings)
+    groups = [{"params": weights, "weight_decay": decay}, *others]
     match settings.name:
         case "sgd":
             return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)

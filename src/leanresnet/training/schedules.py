@@ -16,7 +16,8 @@ class LearningRate:
     `plateau`, so a training can be resumed under the schedule of more epochs.
 
     Args:
-        rates: the learning rate of each step; it stays constant after the last one.
+        rates: the learning rate of each step; it stays constant after the last one. A group of parameters that has an
+            `lr_ratio` gets its multiple.
         plateau: may reduce the learning rate after the last of `rates`, or None. Epochs that end earlier, during the
             warm-up, do not count for it.
     """
@@ -43,7 +44,7 @@ class LearningRate:
         self._step = step
         if step < len(self._rates):
             for group in self._optimizer.param_groups:
-                group["lr"] = self._rates[step]
+                group["lr"] = self._rates[step] * group.get("lr_ratio", 1.0)
 
     def step(self) -> None:
         self._go_to(self._step + 1)

@@ -147,6 +147,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{BASE}.optimizer.momentum": [1.0, -0.1, 0],
     f"{BASE}.optimizer.nesterov": [0, "true"],
     f"{BASE}.optimizer.betas": [[0.9], [0.9, 0.99, 0.999], [0.9, 1.0]],
+    f"{BASE}.optimizer.bias_lr_ratio": [0.0, -1.0, float("inf")],
     f"{BASE}.optimizer.rho": [1.0],
     f"{BASE}.schedule.name": ["cosines"],
     f"{BASE}.schedule.warmup_epochs": [-1.0, 30, 31.5],

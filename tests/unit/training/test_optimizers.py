@@ -106,6 +106,27 @@ def test_without_gradients_a_step_only_decays(name: str, everywhere: bool) -> No
         torch.testing.assert_close(new, old * shrink if decays else old)
 
 
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_biases_of_batch_norm_have_their_own_rate_and_the_decay_of_the_others(name: str, everywhere: bool) -> None:
+    net = tiny_net()
+    shared = {"weight_decay": 0.1, "decay_norm_and_bias": everywhere, "momentum": 0.0, "nesterov": False}
+    optimizer = build_optimizer(net, optimizer_settings(name=name, lr=0.2, bias_lr_ratio=8.0, **shared))
+    schedule = build_schedule(optimizer, schedule_settings(name="step", warmup_epochs=0, step_epochs=1), 3, 1)
+    for parameter in net.parameters():
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decayed = 1 - 0.2 * 0.1 * (Muon.REST if name == "muon" else 1) if everywhere else 1.0
+    vectors = torch.cat([parameter.data for parameter in net.parameters() if parameter.ndim == 1])
+    torch.testing.assert_close(vectors, torch.full_like(vectors, decayed))
+    schedule.step()
+    biases = {m.bias for m in net.modules() if isinstance(m, nn.BatchNorm2d)}
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {p for p, rate in rates.items() if rate == pytest.approx(0.16)} == biases
+    assert {p for p, rate in rates.items() if rate == pytest.approx(0.02)} == set(net.parameters()) - biases
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values(kind: torch.dtype, tolerance: float) -> None:
     for shape in ((3, 12, 40), (2, 40, 12), (1, 16, 16)):
