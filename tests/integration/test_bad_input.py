@@ -21,9 +21,11 @@ import yaml
 from conftest import outside_environment, preset_text
 from helpers import pooling_model, synthetic_split, tiny_model, tiny_net
 
+from leanresnet.config.load import load_params
 from leanresnet.data.splits import save_split
 from leanresnet.files import file_hashes, save_json
 from leanresnet.models.checkpoint import save_model
+from leanresnet.models.complexity import count_macs, count_parameters
 from pipeline.cli import run
 
 CONFIG, DATA, STORAGE = 2, 3, 5
@@ -726,3 +728,13 @@ def accepted(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     printed = capsys.readouterr()
     assert (code, printed.err) == (0, "")
     return printed.out
+
+
+def test_a_proxy_is_counted(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params({f"{BASE}.selection.keep": 0.5, f"{BASE}.selection.width": 0.5})(workspace)
+    said = accepted("check", monkeypatch, capsys)
+    proxy = load_params(workspace / "params.yaml").train.baseline.model.model_copy(update={"channels": (8, 16, 16)})
+    sizes = f"{count_parameters(proxy):,} parameters, {count_macs(proxy) / 1e6:.1f} million MACs"
+    assert f"learns from 50% of each batch, chosen by a proxy: {sizes}" in said

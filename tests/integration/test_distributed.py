@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,16 +129,24 @@ def test_the_death_of_torchrun_counts_as_a_signal(tmp_path: Path) -> None:
     assert (tmp_path / "asked").read_text() == "SIGTERM"
 
 
-def test_a_batch_that_cannot_be_shared_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "keep", "said"),
+    [
+        (15, 1.0, "batch_size = 15: expected: a multiple of the 2 processes that share a batch"),
+        (10, 0.5, "selection.keep = 0.5 keeps 5 images of a batch, expected: a multiple of the 2 processes that share"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_a_mistake(
+    size: int, keep: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train_job, "distributed_context", lambda: nullcontext(DistributedContext(0, 2)))
     files = tmp_path / "train.safetensors", tmp_path / "validation.safetensors"
     for file in files:
         save_split(synthetic_split(30), file)
     task, outputs = TrainingTask("train@baseline", "here", CrossEntropy(0.0)), Outputs(tmp_path / "m", tmp_path / "r")
-    with pytest.raises(
-        ConfigError, match=r"^here\.batch_size = 15: expected: a multiple of the 2 processes that share"
-    ):
-        run_experiment("baseline", tiny_recipe(batch_size=15), task, files, outputs, torch.device("cpu"), 60)
+    recipe = tiny_recipe(batch_size=size, selection={"keep": keep, "width": 0.5, "blocks": 1})
+    with pytest.raises(ConfigError, match=f"^{re.escape('here.' + said)}"):
+        run_experiment("baseline", recipe, task, files, outputs, torch.device("cpu"), 60)
 
 
 def test_shares_make_up_the_batch() -> None:

@@ -5,7 +5,8 @@ for Image Recognition" (arXiv:1512.03385), in N layers of B_i blocks with C_i ch
 K_i x K_i convolutions on the shortcut, and a P x P pool at the end. A layer of the study is what the literature calls a
 stage. Their maps are halved by a stride, and the last pool takes the average. The networks for short trainings have a
 whitening stem, and each of their layers starts with a convolution and a 2x2 max pool, followed by blocks that keep the
-shape (Page, "How to Train Your ResNet", 2018).
+shape (Page, "How to Train Your ResNet", 2018). With one block each, they are the groups of three convolutions of
+Jordan's airbench96 (https://github.com/KellerJordan/cifar10-airbench).
 """
 
 from collections.abc import Sequence
