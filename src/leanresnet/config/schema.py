@@ -405,7 +405,8 @@ class Distill(Section):
         description="Weight of the wrong classes in decoupled distillation (arXiv:2203.08679); null takes the plain KL."
     )
     attention_transfer: Decay = Field(
-        description="Weight of the attention maps of the layers (arXiv:1612.03928); 0 leaves them out."
+        description="Weight of the layers' attention maps (arXiv:1612.03928), which all count alike, so another shape "
+        "needs another weight; 0 leaves them out."
     )
     student: Recipe = Field(description="The model within the limit that the teacher teaches.")
 

@@ -17,6 +17,8 @@ PRESETS = ROOT / "presets"
 every_preset = pytest.mark.parametrize("name", names(PRESETS))
 # With figures in docs/results.md that were measured so; their teachers are other networks than their students.
 SHARED_SEEDS = {"cpu", "demo", "paper-cpu"}
+# With figures of such a teacher, and the preset that is built on it.
+SMOOTHED_TEACHERS = {"cpu", "folder"}
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -72,6 +74,14 @@ def test_a_student_has_another_seed_than_its_teacher(name: str) -> None:
 def test_a_preset_for_a_cpu_compiles_nothing(name: str) -> None:
     """On a CPU, compilation does not pay within the epochs of these presets, see docs/performance.md."""
     assert [key for key, recipe in load_preset(name, PRESETS).params.recipes().items() if recipe.compile] == []
+
+
+@every_preset
+def test_a_student_has_the_label_smoothing_of_the_baseline_and_a_teacher_has_none(name: str) -> None:
+    """So that the difference of the two is the teacher's gain."""
+    recipes = load_preset(name, PRESETS).params.recipes()
+    assert recipes["student"].label_smoothing == recipes["baseline"].label_smoothing
+    assert recipes["teacher"].label_smoothing == (0.1 if name in SMOOTHED_TEACHERS else 0.0)
 
 
 def test_the_released_params_are_the_default() -> None:
