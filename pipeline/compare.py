@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether runs that differ only in their seed share a row.",
 )
+@click.option("--against", metavar="NAME", help="Compare each row with the one of the run NAME, seed by seed.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table to OUT.md and a picture to OUT.png.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write an HTML page, and log it to the best run.")
 @test_option
@@ -36,6 +37,7 @@ def compare(
     targets: tuple[str, ...],
     experiments: tuple[str, ...],
     group_by: str,
+    against: str | None,
     out: Path | None,
     html: Path | None,
     test: Path,
@@ -48,9 +50,9 @@ def compare(
     compared. Runs that differ only in their seed share a row with mean and standard deviation.
     """
     if results is not None:
-        if targets or experiments or out or html:
+        if targets or experiments or against or out or html:
             raise click.UsageError(
-                "--results reads no runs, expected: no RUN, MODEL, --experiment, --out or --html with it"
+                "--results reads no runs, expected: no RUN, MODEL, --experiment, --against, --out or --html with it"
             )
         from leanresnet.analysis.summary import comparison
 
@@ -59,8 +61,11 @@ def compare(
     from leanresnet.analysis.comparison import compare as side_by_side
     from leanresnet.analysis.comparison import select
 
-    found = side_by_side(select(targets, experiments), group_by == "seed")
-    click.echo(found.text() if sys.stdout.isatty() else found.markdown())
+    if against is not None and group_by == "none":
+        raise click.UsageError("--against compares seeds, expected: no --group-by none with it")
+    found = side_by_side(select(targets, experiments), group_by == "seed", against)
+    table = found.text() if sys.stdout.isatty() else found.markdown()
+    click.echo("\n\n".join([table, *found.notes]))
     if out is not None:
         found.write(out)
         click.echo(f"{out.with_suffix('.md')}, {out.with_suffix('.png')}: written", err=True)

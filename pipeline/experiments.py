@@ -89,8 +89,8 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
         from leanresnet.analysis.comparison import compare, select
 
         for question in asked:
-            found = compare(select([], [question, REFERENCE]))
-            click.echo(found.markdown())
+            found = compare(select([], [question, REFERENCE]), against=REFERENCE)
+            click.echo("\n\n".join([found.markdown(), *found.notes]))
             found.write(Path("results", question))
 
 

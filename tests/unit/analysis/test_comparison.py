@@ -169,11 +169,12 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviati
     ]
     lines = compare(runs).markdown().splitlines()
     assert [line.strip("| ").split(" | ") for line in lines[2:]] == [
-        ["two", "baseline", "54.00%", "53.00%", "-40.75", "1,000", "2.0", "1.25", "1.5", "0", "2"],
+        ["two", "baseline", "1", "54.00%", "53.00%", "-40.75", "1,000", "2.0", "1.25", "1.5", "0", "2"],
         # Of 50, 52 and 57: the mean 53, deviations -3, -1, 4, and the root of 26 / 2.
         [
             "one-a",
             "baseline",
+            "3",
             "53.00% ± 3.61",
             "52.00% ± 3.61",
             "-41.75",
@@ -187,6 +188,38 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviati
     ]
 
 
+def test_rows_are_compared_with_another_seed_by_seed() -> None:
+    def row(name: str, *accuracies: float) -> list[RunRecord]:
+        return [recorded(f"{name}-{n}", each, seed=str(n), lr=name) for n, each in enumerate(accuracies)]
+
+    # Of 1, 2 and 3 points: the mean 2, and 4.303 * 1 / sqrt(3), the 0.975 quantile of t for 2 degrees of freedom.
+    runs = [*row("a", 0.50, 0.60, 0.55), *row("b", 0.51, 0.62, 0.58), *row("c", 0.40), *row("d", 0.7, 0.8)]
+    del runs[-1].metrics["test/accuracy"]
+    table = compare([*runs, recorded("e", 0.3, seed="7", lr="e")], against="a-2")
+    place = table.header.index("paired difference")
+    assert [(row[0], row[place]) for row in table.rows] == [
+        ("d-0", "+20.00"),
+        ("b-0", "+2.00 (-0.48 to +4.48)"),
+        ("a-0", ""),
+        ("c-0", "-10.00"),
+        ("e", ""),
+    ]
+    assert [len(table.header)] == list({len(row) for row in table.rows})
+    assert "from a-2, in points" in table.notes[1]
+    with pytest.raises(DataError, match=r"^against = 'x': no such run, expected: one of d-0, b-0, a-0, c-0, e$"):
+        compare([*runs, recorded("e", 0.3, seed="7", lr="e")], against="x")
+
+
+def test_a_table_over_seeds_says_what_its_deviation_leaves_out(tmp_path: Path) -> None:
+    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1")]
+    compare(runs).write(tmp_path / "seeds")
+    compare(runs, by_seed=False).write(tmp_path / "runs")
+    said = "sampling error of the test split, 0.24 points for 94 % of 10,000 images."
+    assert said in (tmp_path / "seeds.md").read_text().splitlines()[-1]
+    assert said not in (tmp_path / "runs.md").read_text()
+    assert "n" not in compare(runs, by_seed=False).header
+
+
 def test_other_data_or_another_teacher_is_another_line_that_says_so() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
     for each, md5 in zip(runs, ("0123456789", "0123456789", "abcdef0123"), strict=True):
@@ -194,7 +227,7 @@ def test_other_data_or_another_teacher_is_another_line_that_says_so() -> None:
     runs[0].tags["teacher.sha256"] = runs[1].tags["teacher.sha256"] = "taught"
     found = compare(runs)
     assert found.header[-2:] == ["seed", "training data"]
-    assert [[row[0], row[2], *row[-2:]] for row in found.rows] == [
+    assert [[row[0], row[3], *row[-2:]] for row in found.rows] == [
         ["c", "70.00%", "0", "abcdef01"],
         ["a", "55.00% ± 7.07", "0, 1", "01234567"],
     ]
@@ -271,7 +304,7 @@ def test_seeds_are_one_point_at_their_mean_so_that_the_luckiest_makes_no_front()
 def test_of_a_seed_that_ran_twice_the_last_counts() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
     (row,) = compare(runs).rows
-    assert row[2] == "65.00% ± 7.07"
+    assert row[3] == "65.00% ± 7.07"
 
 
 def test_a_model_that_was_trained_again_keeps_its_evaluation() -> None:
@@ -315,7 +348,8 @@ def test_the_best_stand_first_and_seeds_apart_when_asked() -> None:
 def test_a_group_in_which_a_run_was_not_evaluated_has_no_test_accuracy() -> None:
     runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1")]
     del runs[1].metrics["test/accuracy"]
-    assert compare(runs).rows[0][2:5] == ["55.00% ± 7.07", "", "1,000"]
+    table = compare(runs)
+    assert table.rows[0][2:5] == ["2", "55.00% ± 7.07", ""]
 
 
 def test_the_front_is_what_nothing_cheaper_beats() -> None:
