@@ -1,5 +1,6 @@
 """Command compare: a table of MLflow's runs, or of the models of a workspace."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ def compare(
     if against is not None and group_by == "none":
         raise click.UsageError("--against compares seeds, expected: no --group-by none with it")
     found = side_by_side(select(targets, experiments), group_by == "seed", against)
-    table = found.text() if sys.stdout.isatty() else found.markdown()
+    table = found.text(shutil.get_terminal_size().columns) if sys.stdout.isatty() else found.markdown()
     click.echo("\n\n".join([table, *found.notes]))
     if out is not None:
         found.write(out)

@@ -1,10 +1,15 @@
-"""The escaping of names of runs, classes and files, which other people may have chosen, before they are shown."""
+"""Text for people: tables with aligned columns, and names of runs, classes and files, which others may have chosen.
+
+Names are escaped before they are shown.
+"""
 
 import re
 import unicodedata
 from collections.abc import Container, Sequence
 from functools import cache
 
+# The space between two columns.
+GAP = "  "
 # Characters with a meaning inside a line of Markdown; an underscore inside a word has none.
 MARKDOWN = re.compile(r"[\\`*<>\[\]|&~$:#!@]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.IGNORECASE)
 
@@ -40,8 +45,34 @@ def aligned(rows: Sequence[Sequence[object]], numbers: Container[int]) -> str:
     cells = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     put = [str.rjust if place in numbers else str.ljust for place in range(len(widths))]
-    lines = ("  ".join(pad(cell, width) for pad, cell, width in zip(put, row, widths, strict=True)) for row in cells)
+    lines = (GAP.join(pad(cell, width) for pad, cell, width in zip(put, row, widths, strict=True)) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def fitted(rows: Sequence[Sequence[object]], numbers: Container[int], width: int) -> str:
+    """Return `aligned` rows for a terminal of `width` columns.
+
+    The names of columns, which are the first row, are broken after spaces, dots and underscores. Columns that find no
+    room follow below the others, each time with the first column before them.
+    """
+    names = [[part.rstrip() for part in re.split(r"(?<=[ ._])", plain(name))] for name in rows[0]]
+    cells = [[plain(row[place]) for row in rows[1:]] for place in range(len(names))]
+    parts, used = [[0]], 0
+    for place in range(1, len(names)):
+        needed = len(GAP) + max(map(len, names[place] + cells[place]))
+        if len(parts[-1]) > 1 and used + needed > width:
+            parts.append([0])
+        if len(parts[-1]) == 1:
+            used = max(map(len, names[0] + cells[0]))
+        parts[-1].append(place)
+        used += needed
+    return "\n\n".join(_part(names, cells, places, numbers) for places in parts)
+
+
+def _part(names: list[list[str]], cells: list[list[str]], places: list[int], numbers: Container[int]) -> str:
+    height = max(len(names[place]) for place in places)
+    columns = [[""] * (height - len(names[place])) + names[place] + cells[place] for place in places]
+    return aligned(list(zip(*columns, strict=True)), [at for at, place in enumerate(places) if place in numbers])
 
 
 def _is_printed(letter: str) -> bool:

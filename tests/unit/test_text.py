@@ -27,7 +27,7 @@ from leanresnet.evaluation import figures as pictures
 from leanresnet.evaluation.predictions import Predictions
 from leanresnet.models import checkpoint
 from leanresnet.serving import inference
-from leanresnet.text import drawn, markdown, plain
+from leanresnet.text import drawn, fitted, markdown, plain
 from pipeline.predict import predict
 
 NAMES = {
@@ -195,3 +195,31 @@ def test_stages_and_params_of_dvc_are_lines(
     said = capsys.readouterr().out.removesuffix("\n")
     assert is_shown(said)
     assert len(said.split("\n")) == 3
+
+
+TABLE = [["run", "million MACs", "distill.teacher"], ["a", "8.6", "none"], ["longer", "23.9", "teacher"]]
+
+
+def test_a_wide_terminal_shows_all_columns_side_by_side() -> None:
+    assert fitted(TABLE, {1}, 80).splitlines() == [
+        "        million  distill.",
+        "run        MACs  teacher",
+        "a           8.6  none",
+        "longer     23.9  teacher",
+    ]
+    assert max(map(len, fitted(TABLE, {1}, 25).splitlines())) == 25
+
+
+def test_columns_that_do_not_fit_a_terminal_are_below_the_others() -> None:
+    for width in (24, 15, 1):
+        assert fitted(TABLE, {1}, width).splitlines() == [
+            "        million",
+            "run        MACs",
+            "a           8.6",
+            "longer     23.9",
+            "",
+            "        distill.",
+            "run     teacher",
+            "a       none",
+            "longer  teacher",
+        ]

@@ -11,7 +11,7 @@ from leanresnet.analysis.lineage import find
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
-from leanresnet.text import aligned, markdown
+from leanresnet.text import fitted, markdown
 from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
 
 # The budget does not change a model, and the number of layers is the length of model.blocks.
@@ -56,10 +56,10 @@ class Comparison:
         header, *rows = ([markdown(cell) for cell in row] for row in (self.header, *self.rows))
         return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
-    def text(self) -> str:
-        """Return the table with aligned columns, for a terminal."""
+    def text(self, width: int) -> str:
+        """Return the table with aligned columns, for a terminal of `width` columns."""
         numbers = [place for place, name in enumerate(self.header) if name in NUMBERS]
-        return aligned([self.header, *self.rows], numbers)
+        return fitted([self.header, *self.rows], numbers, width)
 
     def write(self, out: Path) -> None:
         """Write the table and its notes to `out`.md and a picture to `out`.png."""
