@@ -77,7 +77,7 @@ check: $(STAMP)  ## lint, format, types and the structure of the code
 	python -m pytest -q tests/test_structure.py
 
 SCALE ?= cpu
-experiments: $(STAMP)  ## the questions of experiments/ through DVC's queue (SCALE=cpu|gpu, QUESTIONS="depth ...")
+experiments: $(STAMP)  ## the questions of experiments/ through DVC's queue (SCALE=cpu|gpu|long, QUESTIONS="depth ...")
 	leanresnet experiments run $(QUESTIONS) --scale $(SCALE)
 
 DIR ?= .

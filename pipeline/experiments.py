@@ -31,10 +31,11 @@ def question_options(command: Command) -> Command:
     """Add the argument `questions` and the option `--scale` to a command."""
     scale = click.option(
         "--scale",
-        type=click.Choice(["cpu", "gpu"]),
+        type=click.Choice(["cpu", "gpu", "long"]),
         default="cpu",
         show_default=True,
-        help="Size of the runs: gpu is the study's own (presets/paper.yaml), cpu is reduced (presets/paper-cpu.yaml).",
+        help="What the runs start from: the study at its own size (gpu, presets/paper.yaml), reduced (cpu, "
+        "presets/paper-cpu.yaml), or the recipe long reduced (long, presets/long-cpu.yaml).",
     )
     decorate: Callable[[Command], Command] = click.argument(
         "questions", nargs=-1, type=Name(_question_names), metavar="[QUESTION]..."
@@ -95,11 +96,13 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
 
 
 def _load(questions: Sequence[str], scale: str) -> tuple[dict[str, "Experiment"], list[str]]:
-    """Return all experiments at the scale by name, and the names of the chosen questions."""
-    from leanresnet.scaffold.questions import check_names, load_experiments
+    """Return all experiments of the scale by name, and the names of the questions, by default all of the scale."""
+    from leanresnet.scaffold.questions import REFERENCE, check_names, load_experiments
 
     check_names(questions, QUESTIONS)
-    return load_experiments(QUESTIONS, scale, released("presets")), list(questions) or _question_names()
+    known = load_experiments(QUESTIONS, scale, released("presets"))
+    everything = dict.fromkeys(each.question for each in known.values() if each.question != REFERENCE)
+    return known, list(questions or everything)
 
 
 def _init_repository(message: str) -> None:

@@ -30,8 +30,10 @@ class Scale(NamedTuple):
     jobs: int
 
 
-# At the scale cpu, two runs share the cores, because networks of this size gain little from more than half of them.
-SCALES = {"cpu": Scale("paper-cpu", 2), "gpu": Scale("paper", 1)}
+# At the scales cpu and long, two runs share the cores, because networks of this size gain little from more than half of
+# them.
+SCALES = {"cpu": Scale("paper-cpu", 2), "gpu": Scale("paper", 1), "long": Scale("long-cpu", 2)}
+ScaleName = Literal["cpu", "gpu", "long"]
 
 
 class Run(Section):
@@ -42,7 +44,7 @@ class Run(Section):
     """
 
     name: Name = Field(description="Name of the experiment, after the name of the question.")
-    scale: Literal["cpu", "gpu"] | None = Field(None, description="The only scale at which it runs.")
+    scale: ScaleName | None = Field(None, description="The only scale at which it runs.")
     model: Taught | None = Field(None, description="The model that is trained, if it is not the question's.")
     seeds: Annotated[tuple[Seed, ...], Loose] = Field(
         (), description="Seeds; the name of an experiment ends with its seed."
@@ -59,6 +61,9 @@ class Question(Section):
 
     title: Annotated[str, StringConstraints(pattern=r"\?$")] = Field(description="The question in one sentence.")
     model: Taught = Field(description="The model that it is about.")
+    scales: Annotated[tuple[ScaleName, ...], Field(min_length=1), Loose] = Field(
+        ("cpu", "gpu"), description="The scales at which it can be asked."
+    )
     runs: Annotated[tuple[Run, ...], Field(min_length=1), Loose] = Field(
         description="The runs in the order of the queue."
     )
@@ -116,7 +121,7 @@ def load_question(path: Path) -> Question:
 
 
 def load_experiments(folder: Path, scale: str, presets: Path) -> dict[str, Experiment]:
-    """Return the experiments of all questions at a scale by name, the reference first.
+    """Return the experiments of all questions of a scale by name, the reference first.
 
     Args:
         folder: the folder of the questions.
@@ -130,9 +135,10 @@ def load_experiments(folder: Path, scale: str, presets: Path) -> dict[str, Exper
     """
     base = load_preset(SCALES[scale].preset, presets).params.model_dump(mode="json")
     found = {REFERENCE: Experiment(REFERENCE, REFERENCE, "baseline", _values("baseline", Run(name=REFERENCE), None))}
-    for question in question_names(folder):
-        path = folder / f"{question}.yaml"
-        for each in _experiments(question, load_question(path), scale):
+    for name in question_names(folder):
+        path = folder / f"{name}.yaml"
+        question = load_question(path)
+        for each in _experiments(name, question, scale) if scale in question.scales else ():
             if each.name in found:
                 raise ConfigError(f"{path}: a second experiment {each.name}, expected: each name once")
             validate(merge(base, each.values), f"{path}: {each.name}", Params)
@@ -153,8 +159,12 @@ def choose(experiments: dict[str, Experiment], questions: Sequence[str], known: 
         known: names of the experiments that have run.
 
     Raises:
-        ConfigError: if one learns from an experiment that has not run and does not come before it.
+        ConfigError: if a question has no experiments, because it is one of another scale, or an experiment learns from
+            one that has not run and does not come before it.
     """
+    for name in questions:
+        if all(each.question != name for each in experiments.values()):
+            raise ConfigError(f"question = {name!r}: no runs at this scale, expected: another --scale")
     chosen = [each for name in (REFERENCE, *questions) for each in experiments.values() if each.question == name]
     asked = set(known)
     for each in chosen:

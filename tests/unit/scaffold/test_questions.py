@@ -72,11 +72,11 @@ def test_dvc_reads_the_overrides_as_the_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- 1\n", r"\[1\] at the top level, expected: a mapping with the keys title, model, runs"),
+        ("- 1\n", r"\[1\] at the top level, expected: a mapping with the keys title, model, scales, runs"),
         (f"{HEAD}  - {{nam: a}}\n", r"runs\.0\.nam = 'a': unknown key \(did you mean name\?\), expected: name, scale"),
         (f"{HEAD}  - {{recipe: {{}}}}\n", r"runs\.0\.name: missing, expected: a value$"),
         (f"{HEAD}  - {{name: a b}}\n", r"runs\.0\.name = 'a b': expected: "),
-        (f"{HEAD}  - {{name: a, scale: cpus}}\n", r"runs\.0\.scale = 'cpus': expected: 'cpu' or 'gpu' \(did you mean"),
+        (f"{HEAD}  - {{name: a, scale: cpus}}\n", r"runs\.0\.scale = 'cpus': expected: 'cpu', 'gpu' or 'long' \(did"),
         (f"{HEAD}  - {{name: a, seeds: [-1]}}\n", r"runs\.0\.seeds\.0 = -1: expected: "),
         (f"{HEAD}  []\n", r"runs = \[\]: expected: "),
         (HEAD.replace("?", ".") + "  - {name: a}\n", r"title = 'Does it\.': expected: "),
@@ -126,3 +126,13 @@ def test_what_teaches_has_run_or_is_asked_for_before(tmp_path: Path) -> None:
     for questions in (["taught"], ["taught", "sizes"]):
         with pytest.raises(ConfigError, match=message):
             choose(found, questions, [REFERENCE])
+
+
+def test_a_question_is_asked_at_its_scales(tmp_path: Path) -> None:
+    text = SIZES.replace("model: baseline", "model: baseline\nscales: [gpu, long]")
+    write(tmp_path, sizes=text)
+    assert list(load(tmp_path, "cpu")) == [REFERENCE]
+    assert list(load(tmp_path, "long")) == [REFERENCE, "sizes-small"]
+    assert list(load(tmp_path, "gpu")) == [REFERENCE, "sizes-large", "sizes-small"]
+    with pytest.raises(ConfigError, match=r"^question = 'sizes': no runs at this scale, expected: another --scale$"):
+        choose(load(tmp_path, "cpu"), ["sizes"], [])
