@@ -12,7 +12,7 @@ from bench.options import Run, changed
 from bench.report import checking, median, record, seconds
 from bench.speed import profiled
 from bench.target import time_to_target
-from bench.trainers import Engine, Mode
+from bench.trainers import COMPILE, Engine, Mode
 from leanresnet.compute.device import backend_settings
 from leanresnet.config.schema import Recipe
 
@@ -93,4 +93,4 @@ def options(run: Run) -> None:
 
 def target(run: Run, name: str, mode: Mode, *seeds: int) -> None:
     """The time and the accuracy of a whole training of a preset, once a seed."""
-    time_to_target(run.data, name, changed(run.recipe(name), {"compile": mode == "compiled"}), seeds, run.device)
+    time_to_target(run.data, name, changed(run.recipe(name), {"compile": COMPILE[mode]}), seeds, run.device)

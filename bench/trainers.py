@@ -3,7 +3,7 @@
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from leanresnet.data.splits import Split
 from leanresnet.models.resnet import build_model
 from leanresnet.training.averaging import MovingAverage
 from leanresnet.training.build import build_training
-from leanresnet.training.loop import Criterion, Objective, train_one_epoch
+from leanresnet.training.loop import Criterion, train_one_epoch
 from leanresnet.training.losses import CrossEntropy
 from leanresnet.training.state import EpochMeter
 
@@ -49,6 +49,8 @@ def random_split(count: int) -> Split:
 
 
 Mode = Literal["eager", "compiled", "graphs"]
+# The value of the recipe's key `compile` for each mode.
+COMPILE: dict[Mode, bool | Literal["reduce-overhead"]] = {"eager": False, "compiled": True, "graphs": "reduce-overhead"}
 
 
 class NotCompiledError(Exception):
@@ -72,12 +74,10 @@ class Engine:
 
     def __post_init__(self) -> None:
         images = random_split(self.steps * self.recipe.batch_size)
-        recipe = Recipe.model_validate(self.recipe.model_dump() | {"compile": self.mode == "compiled"})
+        recipe = Recipe.model_validate(self.recipe.model_dump() | {"compile": COMPILE[self.mode]})
         criterion = self.criterion or CrossEntropy(recipe.label_smoothing)
         setup = build_training(recipe, criterion, images, self.device)
         self.net, self.batches, self.loop = setup.net, setup.batches, setup.step_config
-        if self.mode == "graphs":
-            self.loop = replace(self.loop, objective=graphed(self.loop.objective))
         self.average = MovingAverage(self.net, recipe.ema_decay) if recipe.ema_decay else None
         self.batch = next(iter(self.batches.epoch(1)))
         self.epoch = 0
@@ -117,19 +117,6 @@ class Engine:
             self.take([self.batch])
         if isinstance(self.loop.objective, CompiledFunction) and self.loop.objective.failure is not None:
             raise NotCompiledError(self.loop.objective.failure)
-
-
-def graphed(objective: Objective) -> Objective:
-    """Compile `objective` so that a step is replayed as CUDA graphs; on a CPU it is only compiled."""
-    replayed = torch.compile(objective, dynamic=False, fullgraph=True, mode="reduce-overhead")
-
-    def call(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        torch.compiler.cudagraph_mark_step_begin()
-        loss, hits = replayed(images, labels)
-        # The next step overwrites what a graph returned, and the loop keeps these until the end of the epoch.
-        return loss.clone(), hits.clone()
-
-    return call
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):

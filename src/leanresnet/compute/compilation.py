@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -25,11 +25,16 @@ class CompiledFunction(Generic[P, R]):
 
     A signal that arrives during a compilation ends the process, see `signals.compilation`.
 
+    Args:
+        function: the function to compile.
+        replay: whether a GPU replays the kernels of a call and of its backward pass as CUDA graphs, which is the mode
+            reduce-overhead of `torch.compile`. It changes nothing on a CPU. `function` must return a tuple of tensors.
+
     Attributes:
         failure: why a compilation failed, or None. The function runs uncompiled after a failure.
     """
 
-    def __init__(self, function: Callable[P, R]) -> None:
+    def __init__(self, function: Callable[P, R], replay: bool = False) -> None:
         # The compiler takes a second to import.
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
@@ -38,7 +43,9 @@ class CompiledFunction(Generic[P, R]):
         # A cache that cannot be written, or whose code cannot be loaded, is an OSError or an ImportError.
         self._failures = (TorchDynamoException, InductorError, OSError, ImportError)
         self._function = function
-        self._compiled: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True)
+        mode = "reduce-overhead" if replay else None
+        compiled: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
+        self._compiled = _copied(compiled) if replay else compiled
         self._known: list[list[torch.Size]] = []
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -63,6 +70,17 @@ class CompiledFunction(Generic[P, R]):
         if shapes not in self._known:
             self._known.append(shapes)
         return result
+
+
+def _copied(replayed: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that copies the results of CUDA graphs, whose memory the next call overwrites."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        torch.compiler.cudagraph_mark_step_begin()
+        results = cast(tuple[torch.Tensor, ...], replayed(*args, **kwargs))
+        return cast(R, tuple(result.clone() for result in results))
+
+    return call
 
 
 def _reason(error: Exception) -> str:

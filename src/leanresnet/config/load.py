@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from leanresnet.config.documents import read_yaml
 from leanresnet.config.schema import Params, Section
@@ -107,9 +108,13 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
     """Return the first mistake as `key = value: what is expected`."""
     # An unknown key is often a misspelled one, so it is named before the key that is missing because of it.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    key = " ".join(".".join(str(part) for part in first["loc"]).split())
-    value, message = first["input"], first["msg"]
-    fields = _fields_at(first["loc"][:-1], kind)
+    loc, value, message = first["loc"], first["input"], _expected(first)
+    fields = _fields_at(loc[:-1], kind)
+    if loc and isinstance(loc[-1], str) and not fields:
+        # A key that takes values of two kinds has an error for each of them, whose path ends in the kind.
+        loc = loc[:-1]
+        message = " or ".join(_expected(each) for each in error.errors() if each["loc"][:-1] == loc)
+    key = " ".join(".".join(str(part) for part in loc).split())
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(str(first["loc"][-1]), fields)
         return f"{key} = {_short(value)}: unknown key{hint}, expected: {', '.join(fields)}"
@@ -118,14 +123,18 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
         return f"{key}: missing, expected: a value{complete}"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
-    message = message.removeprefix("Input should be ")
-    if first["type"] == "literal_error" and isinstance(value, str):
-        message += did_you_mean(value, message.replace("'", "").replace(" or ", ", ").split(", "))
-    if first["type"] == "bool_type":
-        message = "true or false"
-    if first["type"] == "int_type" and isinstance(value, float) and value.is_integer():
-        message += f", {int(value)}"
     return f"{key} = {_short(value)}: expected: {message}"
+
+
+def _expected(error: ErrorDetails) -> str:
+    value, message = error["input"], error["msg"].removeprefix("Input should be ")
+    if error["type"] == "bool_type":
+        return "true or false"
+    if error["type"] == "literal_error" and isinstance(value, str):
+        message += did_you_mean(value, message.replace("'", "").replace(" or ", ", ").split(", "))
+    if error["type"] == "int_type" and isinstance(value, float) and value.is_integer():
+        message += f", {int(value)}"
+    return message
 
 
 def did_you_mean(name: str, options: Sequence[str]) -> str:

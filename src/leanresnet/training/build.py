@@ -53,8 +53,10 @@ def build_training(
     )
     optimizer, schedule = _build_optimizer(net, recipe, len(batches))
     objective = objective_of(net, criterion)
+    if compile_step:
+        objective = CompiledFunction(objective, replay=compile_step == "reduce-overhead")
     step_config = StepConfig(
-        objective=world.wrap_objective(net, CompiledFunction(objective) if compile_step else objective),
+        objective=world.wrap_objective(net, objective),
         optimizer=optimizer,
         schedule=schedule,
         autocast=autocast(device, recipe.precision),

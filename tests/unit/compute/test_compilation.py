@@ -2,12 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import MEAN, STD, pooling_model, random_images, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config
 from torch._inductor.exc import InductorError
@@ -146,6 +148,66 @@ def test_the_line_says_why_nothing_was_compiled(
     assert step.failure is not None
     line = f"leanresnet: torch.compile failed ({reason}); training continues without it\n"
     assert capsys.readouterr().err == line
+
+
+class Graph(torch.autograd.Function):
+    """Returns the same memory in each call, as a CUDA graph does; its gradient is 2."""
+
+    memory = torch.zeros(())
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return Graph.memory.copy_(x)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return 2 * gradients[0]
+
+
+def test_a_gpu_replays_graphs_whose_results_are_copied_before_the_next_call_overwrites_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[object] = []
+
+    def compiled(function: object, **options: object) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        events.append(options["mode"])
+        return lambda x: (Graph.apply(x), Graph.memory)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: events.append("step"))
+    step = CompiledFunction(lambda x: (x, x), replay=True)
+    x = torch.tensor(1.0, requires_grad=True)
+    loss, hits = step(x)
+    loss.backward()
+    step(torch.tensor(5.0))
+    assert events == ["reduce-overhead", "step", "step"]
+    assert (loss.item(), hits.item()) == (1, 1)
+    assert x.grad == 2
+
+
+@pytest.mark.slow
+def test_a_cpu_replays_nothing_and_computes_the_same_bytes() -> None:
+    net, images = nn.Linear(32, 10), torch.rand(8, 32)
+
+    def objective(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = net(images)
+        return logits.logsumexp(1).mean(), logits.argmax(1).sum()
+
+    results = []
+    for replay in (False, True):
+        net.zero_grad()
+        step = CompiledFunction(objective, replay)
+        loss, hits = step(images)
+        loss.backward()
+        assert step.failure is None
+        results.append([loss, hits, *(p.grad for p in net.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_without_replay_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = torch.zeros(())
+    monkeypatch.setattr(torch, "compile", lambda function, mode, **_: lambda: mode or result)
+    assert CompiledFunction(lambda: result)() is result
 
 
 def test_a_signal_that_came_before_a_compilation_ends_the_training() -> None:

@@ -89,7 +89,13 @@ def test_what_dvc_writes_for_set_param_is_read(tmp_path: Path) -> None:
     ("key", "text", "said"),
     [
         ("train.baseline.optimizer.nesterov", "yes", "'yes': expected: true or false"),
-        ("train.baseline.compile", "off", "'off': expected: true or false"),
+        ("train.baseline.compile", "off", "'off': expected: true or false or 'reduce-overhead'"),
+        ("train.baseline.compile", "1", "1: expected: true or false or 'reduce-overhead'"),
+        (
+            "train.baseline.compile",
+            "reduce_overhead",
+            "'reduce_overhead': expected: true or false or 'reduce-overhead' (did you mean reduce-overhead?)",
+        ),
         ("train.baseline.epochs", "1:30", "'1:30': expected: a valid integer"),
         ("train.baseline.max_parameters", "5e6", "5000000.0: expected: a valid integer, 5000000"),
         ("train.baseline.optimizer.lr", "'1e-3'", "'1e-3': expected: a valid number"),

@@ -138,7 +138,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     f"{BASE}.sync_batch_norm": [1, "auto"],
     f"{BASE}.initialization": ["xavier"],
     f"{BASE}.stochastic_depth": [-0.1, 1.0],
-    f"{BASE}.compile": [1, "true", None],
+    f"{BASE}.compile": [1, "true", "max-autotune", None],
     f"{BASE}.deterministic": [0, "no"],
     f"{BASE}.optimizer.name": ["lion", None],
     f"{BASE}.optimizer.lr": [0.0, -0.1, float("inf"), float("nan"), True, "0.1"],

@@ -75,17 +75,17 @@ def test_given_constants_come_before_measured_ones() -> None:
     assert net.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
 
 
-@pytest.mark.parametrize("compile_it", [False, True])
-def test_the_switch_decides_whether_a_step_is_compiled(compile_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Objective] = []
+@pytest.mark.parametrize("compile_it", [False, True, "reduce-overhead"])
+def test_the_switch_decides_whether_a_step_is_compiled(compile_it: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Objective, bool]] = []
 
-    def compiled(objective: Objective) -> Objective:
-        given.append(objective)
+    def compiled(objective: Objective, replay: bool) -> Objective:
+        given.append((objective, replay))
         return objective
 
     monkeypatch.setattr(module, "CompiledFunction", compiled)
     made = build_training(recipe(compile=compile_it), CrossEntropy(0.0), TRAIN, CPU)
-    assert given == ([made.step_config.objective] if compile_it else [])
+    assert given == ([(made.step_config.objective, compile_it == "reduce-overhead")] if compile_it else [])
     assert train_one_epoch(made.net, made.batches.epoch(1), made.step_config)["loss"] > 0
 
 
@@ -121,7 +121,7 @@ def test_an_estimate_includes_the_compilation(monkeypatch: pytest.MonkeyPatch) -
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def compiled(objective: Objective) -> Objective:
+    def compiled(objective: Objective, replay: bool) -> Objective:
         waits = iter([30.0])
 
         def call(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
