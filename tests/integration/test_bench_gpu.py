@@ -13,7 +13,7 @@ from torch._dynamo.exc import TorchDynamoException
 from bench import gpu, gpu_checks, gpu_speed, report
 from bench.__main__ import bench
 from bench.options import OPTIONS, Run, changed, small
-from bench.trainers import Engine, NotCompiledError
+from bench.trainers import Engine, Mode, NotCompiledError
 from leanresnet.config.schema import Recipe
 from leanresnet.data.splits import save_split
 from leanresnet.errors import ConfigError
@@ -215,14 +215,15 @@ def test_the_time_of_a_whole_training(dry: Run, figures: list[dict[str, object]]
     assert len(found) == 8
 
 
+@pytest.mark.parametrize("mode", ["compiled", "graphs"])
 def test_what_fell_back_is_not_recorded_as_compiled(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mode: Mode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise TorchDynamoException("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: broken)
     with pytest.raises(NotCompiledError, match="no compiler"):
-        Engine(small({"batch_size": 8}), 2, CPU, "compiled").warm_up()
+        Engine(small({"batch_size": 8}), 2, CPU, mode).warm_up()
     assert "no compiler" in capsys.readouterr().err
     Engine(small({"batch_size": 8}), 2, CPU, "eager").warm_up()
