@@ -84,7 +84,7 @@ def confusion_difference(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     figure, axes = class_axes(classes, 5.5, 4.5)
     most = max(1, int(np.abs(counts).max()))
     image = axes.imshow(counts, cmap=DIFFERENCES, vmin=-most, vmax=most)
-    figure.colorbar(image, ax=axes, label="images, first minus second")
+    figure.colorbar(image, ax=axes, label="images, first minus second", ticks=MaxNLocator(integer=True))
     for row, column in zip(*np.nonzero(counts if len(classes) <= MOST_NUMBERED else 0 * counts), strict=True):
         color = "white" if abs(counts[row, column]) > 0.6 * most else "black"
         axes.text(column, row, f"{counts[row, column]:+d}", ha="center", va="center", fontsize=7, color=color)
@@ -130,19 +130,16 @@ def _trade_off(axes: Axes, groups: Groups, cost: str) -> list[tuple[float, float
     for number, point in enumerate(points):
         axes.scatter(*point, color=color(number), marker=MARKERS[number // 10 % len(MARKERS)], zorder=3)
     best = front(list(zip(costs, accuracies, (group[0].label for group in groups), strict=True)))
-    axes.plot(
-        [value for value, _, _ in best],
-        [accuracy for _, accuracy, _ in best],
-        drawstyle="steps-post",
-        label="front",
-        color="grey",
-    )
+    # A front of one run is only its point, and a legend would name a line that is not there.
+    if len(best) > 1:
+        front_costs, front_accuracies, _ = zip(*best, strict=True)
+        axes.plot(front_costs, front_accuracies, drawstyle="steps-post", label="front", color="grey")
+        axes.legend(fontsize=7)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if COSTS[cost].startswith("model/"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     name = "validation accuracy" if validation == EVALUATED else "best validation accuracy in training"
     axes.set(xlabel=cost, ylabel=f"{name}, %")
-    axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
     return points
 

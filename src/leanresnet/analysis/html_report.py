@@ -40,8 +40,6 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
     for cost in charts.COSTS:
         if charts.costs_differ(groups, cost):
             drawn[f"Accuracy over {cost}"] = charts.trade_off(groups, cost)
-    if differ is not None:
-        drawn["Differences in confusion"] = charts.confusion_difference(differ.confusion(), differ.classes)
     templates = PackageLoader("leanresnet.analysis")
     environment = Environment(
         loader=templates,
@@ -56,6 +54,7 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
         colors=[charts.color(number) for number in range(len(groups))],
         charts={title: _svg(figure) for title, figure in drawn.items()},
         differ=differ,
+        confusion=_svg(charts.confusion_difference(differ.confusion(), differ.classes)) if differ is not None else None,
         images=_images(differ, test) if differ is not None and test is not None else [],
     )
     save_text(text, path)

@@ -3,11 +3,12 @@
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
 from leanresnet.analysis import runs as registry
-from leanresnet.analysis.charts import front, overview, trade_off
+from leanresnet.analysis.charts import confusion_difference, front, overview, trade_off
 from leanresnet.analysis.comparison import compare, differing, select
 from leanresnet.analysis.runs import RunRecord, find_experiments
 from leanresnet.errors import DataError, StorageError
@@ -356,6 +357,18 @@ def test_a_group_in_which_a_run_was_not_evaluated_has_no_test_accuracy() -> None
 def test_the_front_is_what_nothing_cheaper_beats() -> None:
     points = [(3, 0.9, "c"), (1, 0.5, "a"), (2, 0.4, "beaten"), (3, 0.8, "also"), (4, 0.9, "equal"), (1, 0.3, "worse")]
     assert front(points) == [(1, 0.5, "a"), (3, 0.9, "c")]
+
+
+def test_a_front_of_one_run_is_neither_drawn_nor_in_a_legend() -> None:
+    (axes,) = trade_off([[recorded("a", 0.9, 1e6)], [recorded("b", 0.8, 2e6)]], "parameters").axes
+    assert (list(axes.lines), axes.get_legend()) == ([], None)
+    (axes,) = trade_off([[recorded("a", 0.8, 1e6)], [recorded("b", 0.9, 2e6)]], "parameters").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["front"]
+
+
+def test_differences_of_one_image_have_no_ticks_for_half_an_image() -> None:
+    _, bar = confusion_difference(np.array([[1, -1], [0, 0]]), ["a", "b"]).axes
+    assert bar.get_yticks().tolist() == [-1, 0, 1]
 
 
 def test_no_two_of_many_curves_look_alike() -> None:
