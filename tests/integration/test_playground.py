@@ -90,7 +90,8 @@ def test_models_that_agree_and_a_model_alone(
 def test_samples_of_the_test_split_and_an_image_that_is_unlike_them(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(models, tmp_path / "models")
+    for name in MODELS:
+        shutil.copytree(models / "teacher", tmp_path / "models" / name)
     test = synthetic_split(60, noise=0.1)
     save_split(test, tmp_path / "test.safetensors")
     visited = page(tmp_path / "models", monkeypatch)
@@ -100,10 +101,14 @@ def test_samples_of_the_test_split_and_an_image_that_is_unlike_them(
     samples.select(3).run()
     assert len(visited.dataframe) == 1
     assert not any("unlike" in warning.value for warning in visited.warning)
+    assert "All 3 models agree" in visited.success[0].value
     content = io.BytesIO()
     Image.new("RGB", (40, 40), (255, 0, 255)).save(content, "png")
     visited.file_uploader[0].upload("flat.png", content.getvalue(), "image/png").run()
     assert "unlike the images of the data set" in visited.warning[0].value
+    # No green box, which would look like a good prediction.
+    assert not visited.success
+    assert "All 3 models agree" in visited.info[0].value
     assert not visited.exception
 
 

@@ -74,15 +74,16 @@ def _choice(shares: dict[str, float]) -> str:
     return max(shares, key=lambda name: shares[name])
 
 
-def _show_verdict(answers: Answers) -> None:
-    """Show whether the models agree."""
+def _show_verdict(answers: Answers, unlike: bool) -> None:
+    """Show whether the models agree; for an image that is unlike the data, an agreement is no good sign."""
     sides: dict[str, list[str]] = {}
     for name, shares in answers.items():
         sides.setdefault(markdown(_choice(shares)), []).append(name)
     if len(sides) > 1:
         st.warning("The models differ. " + " ".join(f"**{chosen}**: {', '.join(by)}." for chosen, by in sides.items()))
     elif len(answers) > 1:
-        st.success(f"All {len(answers)} models agree: **{next(iter(sides))}**.")
+        box = st.info if unlike else st.success
+        box(f"All {len(answers)} models agree: **{next(iter(sides))}**.")
     else:
         st.info(f"The model predicts **{next(iter(sides))}**.")
 
@@ -109,7 +110,7 @@ def _choose_sample(test: Split) -> int | None:
     """Show an image of each of the first classes of the test split, and return the index of the chosen one."""
     places = test.first_of_classes(SAMPLES)
     names = [markdown(test.classes[test.labels[place]]) for place in places]
-    label = "Or one of the test split"
+    label = "Or an image of the test split"
     st.markdown(f":small[{label}]")
     row = st.container(horizontal=True, gap="small")
     for place, name in zip(places, names, strict=True):
@@ -157,7 +158,7 @@ def show(folder: Path, test_path: Path, device: str) -> None:
     left, right = st.columns([1, 2])
     left.image(_picture(image, SHOWN_PIXELS), caption=caption)
     with right:
-        _show_verdict(answers)
+        _show_verdict(answers, unlike)
         _show_choices(answers, models)
     _show_shares(answers)
 
