@@ -111,6 +111,14 @@ def _echo_estimate(config: "Params", training_images: int | None, classes: int, 
             epoch += seconds_per_inference(teacher, images, classes, chosen)
         whole = start + epoch * recipe.epochs
         total += whole
-        compiled = f", {start:,.0f} s of which to compile" if recipe.compile else ""
-        click.echo(f"{name:9} {epoch:>8,.1f} s an epoch, {whole / 60:>8,.1f} min for {recipe.epochs} epochs{compiled}")
-    click.echo(f"training  {total / 60:,.1f} min on {describe(chosen)}, within a factor of about 1.5")
+        compiled = f", {_duration(start)} of which to compile" if recipe.compile else ""
+        click.echo(f"{name:9} {epoch:>8,.1f} s an epoch, {_duration(whole):>8} for {recipe.epochs} epochs{compiled}")
+    click.echo(f"training  {_duration(total)} on {describe(chosen)}, within a factor of about 1.5")
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in the unit that suits it: `48 s`, `12.5 min` or `22.1 h`."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -19,6 +19,7 @@ from imports import ROOT
 from leanresnet.serving import inference
 from leanresnet.tracking import connection
 from pipeline import workspace
+from pipeline.check import _duration
 from pipeline.cli import cli
 from pipeline.options import model_option, params_option, test_option
 from pipeline.port import check_free
@@ -111,6 +112,10 @@ def test_check_says_in_one_line_that_a_stage_has_not_run(checkout: Checkout) -> 
         "stages to run: evaluate@student",
         "    evaluate@student: has not run yet",
     ]
+
+
+def test_a_duration_is_in_the_unit_that_suits_it() -> None:
+    assert [_duration(seconds) for seconds in (0.4, 48, 150, 79_716)] == ["0 s", "48 s", "2.5 min", "22.1 h"]
 
 
 def test_check_estimates_without_training() -> None:

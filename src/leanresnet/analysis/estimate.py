@@ -24,6 +24,9 @@ def training_seconds(recipe: Recipe, images: int, classes: int, device: torch.de
     Returns:
         (seconds before the second step, which a compilation takes; seconds of an epoch by the median of the others)
     """
+    if recipe.compile:
+        # A stage is a process of its own, so it does not find what an estimate before this one compiled.
+        torch.compiler.reset()
     # The schedule of a recipe with one epoch has to last for the four steps below.
     count = 4 * recipe.batch_size
     pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
