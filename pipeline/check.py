@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.dataset import size_of_data
+from pipeline.listed import check_link
 from pipeline.options import Name, device_option, in_workspace, preset_names
 from pipeline.workspace import dvc, reason, released
 
@@ -52,6 +53,7 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
             for layer in breakdown(recipe.model, classes):
                 click.echo(f"    {layer.name:24} {layer.parameters:>10,} {layer.macs / 1e6:>10,.2f}")
     if not preset and not params and path.with_name("dvc.yaml").exists():
+        check_link(path.parent)
         _echo_stale(path.parent)
     if estimate:
         _echo_estimate(config, training_images, classes, device)

@@ -33,6 +33,24 @@ def check_listed() -> None:
                     raise leanresnet.errors.ConfigError(f"{LISTED / file}: {_wrong(file)}")
 
 
+def check_link(folder: Path) -> None:
+    """Check that the code on which the stages of a workspace depend is there.
+
+    `leanresnet init` links it to the installed package, which is elsewhere where a clone of the workspace is used.
+
+    Raises:
+        ConfigError: if the link leads nowhere; the message has the command that repairs it.
+    """
+    link = folder / LISTED
+    if link.is_symlink() and not link.exists():
+        wrong = f"a link to {link.readlink()}, which is not on this machine"
+        raise leanresnet.errors.ConfigError(f"{link}: {wrong}, expected: one to the code, after `{_relink(link)}`")
+
+
+def _relink(link: Path) -> str:
+    return shlex.join(["ln", "-sfn", str(IMPORTED), str(link)])
+
+
 def _modules(place: Path, package: Path) -> set[Path]:
     """Return the modules below the folder `place`, or `place` itself if it is a file, relative to the package."""
     found = place.rglob("*.py") if place.is_dir() else [place]
@@ -48,7 +66,7 @@ def _wrong(file: Path) -> str:
     checkout = package.resolve().parents[1]
     if package.is_symlink() and not (checkout / "pyproject.toml").exists():
         # The link of a workspace to an installed package: linked anew, its stages run again with this code.
-        repair, right = shlex.join(["ln", "-sfn", str(IMPORTED), str(package)]), "that code"
+        repair, right = _relink(package), "that code"
     else:
         repair = f"python -m pip install --no-deps --no-build-isolation --editable {shlex.quote(str(checkout))}"
         right = "this environment"

@@ -6,10 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import copy_checkout
+from click.testing import CliRunner
+from conftest import copy_checkout, preset_text
 from imports import ROOT
 
 from leanresnet.errors import ConfigError
+from pipeline.cli import cli
 from pipeline.listed import check_listed
 
 LOSSES = "src/leanresnet/training/losses.py"
@@ -100,3 +102,15 @@ def test_what_dvc_does_not_record_may_be_any_code(clone: Path, monkeypatch: pyte
     shutil.rmtree(clone / "src")
     monkeypatch.delenv("DVC_STAGE")
     check_listed()
+
+
+def test_a_clone_of_a_workspace_says_how_its_link_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/leanresnet").symlink_to(tmp_path / "another machine")
+    (tmp_path / "params.yaml").write_text(preset_text("demo"))
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    refused = str(CliRunner().invoke(cli, ["check"]).exception)
+    assert refused.startswith(f"src/leanresnet: a link to {tmp_path / 'another machine'}, which is not on this machine")
+    subprocess.run(shlex.split(refused.split("`")[1]), check=True)
+    assert Path("src/leanresnet").resolve() == ROOT / "src/leanresnet"

@@ -280,7 +280,7 @@ def test_damaged_states_fall_back_or_end_the_command_and_another_machine_is_name
     assert environment_diff.startswith(
         "warning: this training began in another environment, so its bytes may differ: device: "
     )
-    assert "1 threads, now " in the_run(folder)[0].data.tags["leanresnet.resumed_from"]
+    assert "1 thread, now " in the_run(folder)[0].data.tags["leanresnet.resumed_from"]
     assert [step for step, _ in the_run(folder)[1]["train/loss"]] == list(range(1, EPOCHS + 1))
 
 

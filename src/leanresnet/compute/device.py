@@ -131,7 +131,9 @@ def describe(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _lines(path: Path) -> list[str]:
