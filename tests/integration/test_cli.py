@@ -156,10 +156,13 @@ def test_search_refuses_what_are_no_sizes(numbers: str) -> None:
 
 
 def test_compare_takes_results_or_runs() -> None:
-    for more in (["run"], ["--experiment", "b"], ["--out", "c"], ["--html", "d"]):
+    for more in (["run"], ["--experiment", "b"], ["--out", "c"], ["--html", "d"], ["--against", "e"]):
         done = program("compare", "--results", "a", *more)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "--results reads no runs" in done.stderr
+    done = program("compare", "--against", "a", "--group-by", "none")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--against compares seeds, expected: no --group-by none with it" in done.stderr
 
 
 def test_the_list_of_commands_is_in_whole_sentences() -> None:
