@@ -25,10 +25,13 @@ def evaluate(
     from leanresnet.compute.device import choose_device
     from leanresnet.config.load import load_params
     from leanresnet.data.splits import load_split
-    from leanresnet.evaluation.report import write_report
+    from leanresnet.evaluation.report import load_report, write_report
     from leanresnet.tracking.log_outputs import log_evaluation
     from leanresnet.training.results import Outputs
 
     outputs, chosen = Outputs(model, results), choose_device(device)
     evaluated = write_report(load_params(params).evaluate, outputs, teacher, validation, test, chosen)
+    report = load_report(results)
+    accuracies = f"validation {report.validation_accuracy:.2%}, test {report.test_accuracy:.2%}"
+    click.echo(f"{model}: {accuracies}; the measurements and pictures are in {results}", err=True)
     log_evaluation(evaluated, outputs, chosen, test, load_split(test).counts())

@@ -25,7 +25,7 @@ def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: 
     from leanresnet.compute.device import choose_device, exact_float32
     from leanresnet.models.checkpoint import load_model
     from leanresnet.serving.inference import classify, find_images
-    from leanresnet.text import plain
+    from leanresnet.text import aligned
 
     paths = find_images(images)
     loaded = load_model(model, choose_device(device))
@@ -36,10 +36,8 @@ def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: 
         records = [{"file": file, "classes": classes} for file, classes in found]
         click.echo(json.dumps(records, indent=2, allow_nan=False))
     else:
-        width = max((len(plain(file)) for file, _ in found), default=0)
-        for file, classes in found:
-            shares = (f"{value:7.2%} {plain(name):10}" for name, value in classes.items())
-            click.echo("  ".join([plain(file).ljust(width), *shares]))
+        rows = [[file, *(f"{share:7.2%} {name}" for name, share in classes.items())] for file, classes in found]
+        click.echo(aligned(rows, ()), nl=bool(rows))
     refused = [result for _, result in results if isinstance(result, LeanResNetError)]
     for error in refused[:-1]:
         click.echo(f"error: {redacted(error)}", err=True)

@@ -35,7 +35,8 @@ def ui(port: int, only_addresses: bool) -> None:
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ.setdefault("PYTHONWARNINGS", NOT_OURS)
     listen = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]
-    store = ["--backend-store-uri", tracking_uri(), "--artifacts-destination", (workspace() / "mlartifacts").as_uri()]
+    store = ["--backend-store-uri", tracking_uri(), "--registry-store-uri", tracking_uri()]
+    store += ["--artifacts-destination", (workspace() / "mlartifacts").as_uri()]
     _announce(port, lines)
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *listen, *store])
 

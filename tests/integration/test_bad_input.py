@@ -271,7 +271,7 @@ CASES = [
     param("bad md5", {"download.md5": "c58f"}, "download.md5 = 'c58f': expected: ", "[0-9a-f]{32}"),
     param("bad SHA-256", {"download.sha256": "G" * 64}, "download.sha256 = 'GGG", "[0-9a-f]{64}"),
     # the file itself
-    text("empty file", b"", "None at the top level, expected: a mapping with the sections download, split, train"),
+    text("empty file", b"", "params.yaml: empty, expected: a mapping with the sections download, split, train"),
     text("list at the top", b"- 1\n- 2\n", "[1, 2] at the top level, expected: a mapping"),
     text("not YAML", b"download: [1,\nsplit: }\n", "line 2, column 8: not valid YAML"),
     text("key given twice", b"split: 1\nsplit: 2\n", 'line 2, column 1: not valid YAML (found duplicate key "split"'),

@@ -187,7 +187,8 @@ def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout,
     places = ["--model", "models/baseline", "--teacher", "models/teacher", "--results", "results/baseline"]
     splits = ["--validation", "data/validation.safetensors", "--test", "data/test.safetensors"]
     for _ in range(2):
-        assert run_program("evaluate", *places, *splits, cwd=tmp_path, env=outside_environment()).returncode == 0
+        done = run_program("evaluate", *places, *splits, cwd=tmp_path, env=outside_environment())
+        assert done.returncode == 0
     client = client_of(tmp_path)
     experiment = client.get_experiment_by_name("leanresnet")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -198,6 +199,8 @@ def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout,
     assert unknown == {"images_per_second", "train_seconds"}
     assert "mlflow.source.git.commit" not in run.data.tags
     assert run.data.metrics["test/accuracy"] == live.data.metrics["test/accuracy"]
+    shown = f"test {run.data.metrics['test/accuracy']:.2%}; the measurements and pictures are in results/baseline"
+    assert shown in done.stderr
     assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 8
 
 

@@ -179,6 +179,7 @@ def test_predict_has_a_line_for_each_file(name: str, monkeypatch: pytest.MonkeyP
     said = CliRunner().invoke(predict, [f"{name}.png", "other.png"], catch_exceptions=False).output.removesuffix("\n")
     assert is_shown(said)
     assert len(said.split("\n")) == 2
+    assert said == "\n".join(line.rstrip() for line in said.split("\n"))
     as_json = CliRunner().invoke(predict, [f"{name}.png", "--format", "json"], catch_exceptions=False).output
     assert json.loads(as_json) == [{"file": click.format_filename(Path(f"{name}.png")), "classes": {name: 0.5}}]
 

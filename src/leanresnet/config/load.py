@@ -59,7 +59,8 @@ def read_mapping(path: Path, kind: type[Section] = Params) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
         what = f"{'sections' if kind is Params else 'keys'} {', '.join(kind.model_fields)}"
-        raise ConfigError(f"{path}: {_short(raw)} at the top level, expected: a mapping with the {what}")
+        wrong = "empty" if raw is None else f"{_short(raw)} at the top level"
+        raise ConfigError(f"{path}: {wrong}, expected: a mapping with the {what}")
     return raw
 
 

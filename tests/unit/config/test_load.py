@@ -121,7 +121,7 @@ def with_text(folder: Path, key: str, text: str) -> Path:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "None at the top level"),
+        (b"", "params.yaml: empty, expected: a mapping"),
         (b"- download\n", "['download'] at the top level"),
         (b"text", "'text' at the top level"),
         (b"download: [1, 2\n", "line 2, column 1: not valid YAML"),
