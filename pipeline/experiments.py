@@ -90,7 +90,9 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
         from leanresnet.analysis.comparison import compare, select
 
         for question in asked:
-            found = compare(select([], [question, REFERENCE]), against=REFERENCE)
+            runs = select([], [question, REFERENCE])
+            # A reference whose model was there before it was asked for has no run of its own.
+            found = compare(runs, against=REFERENCE if REFERENCE in [each.label for each in runs] else None)
             click.echo("\n\n".join([found.markdown(), *found.notes]))
             found.write(Path("results", question))
 

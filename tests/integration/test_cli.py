@@ -18,10 +18,9 @@ from imports import ROOT
 
 from leanresnet.serving import inference
 from leanresnet.tracking import connection
-from pipeline import workspace
+from pipeline import options, workspace
 from pipeline.check import _duration
 from pipeline.cli import cli
-from pipeline.options import model_option, params_option, test_option
 from pipeline.port import check_free
 
 PRESETS = ["default", *(path.stem for path in (ROOT / "presets").glob("*.yaml"))]
@@ -207,8 +206,8 @@ def test_a_default_is_of_the_workspace_and_what_is_given_of_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @click.command()
-    @model_option
-    @params_option
+    @options.model_option
+    @options.params_option
     def command(model: Path, params: Path) -> None:
         click.echo(f"{model} {params}")
 
@@ -224,7 +223,7 @@ def test_a_default_is_of_the_workspace_and_what_is_given_of_the_current_folder(
 
 def test_a_file_that_need_not_exist_needs_no_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command = click.command()(test_option(lambda test: click.echo(test)))
+    command = click.command()(options.test_option(lambda test: click.echo(test)))
     assert CliRunner().invoke(command, []).output == "data/test.safetensors\n"
 
 

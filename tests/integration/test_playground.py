@@ -160,6 +160,7 @@ def served(models: Path) -> Iterator[Served]:
     outside = socket.create_server(("127.0.0.1", 0))
     outside.setblocking(False)
     proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
+    (models.parent / "params.yaml").touch()
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "playground", "--port", str(port), "--device", "cpu"],
         cwd=models.parent,

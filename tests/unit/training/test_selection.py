@@ -192,7 +192,9 @@ def test_processes_share_the_images_that_the_first_one_chose() -> None:
 
 def test_the_switch_decides_whether_the_proxy_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(module, "CompiledFunction", lambda objective: given.append(objective) or objective)
+    monkeypatch.setattr(
+        module, "CompiledFunction", lambda objective, replay=False: given.append(objective) or objective
+    )
     made = setup(recipe(compile=True))
     assert len(given) == 2
     assert train_one_epoch(made.net, made.batches.epoch(1), made.step_config)["loss"] > 0
