@@ -52,8 +52,7 @@ repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10; then the champion i
 	@echo && echo "the runs in MLflow, after \`make ui\`:" && leanresnet ui --addresses
 
 test: $(STAMP)  ## the whole test suite
-	# Tests wait for processes and servers, so three workers keep two cores busy.
-	python -m pytest --numprocesses 3
+	python -m pytest --numprocesses 2
 
 test-fast: $(STAMP)  ## the unit tests without the slow ones, for after each edit (under 90 s)
 	python -m pytest --numprocesses 2 -m "not slow" tests/unit tests/test_structure.py
