@@ -24,10 +24,10 @@ def ui(port: int, only_addresses: bool) -> None:
     server, only the addresses are printed.
     """
     from leanresnet.files import workspace
-    from leanresnet.tracking.connection import page, page_addresses, tracking_uri
+    from leanresnet.tracking.connection import has_server, page, page_addresses, tracking_uri
 
     lines = [f"{name:8} {page(port)}/{address}" for name, address in page_addresses().items()]
-    if only_addresses or tracking_uri().startswith("http"):
+    if only_addresses or has_server():
         click.echo("\n".join(lines))
         return
     check_free(port)

@@ -6,7 +6,7 @@ import time
 from tqdm import tqdm
 
 from leanresnet.errors import StorageError, warn
-from leanresnet.tracking.connection import LOCAL_PAGE
+from leanresnet.tracking.connection import has_server
 from leanresnet.training.results import NOT_KEPT, Outputs, save_history
 from leanresnet.training.validation import Metrics
 
@@ -58,7 +58,7 @@ class Progress:
             file=sys.stderr,
         )
         if address is not None:
-            served = " (served by `leanresnet ui`)" if address.startswith(LOCAL_PAGE) else ""
+            served = " (served by `leanresnet ui`)" if not has_server() else ""
             print(f"run: {address}{served}", file=sys.stderr)
 
 

@@ -17,14 +17,18 @@ from leanresnet.tracking import views
 EXPERIMENT = "leanresnet"
 # Names in the workspace.
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-# The page of `leanresnet ui`, without its port, and the port by default.
-LOCAL_PAGE, PORT = "http://127.0.0.1:", 5000
+# The port of `leanresnet ui`.
+PORT = 5000
 
 
 def page(port: int = PORT) -> str:
     """Return the address of MLflow's page: that of the server, or the one that `leanresnet ui` serves at this port."""
-    uri = tracking_uri()
-    return redacted(uri).rstrip("/") if uri.startswith("http") else f"{LOCAL_PAGE}{port}"
+    return redacted(tracking_uri()).rstrip("/") if has_server() else f"http://127.0.0.1:{port}"
+
+
+def has_server() -> bool:
+    """Return whether the runs go to a server, which serves the page itself."""
+    return tracking_uri().startswith("http")
 
 
 def page_addresses() -> dict[str, str]:

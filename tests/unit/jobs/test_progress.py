@@ -38,8 +38,9 @@ def train(epochs: int, outputs: Outputs, clock: list[float], seconds: float, his
 
 
 def test_without_a_terminal_there_is_a_line_at_once_and_then_one_in_ten_seconds(
-    tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     outputs = Outputs(tmp_path / "models", tmp_path / "results")
     train(10, outputs, clock, 4.0, []).finish(10, "http://host/#/experiments/1/runs/2")
     *lines, summary, run = capsys.readouterr().err.splitlines()
@@ -50,12 +51,22 @@ def test_without_a_terminal_there_is_a_line_at_once_and_then_one_in_ten_seconds(
     assert run == "run: http://host/#/experiments/1/runs/2"
 
 
-def test_an_address_of_this_machine_names_the_command_that_serves_it(
-    tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("uri", "served"), [("sqlite:////runs.db", " (served by `leanresnet ui`)"), ("http://127.0.0.1:5000", "")]
+)
+def test_an_address_that_no_server_has_names_the_command_that_serves_it(
+    uri: str,
+    served: str,
+    tmp_path: Path,
+    clock: list[float],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A server of MLflow may be on this machine too."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     train(1, Outputs(tmp_path, tmp_path), clock, 1.0, []).finish(1, "http://127.0.0.1:5000/#/experiments/1/runs/2")
     run = capsys.readouterr().err.splitlines()[-1]
-    assert run == "run: http://127.0.0.1:5000/#/experiments/1/runs/2 (served by `leanresnet ui`)"
+    assert run == f"run: http://127.0.0.1:5000/#/experiments/1/runs/2{served}"
 
 
 def test_on_a_terminal_each_epoch_keeps_its_line(
