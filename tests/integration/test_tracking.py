@@ -114,10 +114,10 @@ def test_models_have_their_names_and_their_accuracies_by_data_set(checkout: Chec
     for name, run in runs.items():
         (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
         assert model.name == name
-        # A record from outputs, which another test may have added to this checkout, does not know the data set.
-        found = {(each.key, each.value, each.dataset_name) for each in model.metrics}
-        assert ("test/accuracy", run.data.metrics["test/accuracy"], "digits-test") in found
-        assert ("val/evaluated_accuracy", run.data.metrics["val/evaluated_accuracy"], "digits-validation") in found
+        found = {each.key: (each.value, each.dataset_name) for each in model.metrics}
+        assert found["test/accuracy"] == (run.data.metrics["test/accuracy"], "digits-test")
+        expected = (run.data.metrics["val/evaluated_accuracy"], "digits-validation")
+        assert found["val/evaluated_accuracy"] == expected
 
 
 def test_system_metrics_come_by_epoch(checkout: Checkout, runs: dict[str, Run]) -> None:
