@@ -70,9 +70,9 @@ def test_a_student_has_another_seed_than_its_teacher(name: str) -> None:
     assert same == (name in SHARED_SEEDS), f"{name}: distill.student.seed = {student.seed}, as its teacher's"
 
 
-@pytest.mark.parametrize("name", ["cpu", "demo", "fast", "folder", "paper-cpu", "paper-short"])
+@pytest.mark.parametrize("name", ["best", "cpu", "demo", "fast", "folder", "long-cpu", "paper-cpu", "paper-short"])
 def test_a_preset_for_a_cpu_compiles_nothing(name: str) -> None:
-    """On a CPU, compilation does not pay within the epochs of these presets, see docs/performance.md."""
+    """On a CPU, compilation gains little or nothing within the epochs of these presets, see docs/performance.md."""
     assert [key for key, recipe in load_preset(name, PRESETS).params.recipes().items() if recipe.compile] == []
 
 
