@@ -174,11 +174,15 @@ def _making(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A copy for each worker, since tests change it."""
-    made = _place(tmp_path_factory)
+def new_checkout(factory: pytest.TempPathFactory) -> Checkout:
+    made = _place(factory)
     said = made_checkout(made)
-    folder = tmp_path_factory.mktemp("checkout") / "checkout"
+    folder = factory.mktemp("checkout") / "checkout"
     shutil.copytree(made, folder, symlinks=True)
     return Checkout(folder, said)
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A copy for each worker. Its tests may add to it, but nothing that is logged for its three models changes."""
+    return new_checkout(tmp_path_factory)

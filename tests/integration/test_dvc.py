@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import HELD, Checkout, copy_checkout, edited, outside_environment, shell_in
+from conftest import HELD, Checkout, copy_checkout, edited, new_checkout, outside_environment, shell_in
 from helpers import put
 from imports import ROOT
 
@@ -21,6 +21,12 @@ from pipeline import experiments
 EVALUATIONS = {"evaluate@baseline", "evaluate@teacher", "evaluate@student"}
 STAGES = {"download", "split", "train@baseline", "train@teacher", "distill", *EVALUATIONS}
 MODELS = ("baseline", "teacher", "student")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """One of their own, since these tests train and evaluate in it again."""
+    return new_checkout(tmp_path_factory)
 
 
 def stale(checkout: Checkout) -> set[str]:
