@@ -70,8 +70,13 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Return whether the hardware multiplies bfloat16: a GPU from Ampere on, a CPU with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+    return has_amx() or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+@cache
+def has_amx() -> bool:
+    """Return whether the CPU multiplies matrices of bfloat16 by AMX, as Intel's Xeons do from Sapphire Rapids on."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 @contextmanager

@@ -5,24 +5,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanresnet.models.convolution import convolution
+
 Activation = Callable[[Tensor], Tensor]
-
-
-class _Strided1x1(nn.Conv2d):
-    """A 1x1 convolution with a stride, computed as a convolution without stride on every stride-th pixel.
-
-    If there are fewer input channels than a vector register holds, oneDNN's strided convolution writes past its
-    workspace in the backward pass and corrupts the heap (https://github.com/uxlfoundation/oneDNN/issues/6035).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
-
-
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias, padded so that a stride of 1 keeps the size of the map; `kernel` is odd."""
-    kind = _Strided1x1 if kernel == 1 and stride > 1 and inputs < 16 else nn.Conv2d
-    return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class ConvBN(nn.Sequential):

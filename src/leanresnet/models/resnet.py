@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanresnet.config.schema import CLASSES, WHITENING_FILTERS, Model
-from leanresnet.models.blocks import BLOCKS, Activation, ConvBN, ConvPool, convolution
+from leanresnet.models.blocks import BLOCKS, Activation, ConvBN, ConvPool
+from leanresnet.models.convolution import convolution
 
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu}
 
