@@ -149,7 +149,8 @@ def _keys(section: type[Section], prefix: str, definitions: dict[str, Any]) -> I
 def _values(schema: dict[str, Any]) -> str:
     """Return the values that a JSON schema accepts, in words."""
     if "anyOf" in schema:
-        return " or ".join(_values(each) for each in schema["anyOf"])
+        kinds = [_values(each) for each in schema["anyOf"]]
+        return (" | " if any(" | " in kind for kind in kinds) else " or ").join(kinds)
     if "enum" in schema:
         return " | ".join(schema["enum"])
     if "const" in schema:

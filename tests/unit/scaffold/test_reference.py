@@ -104,6 +104,11 @@ def test_a_key_is_explained_by_its_path_or_the_end_of_it(name: str) -> None:
     assert "\n" not in explained
 
 
+def test_words_and_kinds_among_the_values_of_a_key_are_told_apart() -> None:
+    assert reference.explain("train.baseline.compile").endswith("[true | false | reduce-overhead]")
+    assert reference.explain("train.baseline.max_grad_norm").endswith("[number > 0 or null]")
+
+
 def test_a_section_is_explained_key_by_key_and_none_means_all() -> None:
     assert len(reference.explain("evaluate").splitlines()) == 5
     assert reference.explain("distill.student.epochs").startswith("distill.student.epochs: ")
