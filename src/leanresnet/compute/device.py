@@ -3,7 +3,7 @@
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -70,13 +70,17 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Return whether the hardware multiplies bfloat16: a GPU from Ampere on, a CPU with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return has_amx() or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return has_amx() or bool(_cpu_capabilities().get("avx512_bf16"))
+
+
+def has_amx() -> bool:
+    """Return whether the CPU multiplies matrices of bfloat16 by AMX, as Intel's Xeons do from Sapphire Rapids on."""
+    return bool(_cpu_capabilities().get("amx_bf16"))
 
 
 @cache
-def has_amx() -> bool:
-    """Return whether the CPU multiplies matrices of bfloat16 by AMX, as Intel's Xeons do from Sapphire Rapids on."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+def _cpu_capabilities() -> Mapping[str, Any]:
+    return torch.cpu.get_capabilities()
 
 
 @contextmanager

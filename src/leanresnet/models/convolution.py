@@ -20,8 +20,8 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
     kind: type[nn.Conv2d] = nn.Conv2d
     if kernel == 1 and stride > 1 and inputs < 16:
         kind = _Strided1x1
-    elif kernel > 1 and stride == 1:
-        kind = _SameSize
+    elif kernel > 1 and stride == 1 and has_amx():
+        kind = _SameSizeAMX
     return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -36,22 +36,21 @@ class _Strided1x1(nn.Conv2d):
         return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
 
 
-class _SameSize(nn.Conv2d):
-    """A convolution with a stride of 1, whose weights have a faster gradient where a CPU trains with AMX."""
+class _SameSizeAMX(nn.Conv2d):
+    """A convolution with a stride of 1, whose weights have a faster gradient where AMX trains in bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.shape[3] < WIDE and _trains_with_amx(x.device):
+        if self.training and x.shape[3] < WIDE and _trains_in_bf16(x.device):
             return cast(Tensor, _PackedGradient.apply(x.bfloat16(), self.weight.bfloat16()))
         return super().forward(x)
 
 
-def _trains_with_amx(device: torch.device) -> bool:
+def _trains_in_bf16(device: torch.device) -> bool:
     return (
         device.type == "cpu"
         and torch.is_grad_enabled()
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and has_amx()
     )
 
 

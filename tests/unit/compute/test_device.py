@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from leanresnet.compute import device
 from leanresnet.compute.device import backend_settings, choose_device, exact_float32, has_fast_bf16
 
 CPU = torch.device("cpu")
@@ -87,12 +88,16 @@ def test_the_hardware_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return asked[-1]
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", capabilities)
-    has_fast_bf16.cache_clear()
+    caches = (has_fast_bf16, device._cpu_capabilities)
+    for function in caches:
+        function.cache_clear()
     try:
         assert has_fast_bf16(CPU)
         assert has_fast_bf16(torch.device("cpu"))
+        assert device.has_amx()
     finally:
-        has_fast_bf16.cache_clear()
+        for function in caches:
+            function.cache_clear()
     assert len(asked) == 1
 
 
