@@ -4,10 +4,11 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,15 @@ def new_checkout(factory: pytest.TempPathFactory) -> Checkout:
     return Checkout(folder, said)
 
 
+def _logged(folder: Path) -> set[tuple[object, ...]]:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        return set(database.execute("SELECT run_uuid, key, value, step FROM latest_metrics"))
+
+
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A copy for each worker. Its tests may add to it, but nothing that is logged for its three models changes."""
-    return new_checkout(tmp_path_factory)
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """A copy for each worker. Its tests may add to it, but no metric of its three models may change."""
+    made = new_checkout(tmp_path_factory)
+    logged = _logged(made.folder)
+    yield made
+    assert logged <= _logged(made.folder), "a test evaluated in the checkout of all, so that others depend on its turn"
