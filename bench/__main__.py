@@ -12,6 +12,7 @@ import torch
 
 from bench import contention as sharing
 from bench import gpu, operations, overheads, speed
+from bench import packing as side_by_side
 from bench import scale as scaling
 from bench.options import Run
 from bench.report import print_all
@@ -130,6 +131,13 @@ def contention(preset: str, seconds: float) -> None:
     """Beside two busy processes against alone, on this CPU."""
     sharing.contention(preset, seconds)
     print_all(torch.device("cpu"))
+
+
+@bench.command()
+@click.option("--batch", type=click.IntRange(1), default=500, show_default=True)
+def packing(batch: int) -> None:
+    """The gradient of a convolution's weights from images side by side against the plain one, on this CPU."""
+    _figures(torch.device("cpu"), lambda _: side_by_side.packing(batch))
 
 
 @bench.command("operations")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import tiny_recipe
 
-from bench import operations, report
+from bench import operations, packing, report
 from bench.trainers import Engine, PlainLoop, PlainProcess, paper_recipe, wider
 from leanresnet.models.complexity import count_parameters
 
@@ -93,3 +93,13 @@ def test_each_figure_ends_as_one_line_of_json(
     figure = json.loads(line)
     assert (figure["name"], figure["value"], figure["unit"], figure["batch"]) == ("a/b", 1.235, "x", 3)
     assert figure["torch"] == torch.__version__
+
+
+def test_packing_compares_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "FIGURES", [])
+    monkeypatch.setattr(packing, "CHANNELS", (16,))
+    x, weight = torch.randn(30, 16, 3, 3, requires_grad=True), torch.randn(16, 16, 3, 3, requires_grad=True)
+    plain, packed = (torch.autograd.grad(kind(x, weight).square().sum(), weight)[0] for kind in packing.KINDS.values())
+    torch.testing.assert_close(packed, plain, rtol=1e-3, atol=1e-2)
+    packing.packing(4)
+    assert [figure["name"] for figure in report.FIGURES] == [f"packing/16_channels_{n}_pixels" for n in packing.SIZES]

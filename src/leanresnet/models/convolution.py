@@ -1,4 +1,4 @@
-"""Convolutions that keep the size of the map or divide it by a stride, and what they need on a CPU."""
+"""The convolutions of all networks, and what two of oneDNN's kernels need on a CPU."""
 
 from math import ceil
 from typing import Any, cast
@@ -10,8 +10,9 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from leanresnet.compute.device import has_amx
 
-# The width from which oneDNN's kernel needs no packing, and the pixels that a packed map should have at least.
-WIDE = 8
+# Packing pays for maps below this width, of this many channels (`python -m bench packing`).
+WIDE, MANY_CHANNELS = 8, 128
+# A packed map has at least so many pixels.
 PACKED_PIXELS = 256
 
 
@@ -20,7 +21,7 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
     kind: type[nn.Conv2d] = nn.Conv2d
     if kernel == 1 and stride > 1 and inputs < 16:
         kind = _Strided1x1
-    elif kernel > 1 and stride == 1 and has_amx():
+    elif kernel > 1 and stride == 1 and min(inputs, outputs) >= MANY_CHANNELS and has_amx():
         kind = _SameSizeAMX
     return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
@@ -37,11 +38,11 @@ class _Strided1x1(nn.Conv2d):
 
 
 class _SameSizeAMX(nn.Conv2d):
-    """A convolution with a stride of 1, whose weights have a faster gradient where AMX trains in bfloat16."""
+    """A convolution with a stride of 1. In bfloat16, small maps are packed for the gradient of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.shape[3] < WIDE and _trains_in_bf16(x.device):
-            return cast(Tensor, _PackedGradient.apply(x.bfloat16(), self.weight.bfloat16()))
+            return cast(Tensor, PackedGradient.apply(x.bfloat16(), self.weight.bfloat16()))
         return super().forward(x)
 
 
@@ -54,11 +55,11 @@ def _trains_in_bf16(device: torch.device) -> bool:
     )
 
 
-class _PackedGradient(torch.autograd.Function):
+class PackedGradient(torch.autograd.Function):
     """The convolution of PyTorch, with the gradient of its weights computed from several images side by side.
 
     oneDNN fills up the rows of a map to the width of AMX's matrix instructions. With rows of 3 or 7 pixels, the
-    gradient of the weights takes three to five times as long as the convolution itself, see docs/performance.md.
+    gradient of the weights takes three to five times as long as the convolution itself (`python -m bench packing`).
     """
 
     @staticmethod

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leanresnet.models import convolution as module
-from leanresnet.models.convolution import _PackedGradient, convolution, pack
+from leanresnet.models.convolution import PackedGradient, convolution, pack
 
 
 @pytest.fixture
@@ -34,38 +34,39 @@ def test_a_convolution_does_not_mix_packed_images(kernel: int, count: int) -> No
 def test_the_gradients_are_those_of_the_convolution(size: int, kernel: int) -> None:
     x, weight = maps(30, 2, size, size).requires_grad_(), maps(3, 2, kernel, kernel).requires_grad_()
     gradient = maps(30, 3, size, size)
-    packed = torch.autograd.grad(_PackedGradient.apply(x, weight), (x, weight), gradient)
+    packed = torch.autograd.grad(PackedGradient.apply(x, weight), (x, weight), gradient)
     plain = torch.autograd.grad(F.conv2d(x, weight, padding=kernel // 2), (x, weight), gradient)
     torch.testing.assert_close(packed, plain)
-    (alone,) = torch.autograd.grad(_PackedGradient.apply(x.detach(), weight), weight, gradient)
+    (alone,) = torch.autograd.grad(PackedGradient.apply(x.detach(), weight), weight, gradient)
     torch.testing.assert_close(alone, plain[1])
 
 
 def packs(layer: torch.nn.Module, width: int = 7, bf16: bool = True) -> bool:
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        output = layer(maps(2, 16, 8, width, dtype=torch.float32))
-    return "_PackedGradient" in str(output.grad_fn)
+        output = layer(maps(2, 128, 8, width, dtype=torch.float32))
+    return "PackedGradient" in str(output.grad_fn)
 
 
 def test_only_small_maps_that_a_training_with_amx_convolves_in_bfloat16_are_packed(
     amx: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = convolution(16, 16, 3)
+    layer = convolution(128, 128, 3)
     assert packs(layer)
     assert not packs(layer, width=8)
     assert not packs(layer, bf16=False)
-    assert not packs(convolution(16, 16, 3, 2))
-    assert not packs(convolution(16, 16, 1))
+    assert not packs(convolution(128, 127, 3))
+    assert not packs(convolution(128, 128, 3, 2))
+    assert not packs(convolution(128, 128, 1))
     with torch.no_grad():
         assert not packs(layer)
     assert not packs(layer.eval())
     monkeypatch.setattr(module, "has_amx", lambda: False)
-    assert not packs(convolution(16, 16, 3))
+    assert not packs(convolution(128, 128, 3))
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_packed_layer_learns_what_a_plain_one_learns(compiled: bool, amx: None) -> None:
-    layer, x, gradient = convolution(8, 12, 3), maps(40, 8, 3, 3, dtype=torch.float32), maps(40, 12, 3, 3)
+    layer, x, gradient = convolution(128, 130, 3), maps(40, 128, 3, 3, dtype=torch.float32), maps(40, 130, 3, 3)
     (plain,) = torch.autograd.grad(layer(x), layer.weight, gradient.float())
     with torch.autocast("cpu", torch.bfloat16):
         output = torch.compile(layer)(x) if compiled else layer(x)
