@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, starmap
 from typing import Any
 
 import torch
@@ -91,8 +91,9 @@ def fit(
     """Train `net` and validate it after each epoch.
 
     With `ema_decay`, the averaged weights are validated. The running statistics of batch norm do not fit them, so they
-    are computed anew from the first batches of the epoch. The logged `images_per_second` and `train_seconds` include
-    the time that this takes, and exclude validation. The caller's random state is restored.
+    are computed anew from the first batches of the epoch, and from the images that a selection chooses in them. The
+    logged `images_per_second` and `train_seconds` include the time that this takes, and exclude validation. The
+    caller's random state is restored.
 
     Args:
         epochs: number of the last epoch; epochs are counted from 1.
@@ -143,6 +144,8 @@ def fit(
                     if average is not None:
                         train_state.seed_draws()
                         images = islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size))
+                        if step_config.selection is not None:
+                            images = starmap(step_config.selection.choose, images)
                         compute_batch_norm(eval_model, _with_callback(images, after_step))
                         train_state.wait()
                     norm_seconds = time.perf_counter() - begun

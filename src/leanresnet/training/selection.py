@@ -77,6 +77,16 @@ class ProxySelection:
             loss, right, each = self._objective(images, labels)
         loss.backward()
         self._measured = loss.detach(), right, len(labels)
+        return self._greatest(each, images, labels)
+
+    def choose(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `select` would, without learning from it; autocast is the caller's."""
+        # Without gradients, the function would be compiled once more.
+        with torch.enable_grad():
+            each = self._objective(images, labels)[2]
+        return self._greatest(each, images, labels)
+
+    def _greatest(self, each: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         # A stable sort, because topk may choose otherwise among equal losses the next time.
         greatest = each.argsort(descending=True, stable=True)[: self._settings.count(len(labels))]
         chosen = self._world.broadcast(greatest.sort().values)

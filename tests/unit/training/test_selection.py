@@ -14,12 +14,14 @@ from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext
 from leanresnet.config.schema import Recipe, Selection
 from leanresnet.training import build as module
 from leanresnet.training import selection as selecting
+from leanresnet.training.averaging import compute_batch_norm
 from leanresnet.training.build import TrainingSetup, build_training
 from leanresnet.training.fit import Training
-from leanresnet.training.loop import Objective, train_one_epoch
+from leanresnet.training.loader import EvalBatches
+from leanresnet.training.loop import Objective, fit, train_one_epoch
 from leanresnet.training.losses import CrossEntropy, DistillationLoss
 from leanresnet.training.tasks import label_task
-from leanresnet.training.validation import Metrics
+from leanresnet.training.validation import MEASURES, Metrics
 
 CPU = torch.device("cpu")
 TRAIN, VALIDATION = synthetic_split(80), synthetic_split(40, seed=1)
@@ -102,6 +104,29 @@ def test_loss_and_accuracy_are_those_of_the_chosen_images() -> None:
     assert again.step_config.selection is None
     expected = train_one_epoch(again.net, seen.batches, again.step_config)
     assert {name: metrics[name] for name in expected} == expected
+
+
+def test_averaged_weights_have_the_statistics_of_the_chosen_images() -> None:
+    made = setup(recipe(model=pooling_model().model_dump()))
+    fitted = fit(
+        made.net,
+        made.batches,
+        EvalBatches(VALIDATION, 20, CPU),
+        made.step_config,
+        epochs=1,
+        seed=0,
+        ema_decay=0.9,
+        measures=MEASURES,
+        log_metrics=lambda metrics, epoch: None,
+    )
+    selection = made.step_config.selection
+    assert selection is not None
+    chosen = [selection.choose(*batch) for batch in made.batches.epoch(1)]
+    assert [len(labels) for _, labels in chosen] == [10] * 4
+    net = copy.deepcopy(made.net)
+    net.load_state_dict(fitted.best_weights)
+    compute_batch_norm(net, chosen)
+    torch.testing.assert_close(net.state_dict(), fitted.best_weights)
 
 
 def test_equal_losses_are_taken_in_the_order_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
