@@ -143,9 +143,10 @@ def fit(
                     begun = time.perf_counter()
                     if average is not None:
                         train_state.seed_draws()
-                        images = islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size))
+                        whole = islice(train.epoch(epoch), math.ceil(NORM_IMAGES / train.batch_size))
+                        images: Iterable[tuple[Tensor, Tensor]] = whole
                         if step_config.selection is not None:
-                            images = starmap(step_config.selection.choose, images)
+                            images = starmap(step_config.selection.choose, whole)
                         compute_batch_norm(eval_model, _with_callback(images, after_step))
                         train_state.wait()
                     norm_seconds = time.perf_counter() - begun
