@@ -91,8 +91,8 @@ def fit(
     """Train `net` and validate it after each epoch.
 
     With `ema_decay`, the averaged weights are validated. The running statistics of batch norm do not fit them, so they
-    are computed anew from the first batches of the epoch, and from the images that a selection chooses in them. The
-    logged `images_per_second` and `train_seconds` include the time that this takes, and exclude validation. The
+    are computed anew from the first batches of the epoch; with a selection, from the images that it chooses in them.
+    The logged `images_per_second` and `train_seconds` include the time that this takes, and exclude validation. The
     caller's random state is restored.
 
     Args:

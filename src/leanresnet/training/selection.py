@@ -80,7 +80,7 @@ class ProxySelection:
         return self._greatest(each, images, labels)
 
     def choose(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `select` would, without learning from it; autocast is the caller's."""
+        """Return what `select` would, but let the proxy learn nothing; the caller enters autocast."""
         # Without gradients, the function would be compiled once more.
         with torch.enable_grad():
             each = self._objective(images, labels)[2]
