@@ -56,7 +56,9 @@ class Option:
 
 OPTIONS: dict[str, Option] = {
     "default": Option(),
-    **{name: Option({"optimizer": {"name": name}}) for name in ("adagrad", "adadelta")},
+    # Adagrad's first step has the size of the learning rate whatever the gradient, so that a large one amplifies roundings.
+    "adagrad": Option({"optimizer": {"name": "adagrad", "lr": 0.01}}),
+    "adadelta": Option({"optimizer": {"name": "adadelta"}}),
     **{name: Option({"optimizer": {"name": name, "lr": 0.001}}) for name in ("adam", "radam", "adamw")},
     "muon": Option({"optimizer": {"name": "muon", "lr": 0.03}}),
     "clipped": Option({"max_grad_norm": 1.0}),
