@@ -56,7 +56,7 @@ class Option:
 
 OPTIONS: dict[str, Option] = {
     "default": Option(),
-    # Adagrad's first step has the size of the learning rate whatever the gradient, so that a large one amplifies roundings.
+    # Adagrad's first step has the size of the learning rate whatever the gradient, so a large one amplifies roundings.
     "adagrad": Option({"optimizer": {"name": "adagrad", "lr": 0.01}}),
     "adadelta": Option({"optimizer": {"name": "adadelta"}}),
     **{name: Option({"optimizer": {"name": name, "lr": 0.001}}) for name in ("adam", "radam", "adamw")},

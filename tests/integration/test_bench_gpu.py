@@ -17,6 +17,7 @@ from bench.trainers import Engine, Mode, NotCompiledError
 from leanresnet.config.schema import Recipe
 from leanresnet.data.splits import save_split
 from leanresnet.errors import ConfigError
+from leanresnet.jobs.snapshots import Snapshots
 from leanresnet.training.loader import TrainBatches
 from leanresnet.training.state import LossWatch
 
@@ -154,13 +155,15 @@ def test_other_losses_are_seen(monkeypatch: pytest.MonkeyPatch, dry: Run, figure
     assert outcomes(figures) == {"float32/attention": False}
 
 
-def test_other_bytes_of_a_training_are_seen() -> None:
+def test_other_bytes_of_a_training_are_seen(tmp_path: Path) -> None:
     recipe = changed(small({"ema_decay": 0.9}), {"compile": False, "epochs": 2, "batch_size": 8})
-    kept: list[Any] = []
-    first = gpu_checks._train(recipe, CPU, None, kept)
-    assert (kept[0]["epoch"], len(kept[0]["tally"]["losses"])) == (2, 2)
-    assert gpu_checks._train(recipe, CPU, kept[0], []) == first
-    assert gpu_checks._train(changed(recipe, {"seed": 1}), CPU, None, []) != first
+    snapshots = Snapshots(tmp_path)
+    first = gpu_checks._train(recipe, CPU, None, snapshots)
+    kept = snapshots.load()
+    assert kept is not None
+    assert (kept["epoch"], len(kept["tally"]["losses"])) == (2, 2)
+    assert gpu_checks._train(recipe, CPU, kept, snapshots) == first
+    assert gpu_checks._train(changed(recipe, {"seed": 1}), CPU, None, snapshots) != first
 
 
 def test_a_loss_that_is_never_seen_to_be_nan_fails(

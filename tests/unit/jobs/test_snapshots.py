@@ -55,6 +55,16 @@ def test_nothing_saved_is_no_state(tmp_path: Path) -> None:
     assert Snapshots(tmp_path / "none").load() is None
 
 
+def test_a_state_of_a_gpu_is_loaded_onto_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a generator may not be on a GPU."""
+    with monkeypatch.context() as saving:
+        saving.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        snapshots = filled(tmp_path, 1)
+    state = snapshots.load()
+    assert state is not None
+    assert state["weights"].device == torch.device("cpu")
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_one_falls_back_to_the_one_before_with_one_warning(
     damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
