@@ -1,4 +1,4 @@
-"""The first half hour on a GPU: each step a process with its own limit, whose figures are kept as they come."""
+"""The first minutes on a GPU: each step a process with its own limit, whose figures are kept as they come."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from bench.options import Run
 from bench.overheads import own_environment
 from bench.trainers import ROOT
 
-FIGURES, LOG, TABLE = "figures.jsonl", "log.txt", "table.txt"
+FIGURES, LOGS, TABLE = "figures.jsonl", "logs", "table.txt"
 # A CPU of two cores compiles this much longer than a machine with a GPU.
 DRY_LIMIT = 5
 
@@ -29,28 +29,32 @@ class Step:
 
     Args:
         cache: whose compiled kernels it finds. The first step of "target" finds none, as a first training does.
+        timed: whether it measures a time, and is therefore taken alone. Neighbours that do not are taken together.
     """
 
     run: Callable[[Run], None]
     limit: float
     cache: Literal["checks", "target"] = "checks"
+    timed: bool = True
 
 
+# On 16 cores, the checks took 76 s together. A network of fast or of long compiled in 25 to 60 s there.
 STEPS: dict[str, Step] = {
     "machine": Step(gpu_speed.machine, 40),
-    "batches": Step(gpu_checks.batches, 30),
-    "float32": Step(gpu_checks.float32, 40),
-    "compiled": Step(gpu_checks.compiled, 120),
-    "deterministic": Step(gpu_checks.deterministic, 45),
-    "nan": Step(gpu_checks.nan, 25),
+    "batches": Step(gpu_checks.batches, 60, timed=False),
+    "float32": Step(gpu_checks.float32, 120, timed=False),
+    "compiled": Step(gpu_checks.compiled, 150, timed=False),
+    "deterministic": Step(gpu_checks.deterministic, 120, timed=False),
+    "nan": Step(gpu_checks.nan, 60, timed=False),
+    "stopped_compilation": Step(gpu_checks.stopped_compilation, 60, timed=False),
+    "logits": Step(gpu_checks.logits, 60, timed=False),
+    "synchronisation": Step(gpu_checks.synchronisation, 90, timed=False),
+    # It takes all of the memory.
     "out_of_memory": Step(gpu_checks.out_of_memory, 90),
-    "stopped_compilation": Step(gpu_checks.stopped_compilation, 45),
-    "logits": Step(gpu_checks.logits, 25),
-    "synchronisation": Step(gpu_checks.synchronisation, 40),
-    "throughput_default": Step(partial(gpu_speed.throughput, name="default"), 90),
-    "throughput_fast": Step(partial(gpu_speed.throughput, name="fast"), 90),
-    "fast_cold": Step(lambda run: gpu_speed.target(run, "fast", "compiled", 0), 90, "target"),
-    "fast_warm": Step(lambda run: gpu_speed.target(run, "fast", "compiled", 1, 2), 90, "target"),
+    "throughput_default": Step(partial(gpu_speed.throughput, name="default"), 150),
+    "throughput_fast": Step(partial(gpu_speed.throughput, name="fast"), 150),
+    "fast_cold": Step(lambda run: gpu_speed.target(run, "fast", "compiled", 0), 120, "target"),
+    "fast_warm": Step(lambda run: gpu_speed.target(run, "fast", "compiled", 1, 2), 120, "target"),
     "fast_eager": Step(lambda run: gpu_speed.target(run, "fast", "eager", 0, 1, 2), 120),
     "default": Step(lambda run: gpu_speed.target(run, "default", "compiled", 0), 150),
     "options": Step(gpu_speed.options, 90),
@@ -65,36 +69,76 @@ def take(name: str, run: Run, out: Path) -> bool:
 
 
 def take_all(names: Sequence[str], run: Run, out: Path, seconds: float) -> bool:
-    """Take steps one after the other, each in a process of its own, for `seconds` in all.
+    """Take steps in their order, each in a process of its own, for `seconds` in all.
 
-    `out` gets three files: the figures and one line for each step as JSON lines, what the processes printed, and a
-    table. A step that fails, ends its process or exceeds its limit does not keep the next one from being taken; when
-    the time is used up, the remaining ones are left out.
+    `out` gets the figures and one line for each step as JSON lines, a table, and a folder with what the steps printed.
+    A step that fails, ends its process or exceeds its limit does not keep the next one from being taken; when the time
+    is used up, the remaining ones are left out.
 
     Returns:
         Whether all steps passed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name in (FIGURES, LOG, TABLE):
+    for name in (FIGURES, TABLE):
         (out / name).unlink(missing_ok=True)
     end = time.monotonic() + seconds
     done: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as caches:
-        for name in names:
-            step, begun = STEPS[name], time.monotonic()
-            limit = min(step.limit * (DRY_LIMIT if run.dry else 1), end - begun)
+    with tempfile.TemporaryDirectory() as folder:
+        for together in _together(names):
             # A process that was killed may have left half a file in the compiler's cache.
             broken = sum(line["outcome"] not in ("passed", "failed") for line in done)
-            environment = own_environment() | {"TORCHINDUCTOR_CACHE_DIR": f"{caches}/{step.cache}-{broken}"}
-            outcome = _outcome(_command(name, run, out), limit, environment, out / LOG) if limit > 1 else "left out"
-            spent = round(time.monotonic() - begun, 1)
-            done.append({"name": f"step/{name}", "value": spent, "unit": "s", "outcome": outcome})
-            report.append(out / FIGURES, done[-1])
-            print(f"{name}: {outcome}, {spent} s", flush=True)
+            for line in _take_together(together, run, out, end, f"{folder}/{broken}"):
+                done.append(line)
+                report.append(out / FIGURES, line)
+                print(f"{line['name'].partition('/')[2]}: {line['outcome']}, {line['value']} s", flush=True)
     table = make_table(report.read(out / FIGURES))
     (out / TABLE).write_text(table)
     print(f"\n{table}")
     return all(line["outcome"] == "passed" for line in done)
+
+
+def _together(names: Sequence[str]) -> list[list[str]]:
+    """Divide steps into those that are taken at the same time: neighbours of which none is timed."""
+    groups: list[list[str]] = []
+    for name in names:
+        if groups and not STEPS[name].timed and not STEPS[groups[-1][-1]].timed:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups
+
+
+def _take_together(names: Sequence[str], run: Run, out: Path, end: float, caches: str) -> Iterator[dict[str, Any]]:
+    """Take steps at the same time, and yield a line on each as it ends."""
+    begun = time.monotonic()
+    limits = {name: min(STEPS[name].limit * (DRY_LIMIT if run.dry else 1), end - begun) for name in names}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name in names:
+            if limits[name] > 1:
+                cache = {"TORCHINDUCTOR_CACHE_DIR": f"{caches}-{STEPS[name].cache}"}
+                running[name] = _start(_command(name, run, out), own_environment() | cache, out / LOGS / f"{name}.txt")
+            else:
+                yield _line(name, 0.0, "left out")
+        while running:
+            time.sleep(0.02)
+            spent = time.monotonic() - begun
+            for name, process in list(running.items()):
+                code = process.poll()
+                if code is not None:
+                    yield _line(name, spent, {0: "passed", 1: "failed"}.get(code, f"ended with {code}"))
+                elif spent > limits[name]:
+                    yield _line(name, spent, f"killed after {limits[name]:.0f} s")
+                else:
+                    continue
+                _kill(running.pop(name))
+    finally:
+        for process in running.values():
+            _kill(process)
+
+
+def _line(name: str, spent: float, outcome: str) -> dict[str, Any]:
+    return {"name": f"step/{name}", "value": round(spent, 1), "unit": "s", "outcome": outcome}
 
 
 def _command(name: str, run: Run, out: Path) -> list[str]:
@@ -102,22 +146,14 @@ def _command(name: str, run: Run, out: Path) -> list[str]:
     return [*command, "--device", str(run.device), *(["--dry-run"] if run.dry else [])]
 
 
-def _outcome(command: list[str], limit: float, environment: dict[str, str], log: Path) -> str:
-    """Run a command, kill it and what it started after `limit` seconds, and return how it ended."""
+def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, which prints into `log`."""
     paths = [str(ROOT / "src"), str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment = environment | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    with log.open("a") as file:
-        print(f"\n$ {' '.join(command)}", file=file, flush=True)
-        process = subprocess.Popen(
-            command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            return f"killed after {limit:.0f} s"
-        finally:
-            _kill(process)
-    return {0: "passed", 1: "failed"}.get(code, f"ended with {code}")
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as file:
+        print(f"$ {' '.join(command)}", file=file, flush=True)
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,29 @@ def test_no_step_keeps_the_next_one_from_being_taken(
     assert table in capsys.readouterr().out
 
 
+def test_steps_that_measure_no_time_are_taken_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run
+) -> None:
+    """Each of two neighbours waits until both have begun; the timed ones beside them are alone."""
+    met = f"""import pathlib, time
+here = pathlib.Path({str(tmp_path)!r})
+name = {{!r}}
+(here / name).touch()
+while not all((here / other).exists() for other in ("one", "two")): time.sleep(0.01)
+assert not (here / "last").exists()
+print("met", name)"""
+    alone = f"open({str(tmp_path / 'last')!r}, 'x')"
+    scripts(monkeypatch, first=("", 60), one=(met.format("one"), 60), two=(met.format("two"), 60), last=(alone, 60))
+    together = {name: replace(step, timed=name not in ("one", "two")) for name, step in gpu.STEPS.items()}
+    monkeypatch.setattr(gpu, "STEPS", together)
+    assert gpu.take_all(["first", "one", "two", "last"], dry, tmp_path / "out", 600)
+    lines = report.read(tmp_path / "out" / gpu.FIGURES)
+    names = [line["name"] for line in lines]
+    assert (names[0], {*names[1:3]}, names[3]) == ("step/first", {"step/one", "step/two"}, "step/last")
+    logs = {path.stem: path.read_text().splitlines()[-1] for path in (tmp_path / "out" / gpu.LOGS).iterdir()}
+    assert (logs["one"], logs["two"]) == ("met one", "met two")
+
+
 def test_steps_are_left_out_when_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run) -> None:
     scripts(monkeypatch, hangs=("import time; time.sleep(1000)", 1000), last=("", 60))
     gpu.take_all(["hangs", "last"], dry, tmp_path / "out", 2)
@@ -119,8 +143,8 @@ def test_it_starts_without_mlflow_and_dvc(tmp_path: Path) -> None:
     absent = "import sys; sys.modules.update(mlflow=None, dvc=None, sqlalchemy=None); sys.argv[0] = 'bench'; "
     command = gpu._command("nan", Run(tmp_path, CPU, dry=True), tmp_path)
     start = f"{absent}import runpy; runpy.run_module('bench', run_name='__main__')"
-    outcome = gpu._outcome([command[0], "-c", start, *command[3:]], 300, {"OMP_NUM_THREADS": "1"}, tmp_path / "log")
-    assert outcome == "passed", (tmp_path / "log").read_text()
+    with gpu._start([command[0], "-c", start, *command[3:]], {"OMP_NUM_THREADS": "1"}, tmp_path / "log") as process:
+        assert process.wait(300) == 0, (tmp_path / "log").read_text()
     assert [figure["name"] for figure in report.read(tmp_path / gpu.FIGURES)] == ["nan/steps_until_seen"]
 
 
