@@ -1,13 +1,14 @@
 """The first minutes on a GPU: each step a process with its own limit, whose figures are kept as they come."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,30 +30,32 @@ class Step:
 
     Args:
         cache: whose compiled kernels it finds. The first step of "target" finds none, as a first training does.
-        timed: whether it measures a time, and is therefore taken alone. Neighbours that do not are taken together.
+        alone: whether no other step may run beside it, as where times are measured. Neighbours of which none must be
+            alone are taken together.
     """
 
     run: Callable[[Run], None]
     limit: float
     cache: Literal["checks", "target"] = "checks"
-    timed: bool = True
+    alone: bool = True
 
 
-# On 16 cores, the checks took 76 s together. A network of fast or of long compiled in 25 to 60 s there.
+# On 16 cores, the checks took 76 s together, beside 11 compilations that took 44 to 59 s each.
 STEPS: dict[str, Step] = {
     "machine": Step(gpu_speed.machine, 40),
-    "batches": Step(gpu_checks.batches, 60, timed=False),
-    "float32": Step(gpu_checks.float32, 120, timed=False),
-    "compiled": Step(gpu_checks.compiled, 150, timed=False),
-    "deterministic": Step(gpu_checks.deterministic, 120, timed=False),
-    "nan": Step(gpu_checks.nan, 60, timed=False),
-    "stopped_compilation": Step(gpu_checks.stopped_compilation, 60, timed=False),
-    "logits": Step(gpu_checks.logits, 60, timed=False),
-    "synchronisation": Step(gpu_checks.synchronisation, 90, timed=False),
+    "batches": Step(gpu_checks.batches, 60, alone=False),
+    "float32": Step(gpu_checks.float32, 120, alone=False),
+    "compiled": Step(gpu_checks.compiled, 150, alone=False),
+    "deterministic": Step(gpu_checks.deterministic, 120, alone=False),
+    "nan": Step(gpu_checks.nan, 60, alone=False),
+    "stopped_compilation": Step(gpu_checks.stopped_compilation, 60, alone=False),
+    "logits": Step(gpu_checks.logits, 60, alone=False),
+    "synchronisation": Step(gpu_checks.synchronisation, 90, alone=False),
     # It takes all of the memory.
     "out_of_memory": Step(gpu_checks.out_of_memory, 90),
     "throughput_default": Step(partial(gpu_speed.throughput, name="default"), 150),
     "throughput_fast": Step(partial(gpu_speed.throughput, name="fast"), 150),
+    "throughput_long": Step(partial(gpu_speed.throughput, name="long"), 150),
     "fast_cold": Step(lambda run: gpu_speed.target(run, "fast", "compiled", 0), 120, "target"),
     "fast_warm": Step(lambda run: gpu_speed.target(run, "fast", "compiled", 1, 2), 120, "target"),
     "fast_eager": Step(lambda run: gpu_speed.target(run, "fast", "eager", 0, 1, 2), 120),
@@ -81,35 +84,44 @@ def take_all(names: Sequence[str], run: Run, out: Path, seconds: float) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     for name in (FIGURES, TABLE):
         (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / LOGS, ignore_errors=True)
     end = time.monotonic() + seconds
     done: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for together in _together(names):
-            # A process that was killed may have left half a file in the compiler's cache.
-            broken = sum(line["outcome"] not in ("passed", "failed") for line in done)
-            for line in _take_together(together, run, out, end, f"{folder}/{broken}"):
-                done.append(line)
-                report.append(out / FIGURES, line)
-                print(f"{line['name'].partition('/')[2]}: {line['outcome']}, {line['value']} s", flush=True)
-    table = make_table(report.read(out / FIGURES))
-    (out / TABLE).write_text(table)
-    print(f"\n{table}")
+    # The steps have sessions of their own, so without a handler they would outlive this process.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for together in _together(names, run):
+                # A process that was killed may have left half a file in the compiler's cache.
+                broken = sum(line["outcome"] not in ("passed", "failed") for line in done)
+                with closing(_take_together(together, run, out, end, f"{folder}/{broken}")) as lines:
+                    for line in lines:
+                        done.append(line)
+                        report.append(out / FIGURES, line)
+                        print(f"{line['name'].partition('/')[2]}: {line['outcome']}, {line['value']} s", flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        table = make_table(report.read(out / FIGURES))
+        (out / TABLE).write_text(table)
+        print(f"\n{table}")
     return all(line["outcome"] == "passed" for line in done)
 
 
-def _together(names: Sequence[str]) -> list[list[str]]:
-    """Divide steps into those that are taken at the same time: neighbours of which none is timed."""
+def _together(names: Sequence[str], run: Run) -> list[list[str]]:
+    """Divide steps into those that are taken at the same time; in a dry run, for which a CPU is slow, each alone."""
     groups: list[list[str]] = []
-    for name in names:
-        if groups and not STEPS[name].timed and not STEPS[groups[-1][-1]].timed:
+    for name in dict.fromkeys(names):
+        if groups and not run.dry and not STEPS[name].alone and not STEPS[groups[-1][-1]].alone:
             groups[-1].append(name)
         else:
             groups.append([name])
     return groups
 
 
-def _take_together(names: Sequence[str], run: Run, out: Path, end: float, caches: str) -> Iterator[dict[str, Any]]:
-    """Take steps at the same time, and yield a line on each as it ends."""
+def _take_together(
+    names: Sequence[str], run: Run, out: Path, end: float, caches: str
+) -> Generator[dict[str, Any], None, None]:
+    """Take steps at the same time, and yield a line on each as it ends. Closing the generator ends the others."""
     begun = time.monotonic()
     limits = {name: min(STEPS[name].limit * (DRY_LIMIT if run.dry else 1), end - begun) for name in names}
     running: dict[str, subprocess.Popen[bytes]] = {}
@@ -125,13 +137,13 @@ def _take_together(names: Sequence[str], run: Run, out: Path, end: float, caches
             spent = time.monotonic() - begun
             for name, process in list(running.items()):
                 code = process.poll()
-                if code is not None:
-                    yield _line(name, spent, {0: "passed", 1: "failed"}.get(code, f"ended with {code}"))
-                elif spent > limits[name]:
-                    yield _line(name, spent, f"killed after {limits[name]:.0f} s")
-                else:
+                if code is None and spent <= limits[name]:
                     continue
                 _kill(running.pop(name))
+                if code is None:
+                    yield _line(name, spent, f"killed after {limits[name]:.0f} s")
+                else:
+                    yield _line(name, spent, {0: "passed", 1: "failed"}.get(code, f"ended with {code}"))
     finally:
         for process in running.values():
             _kill(process)

@@ -54,7 +54,7 @@ def _hello(x: torch.Tensor) -> torch.Tensor:
 def throughput(run: Run, name: str) -> None:
     """Images a second of a preset in each mode, for its own batch first, and the share of the time that kernels run.
 
-    The other batches are only measured as CUDA graphs, because each compilation takes half a minute.
+    The other batches are only measured as CUDA graphs, because each compilation takes up to a minute.
     """
     own = run.recipe(name).batch_size
     sizes = [own] if run.dry else [own, *(size for size in (2000, 500, 128) if size != own)]

@@ -1,11 +1,13 @@
 """The steps for a GPU, tried on a CPU; what is compared there is equal, so each check is also seen to fail."""
 
+import os
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from helpers import synthetic_split
@@ -56,50 +58,92 @@ def scripts(monkeypatch: pytest.MonkeyPatch, **steps: tuple[str, float]) -> None
     monkeypatch.setattr(gpu, "_command", lambda name, run, out: [sys.executable, "-c", steps[name][0]])
 
 
+def endless(folder: Path) -> str:
+    """A step that starts a process, whose number is in `folder`, and never ends."""
+    name = str(folder / "pid")
+    write = f"pathlib.Path({name + '-'!r}).write_text(str(process.pid)); os.rename({name + '-'!r}, {name!r})"
+    start = "import os, pathlib, subprocess, time; process = subprocess.Popen(['sleep', '1000'])"
+    return f"{start}; {write}; time.sleep(1000)"
+
+
+def running(folder: Path) -> bool:
+    """Whether the process that `endless` started is still there, after the time that the system takes to end it."""
+    try:
+        psutil.Process(int((folder / "pid").read_text())).wait(60)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.TimeoutExpired:
+        return True
+    return False
+
+
 def test_no_step_keeps_the_next_one_from_being_taken(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    endless = "import subprocess, time; subprocess.Popen(['sleep', '1000']); time.sleep(1000)"
     killed = "import os; os.kill(os.getpid(), 9)"
-    scripts(monkeypatch, fails=("raise SystemExit(1)", 60), hangs=(endless, 1.5), dies=(killed, 60), last=("", 60))
+    scripts(
+        monkeypatch, fails=("raise SystemExit(1)", 60), hangs=(endless(tmp_path), 5), dies=(killed, 60), last=("", 60)
+    )
     begun = time.monotonic()
     assert not gpu.take_all(["fails", "hangs", "dies", "last"], dry, tmp_path / "out", 600)
     assert time.monotonic() - begun < 500
     lines = report.read(tmp_path / "out" / gpu.FIGURES)
-    assert [line["outcome"] for line in lines] == ["failed", "killed after 2 s", "ended with -9", "passed"]
+    assert [line["outcome"] for line in lines] == ["failed", "killed after 5 s", "ended with -9", "passed"]
     table = (tmp_path / "out" / gpu.TABLE).read_text()
     assert [row.split()[0] for row in table.splitlines() if row.startswith("step/")] == [line["name"] for line in lines]
     assert table in capsys.readouterr().out
+    assert not running(tmp_path)
 
 
 def test_steps_that_measure_no_time_are_taken_together(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run
 ) -> None:
-    """Each of two neighbours waits until both have begun; the timed ones beside them are alone."""
-    met = f"""import pathlib, time
+    """Each of two neighbours waits until both have begun; a third exceeds its limit beside them."""
+    meeting = f"""import pathlib, time
 here = pathlib.Path({str(tmp_path)!r})
-name = {{!r}}
-(here / name).touch()
+(here / NAME).touch()
 while not all((here / other).exists() for other in ("one", "two")): time.sleep(0.01)
-assert not (here / "last").exists()
-print("met", name)"""
-    alone = f"open({str(tmp_path / 'last')!r}, 'x')"
-    scripts(monkeypatch, first=("", 60), one=(met.format("one"), 60), two=(met.format("two"), 60), last=(alone, 60))
-    together = {name: replace(step, timed=name not in ("one", "two")) for name, step in gpu.STEPS.items()}
-    monkeypatch.setattr(gpu, "STEPS", together)
-    assert gpu.take_all(["first", "one", "two", "last"], dry, tmp_path / "out", 600)
-    lines = report.read(tmp_path / "out" / gpu.FIGURES)
-    names = [line["name"] for line in lines]
-    assert (names[0], {*names[1:3]}, names[3]) == ("step/first", {"step/one", "step/two"}, "step/last")
+print("met")"""
+    one, two = (meeting.replace("NAME", repr(name)) for name in ("one", "two"))
+    scripts(monkeypatch, one=(one, 60), hangs=(endless(tmp_path), 5), two=(two, 60))
+    monkeypatch.setattr(gpu, "STEPS", {name: replace(step, alone=False) for name, step in gpu.STEPS.items()})
+    assert not gpu.take_all(["one", "hangs", "two", "one"], replace(dry, dry=False), tmp_path / "out", 600)
+    lines = {line["name"]: line["outcome"] for line in report.read(tmp_path / "out" / gpu.FIGURES)}
+    assert lines == {"step/one": "passed", "step/two": "passed", "step/hangs": "killed after 5 s"}
     logs = {path.stem: path.read_text().splitlines()[-1] for path in (tmp_path / "out" / gpu.LOGS).iterdir()}
-    assert (logs["one"], logs["two"]) == ("met one", "met two")
+    assert (logs["one"], logs["two"]) == ("met", "met")
+    assert not running(tmp_path)
+
+
+def test_where_times_are_measured_nothing_runs_beside(dry: Run) -> None:
+    checks = ["batches", "float32", "compiled", "deterministic", "nan", "stopped_compilation", "logits"]
+    groups = gpu._together(list(gpu.STEPS), replace(dry, dry=False))
+    assert [group for group in groups if len(group) > 1] == [[*checks, "synchronisation"]]
+    assert gpu._together(["nan", "logits", "nan"], dry) == [["nan"], ["logits"]]
+
+
+def test_sigterm_ends_the_steps_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run) -> None:
+    stop = f"""import os, pathlib, signal, time
+while not pathlib.Path({str(tmp_path / "pid")!r}).exists(): time.sleep(0.01)
+os.kill({os.getpid()}, signal.SIGTERM)
+time.sleep(1000)"""
+    scripts(monkeypatch, hangs=(endless(tmp_path), 600), stops=(stop, 600))
+    monkeypatch.setattr(gpu, "STEPS", {name: replace(step, alone=False) for name, step in gpu.STEPS.items()})
+    with pytest.raises(SystemExit) as ended:
+        gpu.take_all(["hangs", "stops"], replace(dry, dry=False), tmp_path / "out", 600)
+    assert ended.value.code == 143
+    assert not running(tmp_path)
+    assert (tmp_path / "out" / gpu.TABLE).exists()
 
 
 def test_steps_are_left_out_when_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: Run) -> None:
     scripts(monkeypatch, hangs=("import time; time.sleep(1000)", 1000), last=("", 60))
+    (tmp_path / "out" / gpu.LOGS).mkdir(parents=True)
+    (tmp_path / "out" / gpu.LOGS / "last.txt").write_text("of an earlier benchmark")
     gpu.take_all(["hangs", "last"], dry, tmp_path / "out", 2)
     lines = report.read(tmp_path / "out" / gpu.FIGURES)
     assert [line["outcome"] for line in lines] == ["killed after 2 s", "left out"]
+    assert [path.name for path in (tmp_path / "out" / gpu.LOGS).iterdir()] == ["hangs.txt"]
 
 
 def test_a_step_that_was_killed_leaves_no_half_file_to_the_next(
@@ -143,8 +187,11 @@ def test_it_starts_without_mlflow_and_dvc(tmp_path: Path) -> None:
     absent = "import sys; sys.modules.update(mlflow=None, dvc=None, sqlalchemy=None); sys.argv[0] = 'bench'; "
     command = gpu._command("nan", Run(tmp_path, CPU, dry=True), tmp_path)
     start = f"{absent}import runpy; runpy.run_module('bench', run_name='__main__')"
-    with gpu._start([command[0], "-c", start, *command[3:]], {"OMP_NUM_THREADS": "1"}, tmp_path / "log") as process:
+    process = gpu._start([command[0], "-c", start, *command[3:]], {"OMP_NUM_THREADS": "1"}, tmp_path / "log")
+    try:
         assert process.wait(300) == 0, (tmp_path / "log").read_text()
+    finally:
+        gpu._kill(process)
     assert [figure["name"] for figure in report.read(tmp_path / gpu.FIGURES)] == ["nan/steps_until_seen"]
 
 
@@ -188,6 +235,15 @@ def test_other_bytes_of_a_training_are_seen(tmp_path: Path) -> None:
     assert (kept["epoch"], len(kept["tally"]["losses"])) == (2, 2)
     assert gpu_checks._train(recipe, CPU, kept, snapshots) == first
     assert gpu_checks._train(changed(recipe, {"seed": 1}), CPU, None, snapshots) != first
+
+
+def test_a_training_without_a_state_to_resume_from_fails(
+    monkeypatch: pytest.MonkeyPatch, dry: Run, figures: list[dict[str, object]]
+) -> None:
+    monkeypatch.setattr(gpu_checks, "_train", lambda recipe, device, start, snapshots: "the same")
+    gpu_checks.deterministic(dry)
+    assert len(figures) == 4
+    assert not any(figure["passed"] for figure in figures)
 
 
 def test_a_loss_that_is_never_seen_to_be_nan_fails(
