@@ -345,8 +345,8 @@ class Recipe(Section):
         description="Probability that an image skips the last block; earlier ones less (arXiv:1603.09382)."
     )
     compile: bool | Literal["reduce-overhead"] = Field(
-        description="Whether torch.compile is used; it takes about a minute, and steps are faster afterwards. With "
-        "reduce-overhead, a GPU also replays its kernels as CUDA graphs."
+        description="Whether torch.compile is used; it takes about a minute, and most networks are faster afterwards. "
+        "With reduce-overhead, a GPU also replays its kernels as CUDA graphs."
     )
     deterministic: bool = Field(
         description="Whether a GPU uses only kernels that give the same bytes again, which is slower."
