@@ -1,4 +1,4 @@
-"""The steps for a GPU, tried on a CPU; what is compared there is equal, so each check is also seen to fail."""
+"""The steps for a GPU, tried on a CPU; what is compared there is equal, so most checks are also seen to fail."""
 
 import os
 import sys
