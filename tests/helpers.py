@@ -58,7 +58,7 @@ def pooling_model(**changes: Any) -> Model:
 
 def tiny_recipe(**changes: Any) -> Recipe:
     demo = load_preset("demo", ROOT / "presets").params.train.baseline
-    return changed(demo, **{"model": tiny_model().model_dump(), **changes})
+    return changed(demo, **{"model": tiny_model().model_dump(), "batch_size": 32, **changes})
 
 
 def optimizer_settings(**changes: Any) -> Optimizer:

@@ -25,7 +25,7 @@ TINY = {
     "schedule.warmup_epochs": 0.5,
     "augmentation.mix": "cutmix",
     "batch_size": 8,
-    "max_parameters": 9_000,
+    "max_parameters": 12_000,
 }
 DATA = "--train data/train.safetensors --validation data/validation.safetensors"
 

@@ -407,8 +407,9 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Chec
     path = os.pathsep.join(str(folder / part) for part in (".", "src", "code"))
     environment = outside_environment(LEANRESNET_SNAPSHOT_SECONDS="0", PYTHONPATH=path)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    epochs = 3
-    params["train"]["baseline"] |= {"epochs": epochs, "model": tiny_model().model_dump(mode="json")}
+    epochs, batch = 3, 32
+    shape = tiny_model().model_dump(mode="json")
+    params["train"]["baseline"] |= {"epochs": epochs, "batch_size": batch, "model": shape}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     repro = ["dvc", "repro", "train@baseline"]
     # It halts in writing a snapshot, so that it is not over when it looks for its dvc, once a second.
@@ -432,7 +433,7 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Chec
     assert run.info.status == "FINISHED"
     assert [step for step, _ in metrics["train/loss"]] == list(range(1, epochs + 1))
     # A snapshot a step and an epoch, and none twice: it did not begin anew.
-    steps = len(load_split(folder / "data/train.safetensors")) // 32
+    steps = len(load_split(folder / "data/train.safetensors")) // batch
     assert left < newest(folder) == epochs * (steps + 1)
     about = json.loads((folder / "models/baseline/model.json").read_text())
     assert run.data.tags["leanresnet.weights_sha256"] == about["sha256"]
