@@ -218,7 +218,7 @@ def _figures(group: Sequence[RunRecord]) -> list[str]:
         f"{group[0].metrics['model/parameters']:,.0f}",
         f"{group[0].metrics['model/macs'] / 1e6:,.1f}",
         "" if latency is None else f"{latency:.2f}",
-        "" if seconds is None else f"{seconds / 60:.1f}",
+        "" if seconds is None else f"{seconds / 60:.1f}" if seconds >= 60 else f"{seconds / 60:.2f}",
     ]
 
 

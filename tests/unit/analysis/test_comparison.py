@@ -1,5 +1,6 @@
 """Runs of a question side by side, from a real MLflow database."""
 
+import dataclasses
 from itertools import combinations
 from pathlib import Path
 
@@ -159,6 +160,13 @@ def test_a_row_has_the_figures_of_its_run() -> None:
     lines = found.markdown().splitlines()
     assert lines[2] == "| a | baseline | 75.00% | 74.00% | -19.75 | 1,234,567 | 2.0 | 1.25 | 1.5 | 1 |"
     assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(3.0, "0.05"), (59.9, "1.00"), (60.0, "1.0"), (4665.0, "77.8")])
+def test_a_short_training_has_minutes_too(seconds: float, said: str) -> None:
+    run = recorded("a", 0.75)
+    found = compare([dataclasses.replace(run, metrics=run.metrics | {"train_seconds": seconds})])
+    assert dict(zip(found.header, found.rows[0], strict=True))["minutes"] == said
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviation() -> None:

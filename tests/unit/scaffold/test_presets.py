@@ -16,7 +16,7 @@ from leanresnet.scaffold.reference import render
 PRESETS = ROOT / "presets"
 every_preset = pytest.mark.parametrize("name", names(PRESETS))
 # With figures in docs/results.md that were measured so; their teachers are other networks than their students.
-SHARED_SEEDS = {"cpu", "demo", "paper-cpu"}
+SHARED_SEEDS = {"cpu", "paper-cpu"}
 # With figures of such a teacher, and the preset that is built on it.
 SMOOTHED_TEACHERS = {"cpu", "folder"}
 
