@@ -2,7 +2,7 @@
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -67,8 +67,12 @@ def own_environment() -> dict[str, str]:
 
 
 def peak_bytes(device: torch.device) -> dict[str, int]:
-    """Most memory this process has had: resident on the host, allocated on the device."""
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    """Most memory this process has had: resident on the host, allocated on the device.
+
+    Linux keeps the former for each program. `ru_maxrss` would be that of the process that started it, where it is more.
+    """
+    (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    peak = {"host": int(kilobytes) * 1024}
     if device.type == "cuda":
         peak["device"] = torch.cuda.max_memory_allocated(device)
     return peak

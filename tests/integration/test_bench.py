@@ -2,11 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import outside_environment
 from helpers import tiny_recipe
+from imports import ROOT
 
 from bench import operations, packing, report
 from bench.trainers import Engine, PlainLoop, PlainProcess, paper_recipe, wider
@@ -60,6 +64,16 @@ def test_the_plain_loop_runs_beside_in_a_process_of_its_own() -> None:
         assert plain.images_a_second() > 0
         assert plain._process.pid != os.getpid()
     assert plain._process.exitcode == 0
+
+
+def test_the_peak_of_memory_is_not_that_of_the_process_that_started_it() -> None:
+    larger = 2**31
+    held = bytearray(larger)
+    del held
+    script = "import torch; from bench.overheads import peak_bytes; print(peak_bytes(torch.device('cpu'))['host'])"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=outside_environment(), capture_output=True, text=True, check=True)
+    assert 2**26 < int(done.stdout) < larger
 
 
 def test_operations_are_counted_without_views() -> None:
