@@ -410,6 +410,7 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Chec
     epochs, batch = 3, 32
     shape = tiny_model().model_dump(mode="json")
     params["train"]["baseline"] |= {"epochs": epochs, "batch_size": batch, "model": shape}
+    params["train"]["baseline"]["schedule"]["warmup_epochs"] = 1
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     repro = ["dvc", "repro", "train@baseline"]
     # It halts in writing a snapshot, so that it is not over when it looks for its dvc, once a second.
