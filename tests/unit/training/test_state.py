@@ -141,9 +141,11 @@ def test_a_training_stopped_anywhere_goes_on_bit_for_bit(
 
     whole = trial()
     expected = without_times(whole.run())
-    # Averaged weights take their statistics from three more batches an epoch; then, wherever the second epoch can stop.
+    # Averaged weights take their statistics from three more batches an epoch; then, wherever the second epoch can stop,
+    # and at both ends.
     an_epoch = OFFERS // EPOCHS + 3
-    places = range(an_epoch, 2 * an_epoch + 1) if ema_decay else range(2, OFFERS + 1, 5)
+    chosen = [1, *range(an_epoch, 2 * an_epoch + 1), EPOCHS * an_epoch - 1, EPOCHS * an_epoch]
+    places = chosen if ema_decay else range(2, OFFERS + 1, 5)
     for stop_at in places:
         first, second = trial(), trial()
         state = first.run(stop_at=stop_at)
