@@ -46,9 +46,8 @@ Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 def outside_environment(**changes: str) -> dict[str, str]:
     """The environment without what a developer's shell may have set for this project."""
-    kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("LEANRESNET", "MLFLOW", "DVC", "GIT_", "PYTHONPATH"))
-    }
+    others = ("LEANRESNET", "MLFLOW", "_MLFLOW", "DVC", "GIT_", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     scripts = str(Path(sys.executable).parent)
     return kept | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}", "DVC_NO_ANALYTICS": "1"} | changes
 

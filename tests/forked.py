@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -54,7 +55,19 @@ def _serve(arguments: tuple[str, ...], cwd: Path, env: dict[str, str], first: st
     sys.argv = ["leanresnet", *arguments]
     # As in a process that was not forked; otherwise the locks of progress bars are reported as leaked.
     multiprocessing.set_start_method("fork", force=True)
+    # The import of torch._dynamo sets an environment variable.
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    cache_dir()
+    sys.addaudithook(_refuse_new_variables)
     exec(first, {})  # noqa: S102
     from leanresnet.__main__ import main
 
     main()
+
+
+def _refuse_new_variables(event: str, arguments: tuple[object, ...]) -> None:
+    """A thread that adds an environment variable can end the process, see `connection.set_environment`."""
+    if event == "os.putenv" and threading.current_thread() is not threading.main_thread():
+        name = os.fsdecode(arguments[0])
+        assert name in os.environ, f"a thread added {name} to the environment"

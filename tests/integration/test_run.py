@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -229,6 +230,8 @@ def test_a_machine_without_mlflow_keeps_its_run_for_another(
             report(run)
         evaluate(0.5)
     assert "mlflow is not installed" in capsys.readouterr().err
+    # The other machine has another process.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     before = {path: path.stat().st_ctime_ns for path in box.rglob("*")}
     for _ in range(2):
         assert sync(box) == (2, 0)
@@ -246,6 +249,29 @@ def evaluate(accuracy: float) -> None:
             run.end("FINISHED")
         run.log_metrics({"test/accuracy": accuracy, "val/best_accuracy": accuracy}, 6)
         run.set_tags({"evaluate.device": "CPU"})
+
+
+def test_an_evaluation_sends_what_was_left_before_it_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while torch computes: a model may be among it, see `connection.set_environment`."""
+    with monkeypatch.context() as before:
+        before.setattr(connection.importlib.util, "find_spec", lambda name: None)
+        with start_run("name", {"lr": 0.1}, {"model": "baseline"}) as training:
+            training.set_tags({tracking.WEIGHTS_TAG: WEIGHTS})
+            report(training)
+    at_its_end, writer = [], tracking.MlflowWriter
+    with add_to_run("again", {}, {}, ("baseline", WEIGHTS)) as run:
+
+        def connected(*given: object) -> tracking.MlflowWriter:
+            at_its_end.append(run._sender._closing)
+            return writer(*given)
+
+        monkeypatch.setattr(tracking, "MlflowWriter", connected)
+        run.log_metrics({"test/accuracy": 0.5}, 6)
+        time.sleep(0.5)
+    assert at_its_end == [True, True]
+    (found,) = recorded()
+    assert_is_complete(found)
+    assert steps(found, "test/accuracy") == [(6, 0.5)]
 
 
 def written_elsewhere(box: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[], object]) -> Path:

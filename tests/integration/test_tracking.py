@@ -342,7 +342,7 @@ def log_model_of(space: Path, who: str) -> str:
     client = mlflow.MlflowClient()
     (space / "model.py").write_text(MODEL.replace("WHO", who))
     (space / "who.txt").write_text(who)
-    with mlflow.start_run() as run:
+    with mlflow.start_run(experiment_id=client.get_experiment_by_name("leanresnet").experiment_id) as run:
         client.log_artifact(run.info.run_id, str(space / "who.txt"), "results")
         logged = mlflow.pyfunc.log_model(
             name="model", python_model=str(space / "model.py"), pip_requirements=[], registered_model_name="who"

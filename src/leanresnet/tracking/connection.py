@@ -19,6 +19,16 @@ EXPERIMENT = "leanresnet"
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 # The port of `leanresnet ui`.
 PORT = 5000
+# Environment variables of MLflow, see `set_environment`. With MLflow's defaults, one call to a dead server waits for
+# four minutes; the callers do their own retries. MLflow itself sets the last one while it logs a model.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "false",
+}
 
 
 def page(port: int = PORT) -> str:
@@ -76,21 +86,31 @@ def _database(uri: str) -> Path | None:
     return Path(unquote(path.partition("?")[0])) if scheme == "sqlite+pysqlite" else None
 
 
-def connect() -> Any:
-    """Return the mlflow module, connected and with this project's experiment selected.
+def set_environment() -> None:
+    """Set all environment variables that MLflow reads or sets; a thread that uses MLflow must be started after it.
+
+    A thread may change a variable but not add one. Adding one can move the array of variables, and glibc before 2.41
+    does not stop another thread from reading the old array. torch reads it during a training, and then the process
+    ends by SIGSEGV.
 
     Raises:
-        StorageError: if mlflow is not installed.
+        ConfigError: as `tracking_uri`.
+    """
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def connect() -> Any:
+    """Return the mlflow module, connected to the address, where this project's experiment exists.
+
+    Raises:
+        StorageError: if mlflow is not installed, or the experiment was deleted.
         Exception: any exception of MLflow, if it cannot be reached.
     """
     if importlib.util.find_spec("mlflow") is None:
         raise StorageError("mlflow is not installed")
-    # With MLflow's defaults, one call to a dead server waits for four minutes. The callers do their own retries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    set_environment()
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -101,7 +121,7 @@ def connect() -> Any:
     mlflow.set_tracking_uri(uri)
     database = _database(uri)
     if database is None:
-        if _choose_experiment(mlflow, None).startswith("s3:"):
+        if _find_experiment(mlflow, None).startswith("s3:"):
             require("team", "boto3")
         return mlflow
     lock = database.parent / ".work" / "mlflow.lock"
@@ -110,23 +130,28 @@ def connect() -> Any:
     with FileLock(lock):
         _create_database(database)
         artifacts = (database.parent / ARTIFACTS).as_uri()
-        before = _choose_experiment(mlflow, artifacts)
+        before = _find_experiment(mlflow, artifacts)
         if before != artifacts and before.startswith("file:") and before.endswith(f"/{ARTIFACTS}"):
             _follow_move(uri, before, artifacts)
     return mlflow
 
 
-def _choose_experiment(mlflow: Any, artifacts: str | None) -> str:
-    """Select the experiment with its saved views, and return the location of its artifacts; create what is missing.
+def _find_experiment(mlflow: Any, artifacts: str | None) -> str:
+    """Return the location of the artifacts of the experiment with its saved views; create what is missing.
+
+    `mlflow.set_experiment` is not used, because it adds an environment variable, see `set_environment`.
 
     Args:
         artifacts: location of the artifacts of a new experiment; None lets the server choose it.
     """
-    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
-    experiment = mlflow.set_experiment(EXPERIMENT)
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        experiment = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+    if experiment.lifecycle_stage != "active":
+        raise StorageError(f"the experiment {EXPERIMENT} was deleted in MLflow, expected: it is restored there")
     for tag, view in views.missing(experiment.tags).items():
-        mlflow.set_experiment_tag(tag, view)
+        client.set_experiment_tag(experiment.experiment_id, tag, view)
     return str(experiment.artifact_location)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from leanresnet.errors import StoppedError, redacted, warn
 from leanresnet.files import workspace
 from leanresnet.tracking import mlflow_client as tracking
+from leanresnet.tracking.connection import set_environment
 from leanresnet.tracking.events import (
     Artifact,
     Begin,
@@ -225,6 +226,7 @@ class _Sender:
         self._closing = False
         self._failed = False
         self._wake = threading.Event()
+        set_environment()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -254,6 +256,8 @@ class _Sender:
             closing = self._closing
             try:
                 if delivery is None:
+                    if not closing and self._waits():
+                        continue
                     self._send_others()
                     delivery = tracking.MlflowWriter(self._journal)
                     self.address, self._sent = delivery.address, 0
@@ -275,6 +279,13 @@ class _Sender:
                 self._failed, pause = True, min(2 * pause, PAUSE_SECONDS)
             if closing:
                 return
+
+    def _waits(self) -> bool:
+        """Return whether this is an evaluation before which other journals must be sent; it sends all at its end.
+
+        These may log models, and torch adds an environment variable for that, see `connection.set_environment`.
+        """
+        return _adds(self._journal) and any(True for _ in left_behind())
 
     def _send_others(self) -> None:
         """Send journals that earlier processes left: all before an evaluation, before a training only missing ends.

@@ -38,11 +38,10 @@ def test_the_experiment_has_views_and_each_address_opens_one() -> None:
 
 
 def test_a_view_that_was_edited_stays_and_one_that_was_deleted_returns() -> None:
-    mlflow, before = connect(), tags()
-    mlflow.set_experiment_tag("mlflow.sharedViewState.results", "mine")
-    mlflow.MlflowClient().delete_experiment_tag(
-        mlflow.get_experiment_by_name("leanresnet").experiment_id, "mlflow.sharedViewState.sweep"
-    )
+    client, before = connect().MlflowClient(), tags()
+    experiment = client.get_experiment_by_name("leanresnet").experiment_id
+    client.set_experiment_tag(experiment, "mlflow.sharedViewState.results", "mine")
+    client.delete_experiment_tag(experiment, "mlflow.sharedViewState.sweep")
     after = tags()
     assert after.keys() == before.keys()
     assert after["mlflow.sharedViewState.results"] == "mine"
