@@ -1,5 +1,6 @@
 """A checkout of its own for the tests that drive the real dvc, git and mlflow."""
 
+import gc
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from forked import path_of_forks
 from imports import ROOT
 from waiting import PATIENCE
 
@@ -112,7 +114,7 @@ class Checkout:
 
     def __init__(self, folder: Path, first_repro: str) -> None:
         self.folder = folder
-        self.shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}")
+        self.shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}", PATH=path_of_forks())
         self.first_repro = first_repro
 
 
@@ -157,6 +159,14 @@ def _takes_checkout(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_takes_checkout)
+    # Packages and tests stay to the end, so that nobody need look through them for garbage.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    # Otherwise nanobind would report what is left at the end.
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -67,7 +67,7 @@ def test_the_plain_loop_runs_beside_in_a_process_of_its_own() -> None:
 
 
 def test_the_peak_of_memory_is_not_that_of_the_process_that_started_it() -> None:
-    larger = 2**31
+    larger = 2**30
     held = bytearray(larger)
     del held
     script = "import torch; from bench.overheads import peak_bytes; print(peak_bytes(torch.device('cpu'))['host'])"

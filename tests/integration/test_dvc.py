@@ -13,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from conftest import HELD, Checkout, copy_checkout, edited, new_checkout, outside_environment, shell_in
+from forked import path_of_forks
 from helpers import put
 from imports import ROOT
 
@@ -277,9 +278,9 @@ def count_runs(folder: Path) -> int:
 
 def test_a_workspace_from_an_archive_without_git(tmp_path: Path) -> None:
     home = copy_checkout(tmp_path / "unpacked")
-    shell = shell_in(tmp_path, PYTHONPATH=f"{home}:{home / 'src'}")
-    shell("leanresnet", "init", "space", "--preset", "demo")
-    inside = shell_in(tmp_path / "space", PYTHONPATH=f"{home}:{home / 'src'}")
+    environment = {"PYTHONPATH": f"{home}:{home / 'src'}", "PATH": path_of_forks()}
+    shell_in(tmp_path, **environment)("leanresnet", "init", "space", "--preset", "demo")
+    inside = shell_in(tmp_path / "space", **environment)
     assert "Running stage 'split'" in inside("dvc", "repro", "split").stdout
     assert "stages to run: train@baseline, train@teacher" in inside("leanresnet", "check").stdout
     assert (tmp_path / "space/results/split/samples.png").stat().st_size > 1000
@@ -311,7 +312,8 @@ def question(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / ".experiments/cpu").symlink_to(checkout.folder)
     monkeypatch.setattr(experiments, "QUESTIONS", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for name, value in outside_environment(PYTHONPATH=f"{checkout.folder}:{checkout.folder / 'src'}").items():
+    path = f"{checkout.folder}:{checkout.folder / 'src'}"
+    for name, value in outside_environment(PYTHONPATH=path, PATH=path_of_forks()).items():
         monkeypatch.setenv(name, value)
     yield "taught"
     checkout.shell("dvc", "queue", "stop")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Checkout, outside_environment
+from forked import path_of_forks
 from test_tracking import runs_by_model
 
 from leanresnet.analysis.dvc_lock import Locked, Stage
@@ -60,7 +61,8 @@ def test_its_commands_give_the_same_weights_again(copy: Path) -> None:
     text = trace(copy, copy / "models/student")
     shutil.rmtree(copy / "models")
     commands = text.partition("rebuild, or restore what DVC's cache still has\n")[2]
-    subprocess.run(["bash", "-ec", commands], cwd=copy, env=outside_environment(), check=True, capture_output=True)
+    environment = outside_environment(PATH=path_of_forks())
+    subprocess.run(["bash", "-ec", commands], cwd=copy, env=environment, check=True, capture_output=True)
     assert (copy / "models/student/model.safetensors").exists()
 
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from conftest import Checkout, outside_environment, preset_text
 from databases import place_database
-from forked import run_program
+from forked import path_of_forks, run_program
 from helpers import files_up_to, read_only, synthetic_split, tiny_model, tiny_recipe
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -428,6 +428,7 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Chec
     left = newest(folder)
     sync(folder)
     assert the_run(folder)[0].info.status == "KILLED"
+    environment |= {"PATH": path_of_forks(), "PYTHONPATH": os.pathsep.join(path.split(os.pathsep)[:2])}
     again = subprocess.run(repro, cwd=folder, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     run, metrics = the_run(folder)

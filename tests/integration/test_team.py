@@ -15,6 +15,7 @@ import pytest
 import services
 import yaml
 from conftest import Checkout, shell_in
+from forked import path_of_forks
 from imports import ROOT
 from mlflow.tracking import MlflowClient
 from test_security import asked
@@ -171,7 +172,8 @@ def test_the_models_of_a_pipeline_and_their_champion_are_there(
     shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work", "src"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server[0])
     monkeypatch.setenv("DVC_ROOT", str(folder))
-    restored = shell_in(folder, MLFLOW_TRACKING_URI=server[0])("leanresnet", "sync").stdout
+    shell = shell_in(folder, MLFLOW_TRACKING_URI=server[0], PATH=path_of_forks())
+    restored = shell("leanresnet", "sync").stdout
     assert restored.endswith("3 restored by DVC, logged from their outputs\n")
     client, sqlite = MlflowClient(server[0]), runs_by_model(checkout.folder)
     runs = by_model(client)

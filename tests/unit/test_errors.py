@@ -39,7 +39,7 @@ def test_a_missing_extra_is_one_line_that_says_how_to_install_it(
 ) -> None:
     server = "http://127.0.0.1:9" if module == "boto3" else "postgresql+psycopg2://mlflow@127.0.0.1:9/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    monkeypatch.setattr(connection, "_choose_experiment", lambda *_: "s3://mlflow/1")
+    monkeypatch.setattr(connection, "_find_experiment", lambda *_: "s3://mlflow/1")
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError) as refused:
         use()

@@ -160,7 +160,7 @@ def test_pictures_of_a_data_set_show_its_classes() -> None:
     figures = [samples(odd), pictures.confusion_matrix(name, wrong.confusion(), odd.classes)]
     for figure in (*figures, pictures.mistakes(name, odd, wrong, 1)):
         figure.savefig(io.BytesIO(), dpi=10)
-        shown = [text.get_text() for axes in figure.axes for text in (axes.title, *axes.get_xticklabels())]
+        shown = [text.get_text() for axes in figure.axes for text in (*axes.texts, *axes.get_xticklabels())]
         assert any(drawn(name) in text for text in shown), shown
         assert figure.get_suptitle() in ("", drawn(name))
 

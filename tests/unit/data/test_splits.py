@@ -168,7 +168,11 @@ def test_what_does_not_fit_a_split_is_refused(tmp_path: Path, changes: dict[str,
 
 def test_the_samples_are_an_image_of_each_class_that_a_split_has() -> None:
     rare = numbered([3, 0, 2])
-    assert [axes.get_title() for axes in samples(rare).axes] == [rare.classes[0], rare.classes[2]]
+    (axes,) = samples(rare).axes
+    assert [title.get_text() for title in axes.texts] == [rare.classes[0], rare.classes[2]]
+    shown = [np.asarray(image.get_array()) for image in axes.images]
+    expected = rare.images[rare.first_of_classes(2)].permute(0, 2, 3, 1).numpy()
+    assert all(np.array_equal(*pair) for pair in zip(shown, expected, strict=True))
 
 
 def test_the_digits_are_images_like_cifars() -> None:

@@ -1,6 +1,5 @@
 """Exported files, loaded by the programs that they are for."""
 
-import subprocess
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import outside_environment
+from forked import run_program
 from helpers import CLASSES, MEAN, STD, files_up_to, pooling_model, random_images
 
 from leanresnet.errors import DataError, StorageError
@@ -28,8 +28,7 @@ def model(tmp_path: Path) -> Checkpoint:
 @pytest.mark.slow
 def test_onnx_takes_any_batch_of_raw_images_and_says_the_same(model: Checkpoint, tmp_path: Path) -> None:
     """By the command, as a user has it."""
-    command = ["leanresnet", "export", "--model", "model"]
-    done = subprocess.run(command, cwd=tmp_path, env=outside_environment(), capture_output=True, text=True)
+    done = run_program("export", "--model", "model", cwd=tmp_path, env=outside_environment())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("model.onnx: logits within ")
     assert "ms, in torch " in done.stdout

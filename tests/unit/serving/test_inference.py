@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import outside_environment
+from forked import run_program
 from helpers import CLASSES, random_images, tiny_model, tiny_net
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
@@ -39,8 +40,7 @@ def write(image: Tensor, path: Path) -> None:
 
 
 def predict(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = ["leanresnet", "predict", "--model", "model", *arguments]
-    return subprocess.run(command, cwd=folder, env=outside_environment(), capture_output=True, text=True)
+    return run_program("predict", "--model", "model", *arguments, cwd=folder, env=outside_environment())
 
 
 def test_an_image_of_the_networks_size_is_taken_as_it_is(model: Path, tmp_path: Path) -> None:
