@@ -5,6 +5,7 @@ convolutions and linear layers have MACs; batch norm and pools have none.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from leanresnet.config.schema import CLASSES, WHITENING_FILTERS, Model
@@ -67,36 +68,62 @@ def _modules(model: Model, classes: int) -> Iterator[Layer]:
     else:
         width = model.channels[0]
         yield from _conv_bn("stem", 3, width, 3, sides[0])
-    for n in range(model.layers):
-        channels, kernel, side = model.channels[n], model.kernels[n], sides[n + 1]
-        if model.downsample == "pool":
-            yield from _conv_bn(f"layers.{n}.0", width, channels, kernel, sides[n])
-            width = channels
-        for b in range(model.blocks[n]):
-            stride = 2 if model.downsample == "stride" and n > 0 and b == 0 else 1
-            name = f"layers.{n}.{b + (model.downsample == 'pool')}"
-            projects = stride != 1 or width != channels
-            if model.block == "preactivation":
-                yield _norm(f"{name}.norm1", width)
-                yield _conv(f"{name}.conv1", width, channels, kernel, side)
-                yield _norm(f"{name}.norm2", channels)
-                yield _conv(f"{name}.conv2", channels, channels, kernel, side)
-            else:
-                yield from _conv_bn(f"{name}.conv1", width, channels, kernel, side)
-                yield from _conv_bn(f"{name}.conv2", channels, channels, kernel, side)
-            if model.squeeze_excite:
-                squeezed = channels // model.squeeze_excite
-                yield Layer(f"{name}.squeeze.fc1", channels * squeezed + squeezed, channels * squeezed)
-                yield Layer(f"{name}.squeeze.fc2", squeezed * channels + channels, squeezed * channels)
-            if projects and model.block == "preactivation":
-                yield _conv(f"{name}.shortcut", width, channels, model.skip_kernels[n], side)
-            elif projects:
-                yield from _conv_bn(f"{name}.shortcut", width, channels, model.skip_kernels[n], side)
-            width = channels
+    kind = model.block, model.downsample, model.squeeze_excite
+    sizes = zip(model.blocks, model.channels, model.kernels, model.skip_kernels, strict=True)
+    for n, (blocks, channels, kernel, skip_kernel) in enumerate(sizes):
+        yield from _layer(kind, n, blocks, (width, channels), (kernel, skip_kernel), (sides[n], sides[n + 1]))
+        width = channels
     if model.block == "preactivation":
         yield _norm("norm", width)
     features = width * (model.last_map // model.pool) ** 2
     yield Layer("classifier", features * classes + classes, features * classes)
+
+
+# A search counts a hundred thousand models, which consist of some thousand different layers.
+@lru_cache(maxsize=1 << 14)
+def _layer(
+    kind: tuple[str, str, int],
+    n: int,
+    blocks: int,
+    channels: tuple[int, int],
+    kernels: tuple[int, int],
+    sides: tuple[int, int],
+) -> tuple[Layer, ...]:
+    """Return the modules of layer `n`.
+
+    Args:
+        kind: the model's block, downsample and squeeze_excite.
+        channels, sides: of the maps before and after the layer.
+        kernels: of its convolutions and of its shortcuts.
+    """
+    block, downsample, squeeze_excite = kind
+    (width, outputs), (kernel, skip_kernel), side = channels, kernels, sides[1]
+    found: list[Layer] = []
+    if downsample == "pool":
+        found += _conv_bn(f"layers.{n}.0", width, outputs, kernel, sides[0])
+        width = outputs
+    for b in range(blocks):
+        stride = 2 if downsample == "stride" and n > 0 and b == 0 else 1
+        name = f"layers.{n}.{b + (downsample == 'pool')}"
+        projects = stride != 1 or width != outputs
+        if block == "preactivation":
+            found.append(_norm(f"{name}.norm1", width))
+            found.append(_conv(f"{name}.conv1", width, outputs, kernel, side))
+            found.append(_norm(f"{name}.norm2", outputs))
+            found.append(_conv(f"{name}.conv2", outputs, outputs, kernel, side))
+        else:
+            found += _conv_bn(f"{name}.conv1", width, outputs, kernel, side)
+            found += _conv_bn(f"{name}.conv2", outputs, outputs, kernel, side)
+        if squeeze_excite:
+            squeezed = outputs // squeeze_excite
+            found.append(Layer(f"{name}.squeeze.fc1", outputs * squeezed + squeezed, outputs * squeezed))
+            found.append(Layer(f"{name}.squeeze.fc2", squeezed * outputs + outputs, squeezed * outputs))
+        if projects and block == "preactivation":
+            found.append(_conv(f"{name}.shortcut", width, outputs, skip_kernel, side))
+        elif projects:
+            found += _conv_bn(f"{name}.shortcut", width, outputs, skip_kernel, side)
+        width = outputs
+    return tuple(found)
 
 
 def _conv(name: str, inputs: int, outputs: int, kernel: int, side: int) -> Layer:
