@@ -24,8 +24,6 @@ from typing import Any
 
 import pytest
 
-_IMPORTS = ["leanresnet.jobs.train_job", "leanresnet.data.division", "torch._dynamo", "sklearn.model_selection"]
-_IMPORTS += ["mlflow.pytorch", "mlflow.store.tracking.sqlalchemy_store"]
 # What a shell or dvc finds as `leanresnet`. It hands its signals on; one that ends it ends the fork as well.
 _CLIENT = """#!{python} -ISE
 import json, os, signal, socket, sys
@@ -126,7 +124,7 @@ def _received(descriptor: Any) -> _Descriptor:
 @cache
 def _warm() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTS)
+    context.set_forkserver_preload(["preloaded"])
     with pytest.MonkeyPatch.context() as patch:
         # The program sets it before it imports MLflow.
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
