@@ -128,11 +128,14 @@ def _warm() -> ForkServerContext:
     with pytest.MonkeyPatch.context() as patch:
         # The program sets it before it imports MLflow.
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        # A module that is not found is passed over in silence, and Python 3.11 looks where a new process would.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         forkserver.ensure_running()
     return context
 
 
 def _serve(arguments: Sequence[str], cwd: str, env: dict[str, str], first: str, *streams: _Descriptor) -> None:
+    assert "preloaded" in sys.modules
     # What was imported stays, so that nobody need look through it for garbage.
     gc.freeze()
     os.environ.clear()
