@@ -18,7 +18,7 @@ from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from leanresnet.errors import ConfigError
+from leanresnet.errors import ConfigError, StorageError
 from leanresnet.files import file_hashes
 from leanresnet.tracking import views
 from leanresnet.tracking.connection import connect, tracking_uri
@@ -325,6 +325,16 @@ def test_an_address_that_is_whole_needs_no_workspace(tmp_path: Path, monkeypatch
     experiment = connect().get_experiment_by_name("leanresnet")
     assert experiment.artifact_location == (tmp_path / "elsewhere" / "mlartifacts").as_uri()
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_an_experiment_that_was_deleted_in_mlflow_is_named(space: Path) -> None:
+    client = connect().MlflowClient()
+    experiment = client.get_experiment_by_name("leanresnet").experiment_id
+    client.delete_experiment(experiment)
+    with pytest.raises(StorageError, match=r"the experiment leanresnet was deleted in MLflow, expected: "):
+        connect()
+    client.restore_experiment(experiment)
+    connect()
 
 
 MODEL = """

@@ -22,7 +22,7 @@ def samples(split: Split) -> Figure:
 def image_grid(images: Tensor, titles: list[str], columns: int) -> Figure:
     """Draw images (N, 3, H, W) uint8 in rows of `columns`, each below its title of at most two lines.
 
-    All share one pair of axes, because a hundred take matplotlib eight seconds to arrange.
+    All share one pair of axes, because matplotlib takes seconds to arrange a hundred.
     """
     rows = max(1, -(-len(titles) // columns))
     figure = Figure(figsize=(1.5 * columns, 1.8 * rows), layout="constrained")
