@@ -159,13 +159,13 @@ def _takes_checkout(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_takes_checkout)
-    # Packages and tests stay to the end, so that nobody need look through them for garbage.
+    # Packages and tests stay to the end, so the garbage collector need not look through them.
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
-    # Otherwise nanobind would report what is left at the end.
+    # nanobind, which triton uses, reports objects that are frozen at the end as leaks.
     gc.unfreeze()
 
 

@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import pytest
+import variables
 
 # What a shell or dvc finds as `leanresnet`. It hands its signals on; one that ends it ends the fork as well.
 _CLIENT = """#!{python} -ISE
@@ -136,7 +137,7 @@ def _warm() -> ForkServerContext:
 
 def _serve(arguments: Sequence[str], cwd: str, env: dict[str, str], first: str, *streams: _Descriptor) -> None:
     assert "preloaded" in sys.modules
-    # What was imported stays, so that nobody need look through it for garbage.
+    # What was imported stays, so the garbage collector need not look through it.
     gc.freeze()
     os.environ.clear()
     os.environ.update(env)
@@ -156,15 +157,8 @@ def _serve(arguments: Sequence[str], cwd: str, env: dict[str, str], first: str, 
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     cache_dir()
-    sys.addaudithook(_refuse_new_variables)
+    variables.refuse_new()
     exec(first, {})  # noqa: S102
     from leanresnet.__main__ import main
 
     main()
-
-
-def _refuse_new_variables(event: str, arguments: tuple[Any, ...]) -> None:
-    """A thread that adds an environment variable can end the process, see `connection.set_environment`."""
-    if event == "os.putenv" and threading.current_thread() is not threading.main_thread():
-        name = os.fsdecode(arguments[0])
-        assert name in os.environ, f"a thread added {name} to the environment"

@@ -1,4 +1,4 @@
-"""What the forks of `forked` find done."""
+"""The imports that `forked` does once for all its forks."""
 # ruff: noqa: F401
 
 import mlflow.pytorch

@@ -21,6 +21,7 @@ from conftest import Checkout, outside_environment, preset_text
 from databases import place_database
 from forked import path_of_forks, run_program
 from helpers import files_up_to, read_only, synthetic_split, tiny_model, tiny_recipe
+from imports import ROOT
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from waiting import PATIENCE, wait_for
@@ -36,8 +37,11 @@ COMMAND = ["leanresnet", *COMMAND, "--model", "models/baseline", "--results", "r
 # seconds after the first. A file that is written whole takes two calls, for itself and for its folder: 1 and 2 are the
 # run's id, 3 to 8 the snapshots of the first three steps, 9 and 10 the history of the epoch that they make up. The end
 # of a run waits for MLflow, however long that takes to start.
-SIGNAL_ITSELF = """
-import os, threading
+SIGNAL_ITSELF = f"""
+import os, sys, threading
+sys.path.append({str(ROOT / "tests")!r})
+import variables
+variables.refuse_new()
 from leanresnet.tracking import run as reporting
 reporting.LAST_SECONDS = 900.0
 real, calls = os.fsync, 0

@@ -1,6 +1,7 @@
 """The choice of the device and the precision, and torch's process-wide settings for them."""
 
 import ctypes
+import importlib
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,18 @@ def _cpu_capabilities() -> Mapping[str, Any]:
     return torch.cpu.get_capabilities()
 
 
+def set_environment(device: torch.device) -> None:
+    """Set the environment variables that torch needs in a training, or adds to the environment itself.
+
+    They are set before a thread is started, see `leanresnet.tracking.connection.set_environment`.
+    """
+    if device.type == "cuda":
+        # cuBLAS reads this variable only at the first product of the process, which may precede a deterministic run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # The optimizers import it in any case; the import sets TORCHINDUCTOR_CACHE_DIR.
+    importlib.import_module("torch._dynamo")
+
+
 @contextmanager
 def backend_settings(device: torch.device, deterministic: bool) -> Iterator[None]:
     """Apply torch's process-wide settings for a training, and restore the previous ones on exit.
@@ -92,11 +105,9 @@ def backend_settings(device: torch.device, deterministic: bool) -> Iterator[None
     a GPU and on a CPU. Two settings are not restored: a process that trained on a CPU keeps the memory of freed
     tensors, and cuBLAS has a workspace of fixed size.
     """
+    set_environment(device)
     if device.type == "cpu":
         keep_freed_memory()
-    else:
-        # cuBLAS reads this variable only at the first product of the process, which may precede a deterministic run.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     filling: Any = torch.utils.deterministic
     before = (
         torch.are_deterministic_algorithms_enabled(),

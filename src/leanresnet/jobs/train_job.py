@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from leanresnet.compute.device import describe
+from leanresnet.compute.device import describe, set_environment
 from leanresnet.compute.distributed import distributed_context
 from leanresnet.config.schema import Recipe
 from leanresnet.data.splits import load_splits
@@ -80,6 +80,7 @@ def run_experiment(
         if kept % processes.size:
             wrong = f"{task.key}.selection.keep = {recipe.selection.keep} keeps {kept} images of a batch"
             raise ConfigError(f"{wrong}, expected: a multiple of the {processes.size} processes that share them")
+        set_environment(device)
         training = Training(recipe, task, train, validation, device, processes)
         if not processes.is_main_process:
             _run(training, None, lambda metrics, step: None, SnapshotCallback(None, seconds, requested, processes))

@@ -89,9 +89,9 @@ def _database(uri: str) -> Path | None:
 def set_environment() -> None:
     """Set all environment variables that MLflow reads or sets; a thread that uses MLflow must be started after it.
 
-    A thread may change a variable but not add one. Adding one can move the array of variables, and glibc before 2.41
-    does not stop another thread from reading the old array. torch reads it during a training, and then the process
-    ends by SIGSEGV.
+    With several threads, a variable may be changed but none be added. Adding one can move the array of variables, and
+    glibc before 2.41 does not stop another thread from reading the old array, by which the process ends by SIGSEGV.
+    torch reads it during a training, and MLflow while it is imported.
 
     Raises:
         ConfigError: as `tracking_uri`.
