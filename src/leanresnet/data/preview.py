@@ -8,8 +8,8 @@ from leanresnet.data.splits import Split
 from leanresnet.text import drawn
 
 MOST_CLASSES = 100
-# The side of an image, and the height of an image with its title, as shares of a column's width.
-IMAGE, CELL = 0.9, 1.2
+# The side of an image and the height of its title, as shares of a column's width.
+IMAGE, TITLE = 0.9, 0.3
 
 
 def samples(split: Split) -> Figure:
@@ -29,9 +29,9 @@ def image_grid(images: Tensor, titles: list[str], columns: int) -> Figure:
     axes = figure.add_subplot()
     for place, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(place, columns)
-        left, top = column - IMAGE / 2, row * CELL
+        left, top = column - IMAGE / 2, row * (IMAGE + TITLE)
         axes.imshow(np.asarray(image.permute(1, 2, 0)), extent=(left, left + IMAGE, top + IMAGE, top))
         axes.text(column, top - 0.04, title, ha="center", va="bottom", fontsize=8)
-    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows * CELL - (CELL - IMAGE), IMAGE - CELL))
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows * (IMAGE + TITLE) - TITLE, -TITLE))
     axes.axis("off")
     return figure

@@ -256,7 +256,9 @@ class _Sender:
             closing = self._closing
             try:
                 if delivery is None:
-                    if not closing and self._waits():
+                    # Other journals must be sent before an evaluation. That may log models, for which torch adds an
+                    # environment variable, so it happens when the evaluation only waits.
+                    if _adds(self._journal) and not closing:
                         continue
                     self._send_others()
                     delivery = tracking.MlflowWriter(self._journal)
@@ -279,13 +281,6 @@ class _Sender:
                 self._failed, pause = True, min(2 * pause, PAUSE_SECONDS)
             if closing:
                 return
-
-    def _waits(self) -> bool:
-        """Return whether this is an evaluation before which other journals must be sent; it sends all at its end.
-
-        These may log models, and torch adds an environment variable for that, see `connection.set_environment`.
-        """
-        return _adds(self._journal) and any(True for _ in left_behind())
 
     def _send_others(self) -> None:
         """Send journals that earlier processes left: all before an evaluation, before a training only missing ends.
