@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from forked import path_of_forks
+from forked import folder_of_forks, path_of_forks
 from imports import ROOT
 from waiting import PATIENCE
 
@@ -121,7 +121,7 @@ class Checkout:
 def make_checkout(folder: Path) -> str:
     """Makes it, and returns what its first `dvc repro` said."""
     copy_checkout(folder)
-    shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}")
+    shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}", PATH=path_of_forks())
     (folder / "params.yaml").write_text(preset_text("demo"))
     for command in (
         ("git", "init", "--quiet"),
@@ -155,6 +155,11 @@ def _place(factory: pytest.TempPathFactory) -> Path:
 
 def _takes_checkout(item: pytest.Item) -> bool:
     return "checkout" in getattr(item, "fixturenames", ())
+
+
+def pytest_configure() -> None:
+    # Before the workers are started, which use the same one.
+    folder_of_forks()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

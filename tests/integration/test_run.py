@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import outside_environment
 from databases import place_database
+from forked import run_code
 from helpers import files_up_to, read_only
 from mlflow.entities import Run as RunRecord
 from mlflow.tracking import MlflowClient
@@ -358,7 +359,7 @@ with open_journal(new_id()) as journal:
 
 
 def test_a_run_that_died_without_a_word_is_marked_at_the_next_start_and_goes_on_when_asked(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", KILLED], env=outside_environment(), check=False, capture_output=True)
+    assert run_code(KILLED, cwd=Path.cwd(), env=outside_environment()).returncode == 9
     (journal,) = journals()
     # Its last line is half a line.
     with (journal / "events.jsonl").open("a") as file:

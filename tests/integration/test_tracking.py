@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Checkout, outside_environment
-from forked import run_program
+from forked import run_code, run_program
 from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -222,10 +222,8 @@ def test_sync_logs_what_dvc_restored_once_and_no_evaluation_of_other_weights(
     assert restored["student"].data.tags["teacher.run_id"] == restored["teacher"].info.run_id
 
 
-# Eight, which begin at the same moment since none has to import MLflow any more.
 AT_ONCE = """
 import os
-import mlflow.store.tracking.sqlalchemy_store
 from leanresnet.tracking import run as reporting
 reporting.LAST_SECONDS = 900.0
 
@@ -242,9 +240,7 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
 
 def test_processes_share_a_fresh_database(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").touch()
-    done = subprocess.run(
-        [sys.executable, "-c", AT_ONCE], cwd=tmp_path, env=outside_environment(), capture_output=True, text=True
-    )
+    done = run_code(AT_ONCE, cwd=tmp_path, env=outside_environment())
     assert (done.returncode, done.stderr) == (0, "")
     client = client_of(tmp_path)
     found = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
@@ -271,11 +267,7 @@ page_addresses()
 def test_a_process_killed_while_the_database_is_made_leaves_none(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").touch()
     killed, healthy = (
-        subprocess.run(
-            [sys.executable, "-c", f"STATEMENTS = {statements}\n{MAKES_A_DATABASE}"],
-            cwd=tmp_path,
-            env=outside_environment(),
-        )
+        run_code(f"STATEMENTS = {statements}\n{MAKES_A_DATABASE}", cwd=tmp_path, env=outside_environment())
         for statements in (400, 0)
     )
     assert (killed.returncode, healthy.returncode) == (-signal.SIGKILL, 0)

@@ -48,7 +48,7 @@ def test_it_installs_one_package(environment: Path) -> None:
 
 
 def test_the_demo_runs_in_an_empty_folder(environment: Path, shell: Shell, tmp_path: Path) -> None:
-    """Download, split and a training, each a stage that compares the code which it lists with that which runs."""
+    """Each of the five stages as a process of its own, which compares the code that it lists with that which runs."""
     shell("leanresnet", "init", "demo", "--preset", "demo")
     space = tmp_path / "demo"
     code = packages(environment) / "leanresnet"
@@ -56,12 +56,15 @@ def test_the_demo_runs_in_an_empty_folder(environment: Path, shell: Shell, tmp_p
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         assert (space / name).read_text() == (ROOT / name).read_text()
     params = yaml.safe_load((space / "params.yaml").read_text())
-    tiny = {"split.training": 200, "train.baseline.model": tiny_model().model_dump(mode="json")}
-    short = {"train.baseline.epochs": 1, "train.baseline.schedule.warmup_epochs": 0}
-    (space / "params.yaml").write_text(yaml.safe_dump(put(params, tiny | short)))
-    said = shell("python", "-m", "dvc", "--cd", "demo", "repro", "train@baseline").stdout
-    assert "leanresnet train baseline" in said
-    assert (space / "models" / "baseline" / "model.safetensors").exists()
+    tiny = {"split.training": 200, "evaluate.batch_size": 50}
+    for recipe in ("train.teacher", "distill.student"):
+        tiny[f"{recipe}.model"] = tiny_model().model_dump(mode="json")
+        tiny |= {f"{recipe}.epochs": 1, f"{recipe}.schedule.warmup_epochs": 0}
+    (space / "params.yaml").write_text(yaml.safe_dump(put(params, tiny)))
+    said = shell("python", "-m", "dvc", "--cd", "demo", "repro", "evaluate@student").stdout
+    for command in ("download", "split", "train teacher", "distill", "evaluate"):
+        assert f"> leanresnet {command} " in said
+    assert (space / "results" / "student" / "test.json").exists()
 
 
 def test_modules_are_programs_too(shell: Shell) -> None:
