@@ -1,4 +1,4 @@
-"""The program in a fork of a process that has imported what it needs, which spares each up to eight seconds of a core.
+"""The program or dvc in a fork of a process that has imported what it needs, which spares up to 8 s of a core.
 
 Everything after the imports is as in a process of its own: its environment, its folder, its streams, its signals and
 its end. What is decided at an import is not: the number of OpenMP's threads. Tests of this, of signals and of torchrun
@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 # The variable that names the folder of the client and of the socket to all processes of a test run.
 FOLDER = "FOLDER_OF_FORKS"
-# What a shell or dvc finds as `leanresnet`. It hands its signals on; one that ends it ends the fork as well.
+# What a shell finds as `leanresnet` or `dvc`. It hands its signals on; one that ends it ends the fork as well.
 _CLIENT = """#!{python} -ISE
 import json, os, signal, socket, sys
 paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -40,12 +40,11 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
-_PROGRAM = str(Path(sys.executable).with_name("leanresnet"))
 
 
 def run_program(*arguments: str, cwd: Path, env: dict[str, str], first: str = "") -> subprocess.CompletedProcess[str]:
     """Run `leanresnet` with these arguments; `first` is Python code that the process runs first."""
-    return _run([_PROGRAM, *arguments], cwd, env, first)
+    return _run(["leanresnet", *arguments], cwd, env, first)
 
 
 def run_code(code: str, *arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -65,7 +64,7 @@ def _run(command: Sequence[str], cwd: Path, env: dict[str, str], code: str) -> s
 
 
 def path_of_forks() -> str:
-    """A PATH on which `leanresnet` runs in a fork, for a shell or a dvc that starts it."""
+    """A PATH on which `leanresnet` and `dvc` run in a fork."""
     return f"{folder_of_forks() / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
@@ -80,10 +79,11 @@ def folder_of_forks() -> Path:
     listener.bind(str(folder / "socket"))
     listener.listen()
     threading.Thread(target=_start_when_needed, args=(listener,), daemon=True).start()
-    client = folder / "bin" / "leanresnet"
-    client.parent.mkdir()
-    client.write_text(_CLIENT.format(python=sys.executable, program=_PROGRAM, address=folder / "socket"))
-    client.chmod(0o755)
+    (folder / "bin").mkdir()
+    for name in ("leanresnet", "dvc"):
+        client, program = folder / "bin" / name, Path(sys.executable).with_name(name)
+        client.write_text(_CLIENT.format(python=sys.executable, program=program, address=folder / "socket"))
+        client.chmod(0o755)
     os.environ[FOLDER] = str(folder)
     return folder
 

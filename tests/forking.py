@@ -14,10 +14,26 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
+import dvc.cli.parser
+import dvc.data_cloud
+import dvc.dvcfile
+import dvc.repo.experiments
+import dvc.repo.index
+import dvc.repo.plots
+import dvc.repo.reproduce
+import dvc.rwlock
+import dvc.stage.loader
+import dvc.utils.strictyaml
+import dvc_data.hashfile.build
+import dvc_data.hashfile.db.local
+import dvc_data.index
+import fsspec.implementations.memory
 import mlflow.pytorch
 import mlflow.store.tracking.sqlalchemy_store
+import networkx
 import sklearn.model_selection
 import torch._dynamo
 import variables
@@ -97,12 +113,17 @@ def _serve(command: Sequence[str], cwd: str, env: dict[str, str], code: str, str
         cache_dir()
         variables.refuse_new()
         exec(code, {"__name__": "__main__"})  # noqa: S102
-        if command[0] != "-c":
-            from leanresnet.__main__ import main
+        exit_code = 0
+        match Path(command[0]).name:
+            case "leanresnet":
+                # Not that of above, which may be another checkout's.
+                from leanresnet.__main__ import main
 
-            main()
+                main()
+            case "dvc":
+                exit_code = dvc.cli.main(command[1:])
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(exit_code)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
