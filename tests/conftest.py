@@ -39,6 +39,8 @@ CHECKOUT_PARTS = (
 # imported, and for all processes that the tests start: threads that wait must not take a core from one that works.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# torch would compile a program to ask whether the compiler knows the CPU's vectors, for 4 s of a core and each cache.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # `nohup make test` leaves it ignored, which a process that is started inherits.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # DVC's own words where another of its commands holds the workspace, or a stage's files.

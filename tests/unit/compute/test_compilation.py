@@ -2,8 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,8 @@ import torch
 from helpers import MEAN, STD, pooling_model, random_images, tiny_model
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
-from torch._inductor import config
+from torch._functorch import config as functorch
+from torch._inductor import config as inductor
 from torch._inductor.exc import InductorError
 
 from leanresnet import signals
@@ -83,18 +83,19 @@ def test_compiled_and_eager_training_agree(
     assert all(torch.equal(one, other) for one, other in zip(again_weights, fast_weights, strict=True))
 
 
-def no_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Neither this process nor the disk has a compiled graph."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+@pytest.fixture
+def no_graphs() -> Iterator[None]:
+    """Neither this process nor the disk has a compiled graph; the disk may have the kernels of one."""
     torch.compiler.reset()
+    with inductor.patch(fx_graph_cache=False), functorch.patch(enable_autograd_cache=False):
+        yield
 
 
 @pytest.mark.slow
 def test_without_a_compiler_training_goes_on_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    no_graphs: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    no_cache(monkeypatch, tmp_path)
-    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
         losses, _ = three_steps(build_model(one_layer(20), MEAN, STD, seed=1), compile_it=True)
     eager, _ = three_steps(build_model(one_layer(20), MEAN, STD, seed=1), compile_it=False)
     assert losses == eager
@@ -105,15 +106,14 @@ def test_without_a_compiler_training_goes_on_and_says_so_once(
 
 @pytest.mark.slow
 def test_a_backward_graph_that_cannot_be_compiled_falls_back_too(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    no_graphs: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise InductorError(RuntimeError("no backward here"), None)
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_backward", refuse)
-    no_cache(monkeypatch, tmp_path)
-    losses, _ = three_steps(build_model(one_layer(24), MEAN, STD, seed=1), compile_it=True)
-    eager, _ = three_steps(build_model(one_layer(24), MEAN, STD, seed=1), compile_it=False)
+    losses, _ = three_steps(build_model(one_layer(16), MEAN, STD, seed=1), compile_it=True)
+    eager, _ = three_steps(build_model(one_layer(16), MEAN, STD, seed=1), compile_it=False)
     assert losses == eager
     assert capfd.readouterr().err.count("torch.compile failed (RuntimeError: no backward here)") == 1
 
