@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def copy_checkout(folder: Path) -> Path:
     return folder
 
 
+@cache
 def preset_text(name: str) -> str:
     """The params.yaml of a preset."""
     preset = load_preset(name, ROOT / "presets")

@@ -4,6 +4,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from leanresnet.config.schema import Augmentation, Model, Optimizer, Recipe, Schedule, Section
 from leanresnet.data.splits import Split
 from leanresnet.models.resnet import ResNet, build_model
-from leanresnet.scaffold.presets import load_preset
+from leanresnet.scaffold.presets import Preset, load_preset
 
 S = TypeVar("S", bound=Section)
 CLASSES = tuple("abcdefghij")
@@ -56,8 +57,14 @@ def pooling_model(**changes: Any) -> Model:
     return tiny_model(**{"blocks": (0, 1), **shape, **changes})
 
 
+@cache
+def _demo() -> Preset:
+    """Read once, because hundreds of tests start from it."""
+    return load_preset("demo", ROOT / "presets")
+
+
 def tiny_recipe(**changes: Any) -> Recipe:
-    demo = load_preset("demo", ROOT / "presets").params.train.baseline
+    demo = _demo().params.train.baseline
     # Values of the tests' own, so that they do not depend on the demo's length and size.
     schedule = changed(demo.schedule, warmup_epochs=2).model_dump()
     small = {"model": tiny_model().model_dump(), "batch_size": 32, "schedule": schedule}
