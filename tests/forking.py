@@ -38,6 +38,8 @@ import sklearn.model_selection
 import torch._dynamo
 import variables
 from mlflow.utils import requirements_utils
+from parsing import load_once
+from ruamel.yaml import YAML
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 import leanresnet.data.division
@@ -121,6 +123,7 @@ def _serve(command: Sequence[str], cwd: str, env: dict[str, str], code: str, str
 
                 main()
             case "dvc":
+                YAML.load = load_once()  # type: ignore[method-assign]
                 exit_code = dvc.cli.main(command[1:])
         sys.stdout.flush()
         os._exit(exit_code)

@@ -1,6 +1,5 @@
 """The pipeline under the real DVC: what runs, what reruns, what is restored."""
 
-import copy
 import json
 import re
 import shutil
@@ -16,6 +15,7 @@ from conftest import HELD, Checkout, copy_checkout, edited, new_checkout, outsid
 from forked import path_of_forks
 from helpers import put
 from imports import ROOT
+from parsing import load_once
 
 from pipeline import experiments
 
@@ -77,16 +77,7 @@ def status(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
     from dvc.repo import Repo
     from ruamel.yaml import YAML
 
-    # It parses the same files up to nine times a call, which takes four fifths of its time.
-    load, parsed = YAML.load, {}
-
-    def load_once(parser: YAML, text: str) -> Any:
-        key = (*parser.typ, text)
-        if key not in parsed:
-            parsed[key] = load(parser, text)
-        return copy.deepcopy(parsed[key])
-
-    monkeypatch.setattr(YAML, "load", load_once)
+    monkeypatch.setattr(YAML, "load", load_once())
 
     def changed() -> set[str]:
         with Repo(str(checkout.folder)) as repo:

@@ -1,14 +1,12 @@
 """A batch too large for the memory there is: a process with a limit of its own."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import outside_environment
+from forked import run_code
 from helpers import synthetic_split, tiny_recipe
-from imports import ROOT
 
 from leanresnet.compute.distributed import SINGLE_PROCESS
 from leanresnet.errors import MemoryLimitError
@@ -22,10 +20,8 @@ from pipeline import cli
 # find room in what is free; code that oneDNN would compile for another batch might not, so it has to stay out.
 SCRIPT = """
 import resource
-import mlflow.pytorch
 from pathlib import Path
 import torch
-import torch._dynamo
 from helpers import synthetic_split, tiny_recipe
 from leanresnet.data.splits import save_split
 from leanresnet.errors import MemoryLimitError
@@ -54,8 +50,7 @@ except MemoryLimitError as error:
 @pytest.mark.slow
 def test_the_line_names_the_batch_and_one_that_was_tried(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").touch()
-    environment = outside_environment(PYTHONPATH=str(ROOT / "tests"), OMP_NUM_THREADS="1")
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run_code(SCRIPT, cwd=tmp_path, env=outside_environment())
     assert done.returncode == 0, done.stderr
     start = "params.yaml: train.baseline.batch_size = 2000: out of memory, expected: "
     assert done.stdout.startswith(start), done.stdout
