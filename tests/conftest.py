@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from environment import outside_environment
 from filelock import FileLock
-from forked import folder_of_forks, path_of_forks
+from forked import folder_of_client, path_of_forks
 from imports import ROOT
 from waiting import PATIENCE
 
@@ -40,21 +41,11 @@ CHECKOUT_PARTS = (
 # imported, and for all processes that the tests start: threads that wait must not take a core from one that works.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# torch would compile a program to ask whether the compiler knows the CPU's vectors, for 4 s of a core and each cache.
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # `nohup make test` leaves it ignored, which a process that is started inherits.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # DVC's own words where another of its commands holds the workspace, or a stage's files.
 HELD = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 Shell = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def outside_environment(**changes: str) -> dict[str, str]:
-    """The environment without what a developer's shell may have set for this project."""
-    others = ("LEANRESNET", "MLFLOW", "_MLFLOW", "DVC", "GIT_", "PYTHONPATH")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-    scripts = str(Path(sys.executable).parent)
-    return kept | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}", "DVC_NO_ANALYTICS": "1"} | changes
 
 
 @pytest.fixture(autouse=True)
@@ -162,8 +153,8 @@ def _takes_checkout(item: pytest.Item) -> bool:
 
 
 def pytest_configure() -> None:
-    # Before the workers are started, which use the same one.
-    folder_of_forks()
+    # The workers, which are started after this, use the same folder.
+    folder_of_client()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -189,7 +180,7 @@ def _making(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     options = {"cwd": Path(__file__).parent, "env": outside_environment(), "start_new_session": True}
     with subprocess.Popen(command, **options) as process:
         yield
-        # Its dvc too, where the tests were stopped before it was done.
+        # Its dvc and the stages too, where the tests were stopped before it was done.
         os.killpg(process.pid, signal.SIGKILL)
 
 

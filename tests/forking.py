@@ -11,6 +11,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +35,7 @@ import fsspec.implementations.memory
 import mlflow.pytorch
 import mlflow.store.tracking.sqlalchemy_store
 import networkx
+import numpy
 import sklearn.model_selection
 import torch._dynamo
 import variables
@@ -50,26 +52,43 @@ import leanresnet.jobs.train_job
 class _Fork:
     """A fork and the client that asked for it, which gets its exit code."""
 
-    def __init__(self, client: socket.socket) -> None:
-        self.client = client
+    def __init__(self, listener: socket.socket) -> None:
+        self.client = client = listener.accept()[0]
         asked, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
         self.pid = os.fork()
         if self.pid == 0:
-            _serve(*json.loads(asked), streams)
+            # A client must find nobody to listen when the process that forks has ended.
+            listener.close()
+            _serve(asked, streams)
+        with suppress(OSError):
+            # The fork does it too; whoever is first.
+            os.setpgid(self.pid, self.pid)
         for stream in streams:
             os.close(stream)
         self.ended = os.pidfd_open(self.pid)
 
     def hand_on(self) -> bool:
-        """Send the fork the signal that the client got; without a client, send SIGKILL and return False."""
+        """Send the fork the signal that the client got; without a client, kill it and return False."""
         number = self.client.recv(100)
-        os.kill(self.pid, int(number or signal.SIGKILL))
+        if number:
+            os.kill(self.pid, int(number))
+        else:
+            self.kill()
         return bool(number)
+
+    def kill(self) -> None:
+        """Kill the fork and what it started: a dvc's stage is a client, whose fork is killed by this function then."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def finish(self) -> None:
         _, status = os.waitpid(self.pid, 0)
         os.close(self.ended)
-        with self.client, suppress(BrokenPipeError):
+        with self.client, suppress(BrokenPipeError, ConnectionResetError):
+            # With a signal left unread, the client would get an error instead of the exit code.
+            with suppress(BlockingIOError):
+                while self.client.recv(100, socket.MSG_DONTWAIT):
+                    pass
             self.client.send(b"%d" % os.waitstatus_to_exitcode(status))
 
 
@@ -79,13 +98,15 @@ def fork_for_all(listener: socket.socket) -> None:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(0, selectors.EVENT_READ)
         while True:
-            # One at a time, because what is done for it may end the reason for another one.
+            # Handle one event at a time, because handling it may make another one void.
             key, _ = selector.select()[0]
             fork = key.data
             if key.fileobj == 0:
+                for fork in {key.data for key in selector.get_map().values() if key.data is not None}:
+                    fork.kill()
                 return
             if fork is None:
-                fork = _Fork(listener.accept()[0])
+                fork = _Fork(listener)
                 selector.register(fork.client, selectors.EVENT_READ, fork)
                 selector.register(fork.ended, selectors.EVENT_READ, fork)
             elif key.fileobj == fork.ended:
@@ -97,8 +118,13 @@ def fork_for_all(listener: socket.socket) -> None:
                 selector.unregister(fork.client)
 
 
-def _serve(command: Sequence[str], cwd: str, env: dict[str, str], code: str, streams: Sequence[int]) -> NoReturn:
+def _serve(asked: bytes, streams: Sequence[int]) -> NoReturn:
+    exit_code: object = 1
     try:
+        command, cwd, env, code = json.loads(asked)
+        os.setpgid(0, 0)
+        # Each process has random numbers of its own, where no seed is set.
+        numpy.random.seed()
         os.environ.clear()
         os.environ.update(env)
         os.chdir(cwd)
@@ -115,22 +141,27 @@ def _serve(command: Sequence[str], cwd: str, env: dict[str, str], code: str, str
         cache_dir()
         variables.refuse_new()
         exec(code, {"__name__": "__main__"})  # noqa: S102
-        exit_code = 0
-        match Path(command[0]).name:
-            case "leanresnet":
-                # Not that of above, which may be another checkout's.
-                from leanresnet.__main__ import main
-
-                main()
-            case "dvc":
-                YAML.load = load_once()  # type: ignore[method-assign]
-                exit_code = dvc.cli.main(command[1:])
-        sys.stdout.flush()
-        os._exit(exit_code)
+        exit_code = _run(command)
+    except SystemExit as end:
+        exit_code = end.code
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code if isinstance(exit_code, int) else int(exit_code is not None))
+
+
+def _run(command: Sequence[str]) -> int:
+    match Path(command[0]).name:
+        case "leanresnet":
+            # Imported here, because another checkout's may be meant, not the one that is imported above.
+            from leanresnet.__main__ import main
+
+            main()
+        case "dvc":
+            YAML.load = load_once()  # type: ignore[method-assign]
+            return dvc.cli.main(command[1:])
+    return 0
 
 
 if __name__ == "__main__":
@@ -138,6 +169,7 @@ if __name__ == "__main__":
     requirements_utils._init_modules_to_packages_map()
     # What was imported stays, so the garbage collector need not look through it.
     gc.freeze()
+    assert threading.active_count() == 1, "a process with threads should not fork"
     fork_for_all(socket.socket(fileno=int(sys.argv[1])))
-    # Without the collection of what is frozen.
+    # The usual end of an interpreter would collect what is frozen.
     os._exit(0)

@@ -1,5 +1,6 @@
 """What `pip install` puts into an environment, away from this checkout."""
 
+import json
 import subprocess
 import sys
 import sysconfig
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Shell, shell_in
+from databases import place_database
 from helpers import put, tiny_model
 from imports import ROOT
+from mlflow.tracking import MlflowClient
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
@@ -37,9 +40,7 @@ def packages(environment: Path) -> Path:
 
 @pytest.fixture
 def shell(environment: Path, tmp_path: Path) -> Shell:
-    """Nobody answers at its tracking server, so the training keeps its run for later."""
-    path = f"{environment / 'bin'}:/usr/bin:/bin"
-    return shell_in(tmp_path, PATH=path, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    return shell_in(tmp_path, PATH=f"{environment / 'bin'}:/usr/bin:/bin")
 
 
 def test_it_installs_one_package(environment: Path) -> None:
@@ -61,10 +62,18 @@ def test_the_demo_runs_in_an_empty_folder(environment: Path, shell: Shell, tmp_p
         tiny[f"{recipe}.model"] = tiny_model().model_dump(mode="json")
         tiny |= {f"{recipe}.epochs": 1, f"{recipe}.schedule.warmup_epochs": 0}
     (space / "params.yaml").write_text(yaml.safe_dump(put(params, tiny)))
+    place_database(space)
     said = shell("python", "-m", "dvc", "--cd", "demo", "repro", "evaluate@student").stdout
     for command in ("download", "split", "train teacher", "distill", "evaluate"):
         assert f"> leanresnet {command} " in said
-    assert (space / "results" / "student" / "test.json").exists()
+    report = json.loads((space / "results" / "student" / "test.json").read_text())
+    client = MlflowClient(f"sqlite:///{space / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    assert {run.data.tags["model"]: run.info.status for run in runs} == dict.fromkeys(
+        ("teacher", "student"), "FINISHED"
+    )
+    (student,) = (run for run in runs if run.data.tags["model"] == "student")
+    assert student.data.metrics["test/accuracy"] == report["test/accuracy"]
 
 
 def test_modules_are_programs_too(shell: Shell) -> None:

@@ -1,0 +1,13 @@
+"""The environment of the processes that tests start."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def outside_environment(**changes: str) -> dict[str, str]:
+    """The environment without what a developer's shell may have set for this project."""
+    others = ("LEANRESNET", "MLFLOW", "_MLFLOW", "DVC", "GIT_", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    scripts = str(Path(sys.executable).parent)
+    return kept | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}", "DVC_NO_ANALYTICS": "1"} | changes
