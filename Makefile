@@ -54,7 +54,7 @@ repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10; then the champion i
 test: $(STAMP)  ## the whole test suite
 	python -m pytest --numprocesses 2
 
-test-fast: $(STAMP)  ## the unit tests without the slow ones, for after each edit (under 90 s)
+test-fast: $(STAMP)  ## the unit tests without the slow ones, for after each edit (one to two minutes)
 	python -m pytest --numprocesses 2 -m "not slow" tests/unit tests/test_structure.py
 
 torture: $(STAMP)  ## kill and damage trainings at random (about two hours); ends at the first loss
