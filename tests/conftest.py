@@ -109,14 +109,19 @@ class Checkout:
 
     def __init__(self, folder: Path, first_repro: str) -> None:
         self.folder = folder
-        self.shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}", PATH=path_of_forks())
+        self.shell = _shell_of_checkout(folder)
         self.first_repro = first_repro
+
+
+def _shell_of_checkout(folder: Path) -> Shell:
+    """It runs the checkout's own code, in forks."""
+    return shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}", PATH=path_of_forks())
 
 
 def make_checkout(folder: Path) -> str:
     """Makes it, and returns what its first `dvc repro` said."""
     copy_checkout(folder)
-    shell = shell_in(folder, PYTHONPATH=f"{folder}{os.pathsep}{folder / 'src'}", PATH=path_of_forks())
+    shell = _shell_of_checkout(folder)
     (folder / "params.yaml").write_text(preset_text("demo"))
     for command in (
         ("git", "init", "--quiet"),

@@ -39,9 +39,11 @@ socket.send_fds(fork, [json.dumps(asked).encode()], [0, 1, 2])
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) != signal.SIG_IGN:
         signal.signal(number, lambda number, frame: fork.send(b"%d" % number))
-code = int(fork.recv(100) or 70)
-if code == 70:
+received = fork.recv(100)
+if not received:
     print("the process that forks has ended", file=sys.stderr)
+    os._exit(70)
+code = int(received)
 if code < 0:
     signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
@@ -54,9 +56,9 @@ def run_program(*arguments: str, cwd: Path, env: dict[str, str], first: str = ""
     return _run(["leanresnet", *arguments], cwd, env, first)
 
 
-def run_code(code: str, *arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_code(code: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run Python code; the modules of the tests can be imported."""
-    return _run(["-c", *arguments], cwd, env, code)
+    return _run(["-c"], cwd, env, code)
 
 
 def _run(command: Sequence[str], cwd: Path, env: dict[str, str], code: str) -> subprocess.CompletedProcess[str]:

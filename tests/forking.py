@@ -100,11 +100,11 @@ def fork_for_all(listener: socket.socket) -> None:
         while True:
             # Handle one event at a time, because handling it may make another one void.
             key, _ = selector.select()[0]
-            fork = key.data
             if key.fileobj == 0:
-                for fork in {key.data for key in selector.get_map().values() if key.data is not None}:
-                    fork.kill()
+                for each in {registered.data for registered in selector.get_map().values()} - {None}:
+                    each.kill()
                 return
+            fork = key.data
             if fork is None:
                 fork = _Fork(listener)
                 selector.register(fork.client, selectors.EVENT_READ, fork)
