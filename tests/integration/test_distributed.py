@@ -126,8 +126,8 @@ def test_the_death_of_torchrun_counts_as_a_signal(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", launch], cwd=tmp_path, env=environment) as launcher:
         wait_for((tmp_path / "ready").exists)
         launcher.kill()
-    wait_for((tmp_path / "asked").exists)
-    assert (tmp_path / "asked").read_text() == "SIGTERM"
+    # A file is there before its text is.
+    assert wait_for(lambda: (tmp_path / "asked").exists() and (tmp_path / "asked").read_text()) == "SIGTERM"
 
 
 @pytest.mark.parametrize(
