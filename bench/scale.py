@@ -14,6 +14,7 @@ from leanresnet.config.schema import flatten
 from leanresnet.scaffold.presets import load_preset
 from leanresnet.tracking import run as reporting
 from leanresnet.tracking.connection import DATABASE
+from leanresnet.tracking.delivery import sync
 from leanresnet.training.tasks import NOT_DISTILLED
 from pipeline.workspace import released
 
@@ -40,7 +41,7 @@ def scale(runs: int, writers: int, epochs: int) -> None:
         codes = [process.wait() for process in processes]
         written = time.perf_counter() - begun
         assert codes == [0] * writers, codes
-        arrived, left = reporting.sync(Path(folder))
+        arrived, left = sync(Path(folder))
         begun = time.perf_counter()
         found = find_finished()
         read = time.perf_counter() - begun

@@ -17,7 +17,7 @@ def sync(folder: Path | None) -> None:
     from leanresnet.analysis.backfill import log_restored
     from leanresnet.errors import StorageError
     from leanresnet.files import workspace
-    from leanresnet.tracking.run import sync as send_journals
+    from leanresnet.tracking.delivery import sync as send_journals
 
     root = folder or workspace()
     arrived, left = send_journals(root)

@@ -28,8 +28,9 @@ from leanresnet.errors import StoppedError, StorageError
 from leanresnet.tracking import connection
 from leanresnet.tracking import mlflow_client as tracking
 from leanresnet.tracking import run as reporting
+from leanresnet.tracking.delivery import Sender, sync
 from leanresnet.tracking.events import Begin, End, Metrics
-from leanresnet.tracking.run import Run, add_to_run, start_run, sync
+from leanresnet.tracking.run import Run, add_to_run, start_run
 
 EPOCHS = 5
 BEGIN = Begin(name="mine", params={}, tags={}, weights=None)
@@ -437,13 +438,13 @@ def test_a_journal_in_use_is_left_alone() -> None:
 def test_an_exception_marks_the_run(error: BaseException, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was asked to stop waits less for MLflow."""
     waited: list[float] = []
-    close = reporting._Sender.close
+    close = Sender.close
 
-    def waiting(sender: reporting._Sender, seconds: float) -> bool:
+    def waiting(sender: Sender, seconds: float) -> bool:
         waited.append(seconds)
         return close(sender, PATIENCE)
 
-    monkeypatch.setattr(reporting._Sender, "close", waiting)
+    monkeypatch.setattr(Sender, "close", waiting)
     with pytest.raises(type(error)), start_run("name", {}, {}):
         raise error
     assert [run.info.status for run in recorded()] == [status]

@@ -27,7 +27,7 @@ from leanresnet.analysis.champion import register_champion
 from leanresnet.analysis.lineage import lineage
 from leanresnet.tracking import limits
 from leanresnet.tracking import run as reporting
-from leanresnet.tracking.run import sync
+from leanresnet.tracking.delivery import sync
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
