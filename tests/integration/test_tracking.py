@@ -48,7 +48,7 @@ def runs(checkout: Checkout) -> dict[str, Run]:
 
 
 def test_one_finished_run_a_model_with_a_name_a_person_can_read(runs: dict[str, Run]) -> None:
-    assert {model: run.info.run_name for model, run in runs.items()} == {m: f"{m}-sgd-e8" for m in MODELS}
+    assert {model: run.info.run_name for model, run in runs.items()} == {m: f"{m}-sgd-e4" for m in MODELS}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
