@@ -19,7 +19,7 @@ from forked import path_of_forks
 from imports import ROOT
 from mlflow.tracking import MlflowClient
 from test_security import asked
-from test_tracking import MODELS, by_model, runs_by_model
+from test_tracking import EPOCHS, MODELS, by_model, runs_by_model
 
 from bench import scale
 from leanresnet.analysis import runs as registry
@@ -183,7 +183,7 @@ def test_the_models_of_a_pipeline_and_their_champion_are_there(
         metrics = run.data.metrics
         assert {key: same.data.metrics[key] for key in metrics} == metrics
         assert {"speed/latency_ms", "speed/throughput"} <= metrics.keys()
-        assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 8
+        assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == EPOCHS
         kept = Path(client.download_artifacts(run.info.run_id, "checkpoint/model.safetensors", str(tmp_path)))
         assert kept.read_bytes() == (folder / f"models/{model}/model.safetensors").read_bytes()
     assert runs["student"].data.tags["teacher.run_id"] == runs["teacher"].info.run_id

@@ -14,16 +14,20 @@ import pytest
 import torch
 from conftest import Checkout, outside_environment
 from forked import run_code, run_program
+from imports import ROOT
 from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from leanresnet.errors import ConfigError, StorageError
 from leanresnet.files import file_hashes
+from leanresnet.scaffold.presets import load_preset
 from leanresnet.tracking import views
 from leanresnet.tracking.connection import connect, tracking_uri
 
 MODELS = ("baseline", "teacher", "student")
+# Of each model of the demo.
+EPOCHS = load_preset("demo", ROOT / "presets").params.train.baseline.epochs
 
 
 def client_of(folder: Path) -> MlflowClient:
@@ -48,7 +52,7 @@ def runs(checkout: Checkout) -> dict[str, Run]:
 
 
 def test_one_finished_run_a_model_with_a_name_a_person_can_read(runs: dict[str, Run]) -> None:
-    assert {model: run.info.run_name for model, run in runs.items()} == {m: f"{m}-sgd-e4" for m in MODELS}
+    assert {model: run.info.run_name for model, run in runs.items()} == {m: f"{m}-sgd-e{EPOCHS}" for m in MODELS}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
@@ -124,7 +128,7 @@ def test_system_metrics_come_by_epoch(checkout: Checkout, runs: dict[str, Run]) 
     client = client_of(checkout.folder)
     for key in ("system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"):
         history = client.get_metric_history(runs["teacher"].info.run_id, key)
-        assert [each.step for each in history] == list(range(1, 9)), key
+        assert [each.step for each in history] == list(range(1, EPOCHS + 1)), key
         assert all(each.value > 0 for each in history)
 
 
@@ -132,7 +136,7 @@ def test_metrics_come_by_epoch_once(checkout: Checkout, runs: dict[str, Run]) ->
     client = client_of(checkout.folder)
     for key in ("train/loss", "val/accuracy", "lr", "images_per_second"):
         steps = [metric.step for metric in client.get_metric_history(runs["baseline"].info.run_id, key)]
-        assert steps == list(range(1, 9)), key
+        assert steps == list(range(1, EPOCHS + 1)), key
 
 
 def test_the_student_links_to_its_teacher(runs: dict[str, Run]) -> None:
@@ -201,7 +205,7 @@ def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout,
     assert run.data.metrics["test/accuracy"] == live.data.metrics["test/accuracy"]
     shown = f"test {run.data.metrics['test/accuracy']:.2%}; the measurements and pictures are in results/baseline"
     assert shown in done.stderr
-    assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 8
+    assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == EPOCHS
 
 
 def test_sync_logs_what_dvc_restored_once_and_no_evaluation_of_other_weights(
