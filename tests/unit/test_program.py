@@ -27,6 +27,12 @@ def program(redirected: str, **environment: str) -> tuple[int, str]:
     return done.returncode, done.stderr.decode()
 
 
+def test_processes_of_tests_inherit_no_variable_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE", "PYTHONUNBUFFERED", "PYTHONWARNINGS"):
+        monkeypatch.setenv(name, "1")
+    assert not [name for name in outside_environment() if name.startswith("PYTHON")]
+
+
 @pytest.mark.parametrize(
     ("redirected", "code", "said"),
     [
