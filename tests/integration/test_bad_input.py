@@ -244,7 +244,7 @@ CASES = [
     # training
     param(
         "warm-up without end",
-        {f"{SCHEDULE}.warmup_epochs": 8},
+        {f"{BASE}.epochs": 8, f"{SCHEDULE}.warmup_epochs": 8},
         "schedule.warmup_epochs = 8, expected: less than epochs = 8",
     ),
     param(
