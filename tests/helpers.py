@@ -67,7 +67,7 @@ def tiny_recipe(**changes: Any) -> Recipe:
     demo = _demo().params.train.baseline
     # Values of the tests' own, so that they do not depend on the demo's length and size.
     schedule = changed(demo.schedule, warmup_epochs=2).model_dump()
-    small = {"model": tiny_model().model_dump(), "batch_size": 32, "schedule": schedule}
+    small = {"model": tiny_model().model_dump(), "epochs": 4, "batch_size": 32, "schedule": schedule}
     return changed(demo, **{**small, **changes})
 
 
