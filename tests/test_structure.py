@@ -35,8 +35,8 @@ def name_of(file: Path) -> str:
     return ".".join(file.relative_to(PACKAGES["leanresnet"]).with_suffix("").parts)
 
 
-def room_of(name: str) -> str:
-    """The package that a module lies in; modules directly in the library are the room `top`."""
+def package_of(name: str) -> str:
+    """The package that a module lies in; modules directly in the library are the package `top`."""
     return name.partition(".")[0] if "." in name else "top"
 
 
@@ -50,11 +50,11 @@ def imports() -> dict[str, set[str]]:
 
 
 def allowed() -> dict[str, set[str]]:
-    """The rooms that each room may import, from the table in CONTRIBUTING.md."""
+    """The packages that each package may import, from the table in CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     rows = re.findall(r"^\| ([a-z()]+) \| .* \| ([a-z, ]*) \|$", text, re.MULTILINE)
-    assert rows[0] == ("room", "imports")
-    return {room.strip("()"): {each for each in names.split(", ") if each} for room, names in rows[1:]}
+    assert rows[0] == ("package", "imports")
+    return {package.strip("()"): {each for each in names.split(", ") if each} for package, names in rows[1:]}
 
 
 def importers(package: str, files: list[Path]) -> set[str]:
@@ -71,22 +71,22 @@ def test_each_outside_package_has_one_place() -> None:
     assert importers("pipeline", LIBRARY) == set()
 
 
-def test_rooms_import_what_the_table_says() -> None:
+def test_packages_import_what_the_table_says() -> None:
     table = allowed()
-    rooms = {
+    packages = {
         file.relative_to(PACKAGES["leanresnet"]).parts[0]
         for file in LIBRARY
         if len(file.parents) > len(PACKAGES["leanresnet"].parents) + 1
     }
-    assert set(table) == {"top"} | rooms
+    assert set(table) == {"top"} | packages
     for name, imported in imports().items():
         for other in imported:
-            room, used = room_of(name), room_of(other)
-            assert room == used or used in table[room], f"{name} imports {other}, which the table does not name"
+            package, used = package_of(name), package_of(other)
+            assert package == used or used in table[package], f"{name} imports {other}, which the table does not name"
 
 
 def test_nothing_is_imported_in_a_circle() -> None:
-    """Neither rooms, as the table has them, nor modules, also of one room."""
+    """Neither packages, as the table has them, nor modules, also of one package."""
     for graph in (allowed(), imports()):
         list(TopologicalSorter(graph).static_order())
 
@@ -94,11 +94,11 @@ def test_nothing_is_imported_in_a_circle() -> None:
 def test_every_arrow_of_the_table_is_used() -> None:
     used: dict[str, set[str]] = {}
     for name, imported in imports().items():
-        used.setdefault(room_of(name), set()).update({room_of(other) for other in imported} - {room_of(name)})
+        used.setdefault(package_of(name), set()).update({package_of(other) for other in imported} - {package_of(name)})
     assert used == allowed()
 
 
-def test_few_modules_lie_outside_of_the_rooms() -> None:
+def test_few_modules_lie_outside_of_the_packages() -> None:
     top = {file.stem for file in PACKAGES["leanresnet"].glob("*.py")} - {"__init__", "__main__"}
     assert len(top) <= 4, top
 
@@ -148,7 +148,7 @@ def stages() -> dict[str, dict[str, list[str]]]:
 
 
 @pytest.mark.parametrize("stage", WORK)
-def test_a_stage_depends_on_the_rooms_that_determine_its_bytes(stage: str) -> None:
+def test_a_stage_depends_on_the_packages_that_determine_its_bytes(stage: str) -> None:
     listed = {dep for dep in stages()[stage]["deps"] if dep.startswith("src/")}
     reached = {name_of(file) for start in WORK[stage] for file in closure(f"leanresnet.{start}")} - MESSAGES
     places = {place for name in reached for place in listed if _covers(place, name)}
