@@ -71,9 +71,9 @@ class Training:
             )
 
     def try_step(self, images: int) -> None:
-        """Take one step on `images` images with a new network, uncompiled and in this process alone."""
+        """Take one step on `images` images of the last epoch's size with a new network, uncompiled and in this process."""
         recipe = self.recipe.model_copy(update={"compile": False, "sync_batch_norm": False})
         with backend_settings(self.device, recipe.deterministic):
             setup = build_training(recipe, self.task.criterion, self.train, self.device, SINGLE_PROCESS)
-            batch, labels = next(setup.batches.epoch(1))
+            batch, labels = next(setup.batches.epoch(recipe.epochs))
             train_one_epoch(setup.net, [(batch[:images], labels[:images])], setup.step_config)

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 from conftest import preset_text
 from helpers import CLASSES, put, synthetic_split, tiny_model, tiny_net, tiny_recipe
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanresnet.compute.distributed import SINGLE_PROCESS
 from leanresnet.config.schema import Recipe
@@ -71,6 +71,21 @@ def test_a_value_changes_what_is_learned(key: str, value: object, plain: dict[st
 def test_the_same_recipe_learns_the_same(plain: dict[str, Tensor]) -> None:
     again = learned(PLAIN)
     assert all(torch.equal(tensor, again[name]) for name, tensor in plain.items())
+
+
+def test_a_batch_is_tried_at_the_size_of_the_last_epoch() -> None:
+    """An error of memory names it as one that fits, so it has to fit where images are largest."""
+    seen: list[tuple[int, ...]] = []
+
+    class Watched(CrossEntropy):
+        def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(tuple(images.shape))
+            return super().__call__(net, images, labels)
+
+    recipe = Recipe.model_validate(put(PLAIN.model_dump(), {"progressive_resizing.epochs": 1}))
+    task = TrainingTask("train@baseline", "params.yaml: train.baseline", Watched(0.0))
+    Training(recipe, task, TRAIN, TRAIN, torch.device("cpu"), SINGLE_PROCESS).try_step(4)
+    assert seen == [(4, 3, 32, 32)]
 
 
 def task_of(monkeypatch: pytest.MonkeyPatch, *command: str) -> TrainingTask:
