@@ -74,8 +74,9 @@ def build_schedule(optimizer: Optimizer, settings: Schedule, epochs: int, steps:
     carrier.step()
     plateau = None
     if settings.name == "plateau":
+        floors = [group["lr"] * settings.final_ratio for group in optimizer.param_groups]
         plateau = lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=settings.factor, patience=settings.patience, min_lr=peak * settings.final_ratio
+            optimizer, factor=settings.factor, patience=settings.patience, min_lr=floors
         )
         total = warmup
     rates = [carrier.param_groups[0]["lr"]]

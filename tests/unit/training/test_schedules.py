@@ -130,6 +130,21 @@ def test_plateau_reduces_after_its_patience_and_ends_at_its_floor() -> None:
     assert found[35:] == pytest.approx([PEAK * 0.05] * 5)
 
 
+def test_plateau_keeps_the_ratio_of_the_learning_rates_down_to_the_floor() -> None:
+    settings = schedule_settings(name="plateau", warmup_epochs=0, patience=0, factor=0.1, final_ratio=0.05)
+    optimizer = build_optimizer(tiny_net(), optimizer_settings(name="sgd", lr=PEAK, bias_lr_ratio=64.0))
+    schedule = build_schedule(optimizer, settings, EPOCHS, STEPS)
+    for _ in range(EPOCHS):
+        for _ in range(STEPS):
+            optimizer.step()
+            schedule.step()
+        schedule.end_epoch(1.0)
+        ratios = [group["lr"] / schedule.value for group in optimizer.param_groups]
+        assert ratios == pytest.approx([group.get("lr_ratio", 1.0) for group in optimizer.param_groups])
+        assert max(ratios) == pytest.approx(64)
+    assert schedule.value == pytest.approx(PEAK * 0.05)
+
+
 @pytest.mark.parametrize(("warmup_epochs", "warmup"), [(4, 20), (4.2, 21), (4.8, 24)])
 def test_plateau_counts_no_epoch_of_the_warmup(warmup_epochs: float, warmup: int) -> None:
     """In which the loss only rises; the first epoch that ends after it is what later ones have to improve on."""
