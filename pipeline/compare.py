@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether runs that differ only in their seed share a row.",
 )
-@click.option("--against", metavar="NAME", help="Compare each row with the one of the run NAME, seed by seed.")
+@click.option("--against", metavar="RUN", help="Compare each row with that of RUN, a name or an id, seed by seed.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table to OUT.md and a picture to OUT.png.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write an HTML page, and log it to the best run.")
 @test_option
@@ -68,8 +68,7 @@ def compare(
     table = found.text(shutil.get_terminal_size().columns) if sys.stdout.isatty() else found.markdown()
     click.echo("\n\n".join([table, *found.notes]))
     if out is not None:
-        found.write(out)
-        click.echo(f"{out.with_suffix('.md')}, {out.with_suffix('.png')}: written", err=True)
+        click.echo(f"{', '.join(map(str, found.write(out)))}: written", err=True)
     if html is not None:
         _write_page(found, html, test)
 

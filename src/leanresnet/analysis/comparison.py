@@ -61,10 +61,13 @@ class Comparison:
         numbers = [place for place, name in enumerate(self.header) if name in NUMBERS]
         return fitted([self.header, *self.rows], numbers, width)
 
-    def write(self, out: Path) -> None:
-        """Write the table and its notes to `out`.md and a picture to `out`.png."""
-        save_text("\n\n".join([self.markdown(), *self.notes]) + "\n", out.with_suffix(".md"))
-        save_figure(charts.overview(self.groups), out.with_suffix(".png"))
+    def write(self, out: Path) -> tuple[Path, Path]:
+        """Write the table and its notes to `out`.md and a picture to `out`.png; return both paths."""
+        # `with_suffix` would cut a name at its last dot, such as that of a learning rate.
+        table, picture = (out.with_name(out.name + suffix) for suffix in (".md", ".png"))
+        save_text("\n\n".join([self.markdown(), *self.notes]) + "\n", table)
+        save_figure(charts.overview(self.groups), picture)
+        return table, picture
 
 
 def select(targets: Sequence[str], questions: Sequence[str]) -> list[RunRecord]:
@@ -106,11 +109,11 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True, against: str | N
     `runs.validation_of`. Of runs with the same weights, the one that was evaluated is shown.
 
     Args:
-        against: the name of a run, with whose row each other one is compared seed by seed, see `paired_difference`; or
-            None. It needs `by_seed`.
+        against: the name or the id of a run, with whose row each other one is compared seed by seed, see
+            `paired_difference`; or None. It needs `by_seed`.
 
     Raises:
-        DataError: if there is no run with this name.
+        DataError: if there is no run with this name or id, or several rows have the name.
     """
     records = _without_repeats(records)
     validation = runs.validation_of(records)
@@ -142,9 +145,9 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True, against: str | N
             [cell for name, cell in zip(header, row, strict=True) if name != STUDY] for row in (header, *rows)
         )
     notes = [SEEDS_NOTE] if counted else []
-    if against is not None:
+    if baseline is not None:
         notes.append(
-            f"The {PAIRED} is that of the test accuracy from {markdown(against)}, in points: the mean over the seeds "
+            f"The {PAIRED} is that of the test accuracy from {markdown(baseline[0].label)}, in points: the mean over the seeds "
             "that both have, with its 95 % interval by Student's t distribution."
         )
     return Comparison(groups, header, rows, notes)
@@ -178,9 +181,13 @@ def over_seeds(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 
 def _row_of(name: str, groups: list[list[RunRecord]]) -> list[RunRecord]:
-    for group in groups:
-        if name in [run.label for run in group]:
-            return group
+    """Return the group that has a run of this name or id."""
+    found = [group for group in groups if any(name in (run.label, run.run_id) for run in group)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(f"{group[0].run_id} ({group[0].model})" for group in found)
+        raise DataError(f"against = {name!r}: in {len(found)} rows, expected: the id of a run, one of {ids}")
     names = ", ".join(group[0].label for group in groups)
     raise DataError(f"against = {name!r}: no such run, expected: one of {names}")
 

@@ -1,6 +1,6 @@
 """Runs of a question side by side, from a real MLflow database."""
 
-import dataclasses
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def test_a_row_has_the_figures_of_its_run() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(3.0, "0.05"), (59.9, "1.00"), (60.0, "1.0"), (4665.0, "77.8")])
 def test_a_short_training_has_minutes_too(seconds: float, said: str) -> None:
     run = recorded("a", 0.75)
-    found = compare([dataclasses.replace(run, metrics=run.metrics | {"train_seconds": seconds})])
+    found = compare([replace(run, metrics=run.metrics | {"train_seconds": seconds})])
     assert dict(zip(found.header, found.rows[0], strict=True))["minutes"] == said
 
 
@@ -214,9 +214,26 @@ def test_rows_are_compared_with_another_seed_by_seed() -> None:
         ("e", ""),
     ]
     assert [len(table.header)] == list({len(row) for row in table.rows})
-    assert "from a-2, in points" in table.notes[1]
+    assert "from a-0, in points" in table.notes[1]
     with pytest.raises(DataError, match=r"^against = 'x': no such run, expected: one of d-0, b-0, a-0, c-0, e$"):
         compare([*runs, recorded("e", 0.3, seed="7", lr="e")], against="x")
+
+
+def test_a_name_of_several_rows_is_refused_and_an_id_says_which() -> None:
+    """Outside of an experiment, runs that differ in another param than the model and the epochs have the same name."""
+    runs = [replace(recorded("same", 0.1 * n, lr=str(n)), run_id=f"id{n}") for n in (1, 2)]
+    expected = r"^against = 'same': in 2 rows, expected: the id of a run, one of id2 \(baseline\), id1 \(baseline\)$"
+    with pytest.raises(DataError, match=expected):
+        compare(runs, against="same")
+    table = compare(runs, against="id1")
+    place = table.header.index("paired difference")
+    assert [(row[table.header.index("lr")], row[place]) for row in table.rows] == [("2", "+10.00"), ("1", "")]
+
+
+def test_the_files_have_the_whole_name(tmp_path: Path) -> None:
+    for name in ("lr-0.1", "lr-0.2"):
+        compare([recorded("a", 0.5)]).write(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"lr-0.1.md", "lr-0.1.png", "lr-0.2.md", "lr-0.2.png"}
 
 
 def test_a_table_over_seeds_says_what_its_deviation_leaves_out(tmp_path: Path) -> None:
