@@ -45,7 +45,8 @@ def enumerate_models(
 ) -> Iterator[Model]:
     """Iterate over all architectures that differ from `base` in their sizes.
 
-    The last pool covers the whole map. A number of layers after which no map is left is skipped.
+    The last pool covers the whole map. A number of layers after which no map is left is skipped, and so are channels of
+    which squeezing leaves nothing.
 
     Args:
         base: determines everything else, such as the kind of the blocks.
@@ -58,6 +59,9 @@ def enumerate_models(
     """
     if base.downsample == "pool":
         skip_kernels = skip_kernels[:1]
+    channels = [each for each in channels if each >= base.squeeze_excite]
+    if not channels:
+        return
     for count in layers:
         if base.model_copy(update={"layers": count}).last_map == 0:
             continue
@@ -67,8 +71,6 @@ def enumerate_models(
         whole = Model.model_validate({**template, **shape, **odd})
         whole = whole.model_copy(update={"pool": whole.last_map})
         for widths in combinations_with_replacement(sorted(channels), count):
-            if base.squeeze_excite > widths[0]:
-                continue
             for depths, kernel, skip_kernel in product(product(blocks, repeat=count), kernels, skip_kernels):
                 # These are valid by construction, and validating each of them would take most of the time.
                 yield whole.model_copy(
