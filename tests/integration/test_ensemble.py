@@ -10,17 +10,20 @@ import yaml
 from conftest import outside_environment
 from forked import run_program
 from helpers import CLASSES, random_images, synthetic_split, tiny_model, tiny_net, tiny_recipe
+from imports import ROOT
 from test_resume import beside_progress, prepare
 
 from leanresnet.config.schema import Evaluate
 from leanresnet.data.splits import save_split
-from leanresnet.errors import DataError
+from leanresnet.errors import ConfigError, DataError
 from leanresnet.evaluation.report import write_report
 from leanresnet.files import file_hashes
 from leanresnet.models.checkpoint import load_model, save_ensemble, save_model
+from leanresnet.scaffold.presets import load_preset
 from leanresnet.serving.inference import probabilities
 from leanresnet.tracking.log_outputs import log_evaluation
 from leanresnet.training.results import Outputs
+from leanresnet.training.tasks import distillation_task
 
 
 def save(folder: Path, seed: int, train_md5: str = "abc", validation_md5: str = "def", **shape: object) -> Path:
@@ -105,6 +108,15 @@ def test_answers_that_are_not_finite_are_not_evaluated(model: str, teacher: str,
     with pytest.raises(DataError, match=rf"^{tmp_path}/vast: predictions that are not finite, expected: a model that"):
         write_report(settings, outputs, tmp_path / teacher, split, split, torch.device("cpu"))
     assert not outputs.results.exists()
+
+
+def test_an_ensemble_that_pools_a_part_of_its_map_teaches_no_smaller_images(tmp_path: Path) -> None:
+    members = [load_model(save(tmp_path / str(seed), seed, pool=8)) for seed in (0, 1)]
+    save_ensemble(members, tmp_path / "all")
+    student = tiny_recipe(progressive_resizing={"epochs": 1, "size": 24})
+    settings = load_preset("demo", ROOT / "presets").params.distill.model_copy(update={"student": student})
+    with pytest.raises(ConfigError, match=r"resizing\.epochs = 1 with an external model that pools 8 of 16 pixels"):
+        distillation_task(settings, load_model(tmp_path / "all"), "params.yaml")
 
 
 def test_an_ensemble_teaches_by_its_answers_and_not_by_maps(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class Checkpoint:
 def save_model(
     weights: dict[str, Tensor], model: Model, classes: tuple[str, ...], provenance: dict[str, Any], folder: Path
 ) -> None:
-    """Write the two files, the description last.
+    """Write the two files of a model, the description last.
 
     Args:
         weights: a state dict of `ResNet(model)`.
@@ -122,16 +122,14 @@ def save_model(
         provenance: recipe, digests of the data and teacher, which are recorded unchanged.
         folder: where to write.
     """
-    save_safetensors({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     about = {
-        "sha256": file_hashes(folder / WEIGHTS)[1],
         "parameters": count_parameters(model, len(classes)),
         "macs": count_macs(model, len(classes)),
         "classes": list(classes),
         "model": model.model_dump(mode="json"),
         **provenance,
     }
-    save_json(about, folder / DESCRIPTION)
+    _write(weights, about, folder)
 
 
 def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
@@ -148,11 +146,8 @@ def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
     nets = [model.net for model in models if isinstance(model.net, ResNet)]
     if len(nets) < len(models):
         raise DataError("a member is an ensemble, expected: single models")
-    weights = Ensemble(nets).state_dict()
-    save_safetensors({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     members = [{key: model.about[key] for key in ("name", "sha256", "model", "train_md5")} for model in models]
     about = {
-        "sha256": file_hashes(folder / WEIGHTS)[1],
         "parameters": sum(model.parameters for model in models),
         "macs": sum(model.macs for model in models),
         "classes": list(models[0].classes),
@@ -161,7 +156,12 @@ def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
         "dataset": models[0].about["dataset"],
         "validation_md5": held_out,
     }
-    save_json(about, folder / DESCRIPTION)
+    _write(Ensemble(nets).state_dict(), about, folder)
+
+
+def _write(weights: dict[str, Tensor], about: dict[str, Any], folder: Path) -> None:
+    save_safetensors({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    save_json({"sha256": file_hashes(folder / WEIGHTS)[1], **about}, folder / DESCRIPTION)
 
 
 def check_held_out(model: Checkpoint, validation: Path) -> None:

@@ -9,6 +9,7 @@ from leanresnet.data.splits import Split
 from leanresnet.errors import ConfigError
 from leanresnet.files import file_hashes
 from leanresnet.models.checkpoint import Checkpoint
+from leanresnet.models.ensemble import Ensemble
 from leanresnet.models.resnet import ResNet
 from leanresnet.training.loop import Criterion
 from leanresnet.training.losses import CrossEntropy, DistillationLoss
@@ -66,12 +67,13 @@ def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> Tra
     """
     # load_params has checked a teacher whose network the params name, but not a model from elsewhere.
     try:
-        if isinstance(teacher.net, ResNet):
-            check_teacher(f"{where}: distill", settings, teacher.net.model, "an external model")
-        elif settings.attention_transfer:
+        if settings.attention_transfer and isinstance(teacher.net, Ensemble):
             raise ConfigError(
                 f"{where}: distill.attention_transfer = {settings.attention_transfer} with an ensemble, expected: 0"
             )
+        for net in teacher.net.modules():
+            if isinstance(net, ResNet):
+                check_teacher(f"{where}: distill", settings, net.model, "an external model")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return TrainingTask(
