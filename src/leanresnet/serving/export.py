@@ -61,7 +61,8 @@ def export(model: Checkpoint, form: Format, path: Path) -> Exported:
         content = write(net, _images(2, generator))
         run = load(content)
         batches = [_images(count, generator) for count in CHECKED_BATCHES]
-        difference = max(float((run(batch) - net(batch)).abs().max()) for batch in batches)
+        # Unlike Python's maximum, torch's is NaN if one of the values is.
+        difference = float(torch.stack([(run(batch) - net(batch)).abs().max() for batch in batches]).max())
         if not difference <= TOLERANCE:
             raise DataError(f"{path}: its logits differ by {difference:.2g}, expected: up to {TOLERANCE:g}")
         latencies = [1000 * median_seconds(each, batches[0], REPEATS) for each in (run, net)]

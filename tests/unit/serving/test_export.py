@@ -1,5 +1,7 @@
 """Exported files, loaded by the programs that they are for."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +12,7 @@ import torch
 from conftest import outside_environment
 from forked import run_program
 from helpers import CLASSES, MEAN, STD, files_up_to, pooling_model, random_images
+from torch import Tensor
 
 from leanresnet.errors import DataError, StorageError
 from leanresnet.models.checkpoint import Checkpoint, load_model, save_model
@@ -70,6 +73,21 @@ def test_a_file_that_says_something_else_does_not_appear(
     with pytest.raises(DataError, match=r"wrong\.ts: its logits differ by .*, expected: up to 0\.0001"):
         export(model, "torchscript", tmp_path / "new" / "wrong.ts")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_number_that_is_no_number_in_a_later_batch_is_seen(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = module._load_torchscript
+    *others, last = module.CHECKED_BATCHES
+
+    def damaged(content: bytes) -> Callable[[Tensor], Tensor]:
+        net = load(content)
+        return lambda images: net(images) if len(images) in others else net(images) * math.nan
+
+    monkeypatch.setattr(module, "_load_torchscript", damaged)
+    with pytest.raises(DataError, match=r"wrong\.ts: its logits differ by nan"):
+        export(model, "torchscript", tmp_path / "wrong.ts")
 
 
 @pytest.mark.parametrize("form", ["torchscript", "pt2"])
