@@ -276,6 +276,31 @@ def test_an_evaluation_sends_what_was_left_before_it_at_its_end(monkeypatch: pyt
     assert steps(found, "test/accuracy") == [(6, 0.5)]
 
 
+def test_an_evaluation_makes_no_run_while_that_of_the_training_is_in_a_journal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when another process sends it at the moment, and holds it locked."""
+    with monkeypatch.context() as before:
+        before.setattr(connection.importlib.util, "find_spec", lambda name: None)
+        with start_run("name", {"lr": 0.1}, {"model": "baseline"}, "20260101-000000-00000001") as training:
+            training.set_tags({tracking.WEIGHTS_TAG: WEIGHTS})
+            report(training)
+    (left,) = journals()
+    with (
+        reporting.open_journal(left.name),
+        add_to_run("again", {}, {"model": "baseline"}, ("baseline", WEIGHTS)) as run,
+    ):
+        with run.only_if_new():
+            run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
+        run.log_metrics({"test/accuracy": 0.5}, 6)
+    assert client().get_experiment_by_name("leanresnet") is None
+    assert f"{left}: not received yet, and it is the training of this model" in capsys.readouterr().err
+    assert sync(Path.cwd()) == (2, 0)
+    (found,) = recorded()
+    assert_is_complete(found)
+    assert steps(found, "test/accuracy") == [(6, 0.5)]
+
+
 def written_elsewhere(box: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[], object]) -> Path:
     """The one journal that `write` leaves on a machine without MLflow."""
     box.mkdir()
@@ -454,7 +479,7 @@ def test_an_exception_marks_the_run(error: BaseException, status: str, monkeypat
 def test_evaluation_adds_to_the_run_that_made_the_weights() -> None:
     with start_run("trained", {"lr": 0.1}, {"model": "baseline"}) as run:
         run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS})
-    for value in (0.5, 0.5, 0.6):
+    for value in (0.5, 0.5, 0.6, 0.5):
         with add_to_run("again", {"lr": 0.1}, {"model": "baseline"}, ("baseline", WEIGHTS)) as run:
             with run.only_if_new():
                 run.set_tags({"git.commit": "unknown"})
@@ -463,8 +488,9 @@ def test_evaluation_adds_to_the_run_that_made_the_weights() -> None:
     (found,) = recorded()
     assert (found.info.run_name, found.info.status) == ("trained", "FINISHED")
     assert found.data.tags["git.commit"] != "unknown"
-    # The same value is the same evaluation; another one counts.
-    assert steps(found, "test/accuracy") == [(6, 0.5), (6, 0.6)]
+    # The same value is the same evaluation; another one counts, and the last one is the run's.
+    assert steps(found, "test/accuracy") == [(6, 0.5), (6, 0.6), (6, 0.5)]
+    assert found.data.metrics["test/accuracy"] == 0.5
 
 
 def test_evaluation_without_such_a_run_makes_one() -> None:

@@ -186,6 +186,11 @@ def left_behind() -> Iterator[OwnJournal]:
             raise not_written(_lock(folder), error) from error
 
 
+def all_journals() -> Iterator[Journal]:
+    """Iterate over the workspace's journals, also those in use; they are only read."""
+    return map(Journal, _folders(workspace()))
+
+
 def brought(root: Path) -> Iterator[Journal]:
     """Iterate over the unused journals in a folder brought from elsewhere, the oldest first; nothing is written."""
     for folder in _folders(root):

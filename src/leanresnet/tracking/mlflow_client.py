@@ -87,7 +87,9 @@ class MlflowWriter:
             run = self._client.create_run(self._experiment, begin.time, tags, limits.fitted(begin.name, limits.NAME))
         self._run_id = str(run.info.run_id)
         histories = [self._client.get_metric_history(self._run_id, name) for name in run.data.metrics]
-        self._known = {self._place(each.key, each.step, each.value) for history in histories for each in history}
+        logged = sorted((each for history in histories for each in history), key=lambda each: each.timestamp)
+        # The time and the value that were logged last, by name and step.
+        self._logged = {(each.key, each.step): (each.timestamp, each.value) for each in logged}
 
     @property
     def address(self) -> str:
@@ -130,7 +132,7 @@ class MlflowWriter:
         from mlflow.entities import Metric
 
         step, values = event.step, limits.metrics(event.values).items()
-        fresh = [(name, value) for name, value in values if self._place(name, step, value) not in self._known]
+        fresh = [(name, value) for name, value in values if self._is_fresh(name, value, event)]
         of_model: dict[str, str] = {}
         model = find_model(self._client, self._experiment, self._run_id) if event.dataset else None
         if event.dataset and model is not None:
@@ -138,15 +140,14 @@ class MlflowWriter:
             of_model = {"model_id": model.model_id, "dataset_name": name, "dataset_digest": digest}
         metrics = [Metric(name, value, event.time, step, **of_model) for name, value in fresh]
         self._client.log_batch(self._run_id, metrics=metrics)
-        self._known |= {self._place(name, step, value) for name, value in fresh}
+        self._logged |= {(name, step): (event.time, value) for name, value in fresh}
 
-    def _place(self, name: str, step: int, value: float) -> tuple[str, int, float]:
-        """Return the key by which a value is recognised as logged.
-
-        It includes the value for evaluations, of which several may differ at one step; a training logs one value per
-        step.
-        """
-        return (name, step, value if self._adds else 0.0)
+    def _is_fresh(self, name: str, value: float, event: Metrics) -> bool:
+        """Return whether to log a value: a training logs one per step, an evaluation one that differs from the last."""
+        if (name, event.step) not in self._logged:
+            return True
+        time, last = self._logged[name, event.step]
+        return self._adds and event.time > time and value != last
 
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -71,7 +71,7 @@ class Training:
             )
 
     def try_step(self, images: int) -> None:
-        """Take one step on `images` images of the last epoch's size with a new network, uncompiled and in this process."""
+        """Take one uncompiled step in this process alone: a new network on `images` images of the last epoch's size."""
         recipe = self.recipe.model_copy(update={"compile": False, "sync_batch_norm": False})
         with backend_settings(self.device, recipe.deterministic):
             setup = build_training(recipe, self.task.criterion, self.train, self.device, SINGLE_PROCESS)

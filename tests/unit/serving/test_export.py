@@ -79,7 +79,7 @@ def test_a_number_that_is_no_number_in_a_later_batch_is_seen(
     model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = module._load_torchscript
-    *others, last = module.CHECKED_BATCHES
+    others = module.CHECKED_BATCHES[:-1]
 
     def damaged(content: bytes) -> Callable[[Tensor], Tensor]:
         net = load(content)
