@@ -1,8 +1,10 @@
 """The `leanresnet` program: the group of all commands, and the conversion of errors to one line and an exit code."""
 
 import getpass
+import json
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -80,6 +82,18 @@ def _run_command() -> None:
         raise MemoryLimitError(f"out of memory ({reason}), expected: more free memory") from error
 
 
+def _report(line: str) -> None:
+    """Print an error; of several processes that torchrun started, the first one alone.
+
+    Most errors are the same in all of them. The others write theirs where torchrun looks for it, and `launch` prints
+    that of the process that caused the failure.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+    elif "TORCHELASTIC_ERROR_FILE" in os.environ:
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": line}))
+
+
 def run() -> int:
     """Run the command and return its exit code; an error that the user can cause is printed as one line."""
     try:
@@ -89,9 +103,7 @@ def run() -> int:
     except NoReaderError as error:
         return error.exit_code
     except LeanResNetError as error:
-        # All processes of a training fail with the same error, so only the first one prints it.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {redacted(error)}", file=sys.stderr)
+        _report(f"error: {redacted(error)}")
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -27,11 +27,12 @@ def choose_device(name: str) -> torch.device:
             torchrun started gets the device of its local rank.
 
     Raises:
-        ConfigError: if the name is unknown, or the CUDA device does not exist.
+        ConfigError: if the name is unknown, or the CUDA device does not exist, as with more processes than devices.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
+    shared = name == "cuda" and "LOCAL_RANK" in os.environ
+    if shared:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
@@ -40,8 +41,9 @@ def choose_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device = {name!r}: expected: auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = f"{torch.cuda.device_count()} CUDA devices found"
-        raise ConfigError(f"device = {name!r}: {found}, expected here: auto or cpu")
+        found = torch.cuda.device_count()
+        expected = "no more processes than that (LEANRESNET_NPROC), or cpu" if shared and found else "auto or cpu"
+        raise ConfigError(f"device = {name!r}: {found} CUDA devices found, expected here: {expected}")
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)

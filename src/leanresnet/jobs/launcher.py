@@ -4,11 +4,12 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import NoReturn
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from leanresnet.compute.distributed import is_launched
@@ -42,21 +43,25 @@ def launch(processes: int) -> None:
         # Run the same file as this process: the name of a module may also be that of a folder in the workspace.
         elastic_launch(config, sys.executable)("-P", *sys.argv)
     except ChildFailedError as error:
-        _leave([failure.exitcode for _, failure in sorted(error.failures.items())])
+        _leave(error.failures)
     except SignalException as error:
         sys.exit(128 + error.sigval)
     sys.exit(0)
 
 
-def _leave(codes: list[int]) -> NoReturn:
-    """Exit with the exit code of the process that caused the failure of the training.
+def _leave(failures: Mapping[int, ProcessFailure]) -> NoReturn:
+    """Exit with the exit code of the process that caused the failure of the training, and print its error.
 
     A process that ended because another one failed has the code of LostProcessError, or a negative code, which means a
-    signal. These are not causes. Of the other codes, that of the lowest rank is used; without any, this process exits
-    with the code of LostProcessError.
+    signal. These are not causes. Of the other processes, that of the lowest rank counts; without any, this process
+    exits with the code of LostProcessError. The process of rank 0 has printed its error itself.
 
     Args:
-        codes: exit codes of the failed processes, sorted by rank.
+        failures: the failed processes by rank.
     """
-    causes = [code for code in codes if code > 0 and code != LostProcessError.exit_code]
-    sys.exit(causes[0] if causes else LostProcessError.exit_code)
+    for rank, failure in sorted(failures.items()):
+        if failure.exitcode > 0 and failure.exitcode != LostProcessError.exit_code:
+            if rank > 0 and failure.message.startswith("error: "):
+                print(failure.message, file=sys.stderr)
+            sys.exit(failure.exitcode)
+    sys.exit(LostProcessError.exit_code)

@@ -11,6 +11,7 @@ import torch
 
 from leanresnet.compute import device
 from leanresnet.compute.device import backend_settings, choose_device, exact_float32, has_fast_bf16
+from leanresnet.errors import ConfigError
 
 CPU = torch.device("cpu")
 STATE: dict[str, Callable[[], Any]] = {
@@ -126,6 +127,15 @@ def test_the_chosen_gpu_is_the_current_one(
     assert current == [torch.device("cuda", index)]
     assert choose_device("cpu") == CPU
     assert len(current) == 1
+
+
+def test_more_processes_than_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    expected = r"'cuda:1': 1 CUDA devices found, expected here: no more processes than that \(LEANRESNET_NPROC\), or cpu$"
+    with pytest.raises(ConfigError, match=expected):
+        choose_device("auto")
 
 
 def test_exact_float32_is_not_tf32() -> None:
