@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import outside_environment
+from filelock import FileLock
 from helpers import synthetic_split, tiny_recipe
 from test_resume import COMMAND, beside_progress, newest, prepare, results, the_run, train
 from torch import Tensor, nn
@@ -105,10 +106,45 @@ def test_a_lost_process_or_a_signal_ends_all_and_the_next_goes_on(whole: Path, t
     said = [line for line in beside_progress(error).splitlines() if not line.startswith("warning: MLflow")]
     assert [line[:37] for line in said] == ["error: stopped by SIGTERM after epoch"]
     assert newest(folder) < STATES
-    launcher = start(folder, *command)
+    # The first process waits for another training of the same model, and the second one for the first.
+    (lock,) = folder.glob(".work/training/*.lock")
+    with FileLock(lock):
+        launcher = start(folder, *command)
+        assert launcher.stderr is not None
+        waits = launcher.stderr.readline()
+        assert waits == f"warning: {lock}: another process trains the same model; waiting for it\n"
     assert (beside_progress(launcher.communicate()[1]), launcher.returncode) == ("", 0)
     assert STATES <= newest(folder) <= STATES + 1  # what SIGTERM saved may be where it began
     assert results(folder) == results(whole)
+
+
+def test_an_error_of_another_process_than_the_first_is_said(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    code = tmp_path / "code" / "sitecustomize.py"
+    code.parent.mkdir(exist_ok=True)
+    code.write_text("import os\nif os.environ.get('RANK') == '1':\n    os.environ['LEANRESNET_DEVICE'] = 'cuda:7'\n")
+    launcher = start(tmp_path, *[word for word in COMMAND if word not in ("--device", "cpu")], "--nproc", "2")
+    error = launcher.communicate()[1]
+    assert launcher.returncode == ConfigError.exit_code
+    said = [line for line in error.splitlines() if line.startswith("error: device")]
+    assert said == ["error: device = 'cuda:7': 0 CUDA devices found, expected here: auto or cpu"]
+
+
+def test_the_first_process_may_wait_longer_than_a_broadcast(tmp_path: Path) -> None:
+    code = (
+        "import datetime, time\n"
+        "import torch.distributed as dist\n"
+        "from leanresnet.compute.distributed import DistributedContext\n"
+        "dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=2))\n"
+        "world = DistributedContext(dist.get_rank(), 2)\n"
+        "for _ in range(6 if world.is_main_process else 0):\n"
+        "    world.announce(waits=True)\n"
+        "    time.sleep(0.5)\n"
+        "world.announce(waits=False) if world.is_main_process else world.follow()\n"
+    )
+    (tmp_path / "wait.py").write_text(code)
+    process = start(tmp_path, "torchrun", "--standalone", "--nproc-per-node", "2", "wait.py")
+    assert (process.communicate()[1], process.returncode) == ("", 0)
 
 
 def test_the_death_of_torchrun_counts_as_a_signal(tmp_path: Path) -> None:

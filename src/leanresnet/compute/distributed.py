@@ -70,6 +70,18 @@ class DistributedContext:
             dist.broadcast(tensor, 0)
         return tensor
 
+    def announce(self, waits: bool) -> None:
+        """Tell the other processes, which `follow`, whether the first one still waits for something.
+
+        They would wait for 30 minutes at most, and each announcement gives them that time again.
+        """
+        self.broadcast(torch.tensor(int(waits)))
+
+    def follow(self) -> None:
+        """Wait until the first process announces that it no longer waits; the other processes call this."""
+        while self.broadcast(torch.tensor(1)):
+            pass
+
     def broadcast_buffers(self, net: nn.Module) -> None:
         """Copy the buffers of the first process to all others, as DistributedDataParallel does before each step."""
         for buffer in net.buffers():

@@ -5,6 +5,7 @@ The commands `train` and `distill` both call `run_experiment`. They differ only 
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -83,9 +84,16 @@ def run_experiment(
         set_environment(device)
         training = Training(recipe, task, train, validation, device, processes)
         if not processes.is_main_process:
+            processes.follow()
             _run(training, None, lambda metrics, step: None, SnapshotCallback(None, seconds, requested, processes))
             return
-        with open_workdir(provenance, requested) as work:
+
+        def asked_while_waiting() -> Signals | None:
+            processes.announce(waits=True)
+            return requested()
+
+        with open_workdir(provenance, asked_while_waiting) as work:
+            processes.announce(waits=False)
             snapshot_callback = SnapshotCallback(work.snapshots, seconds, requested, processes)
             start, environment_diff = load_state(work.snapshots, device, processes)
             if start is None and (extend or work.extended_from):

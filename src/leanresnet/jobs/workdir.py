@@ -120,7 +120,8 @@ def open_workdir(
 
     Args:
         provenance: see `describe_provenance`.
-        requested: returns the signal that asks the process to stop, or None.
+        requested: returns the signal that asks the process to stop, or None; it is called every two seconds while the
+            process waits.
 
     Raises:
         StoppedError: if a signal arrives while the process waits.
@@ -141,8 +142,10 @@ def open_workdir(
         if work.is_recorded():
             work.discard()
         _warn_of_other_code(work, root, key, epochs)
-        yield work
-        _tidy(root)
+        try:
+            yield work
+        finally:
+            _tidy(root)
 
 
 def _acquire(lock: FileLock, requested: Callable[[], Signals | None]) -> AbstractContextManager[object]:

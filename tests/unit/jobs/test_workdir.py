@@ -176,6 +176,22 @@ def test_of_the_finished_the_newest_stay_and_of_the_stopped_all() -> None:
     assert stopped.exists()
 
 
+def test_trainings_that_fail_leave_the_newest_folders_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workdir, "STOPPED_KEPT", 2)
+    folders = []
+
+    def stop(epochs: int) -> None:
+        with open_workdir({"params": {"epochs": epochs}}) as held:
+            held.snapshots.save({"kept": 1})
+            folders.append(held.snapshots.folder)
+            raise StoppedError("stopped", signal.SIGTERM)
+
+    for epochs in range(1, 5):
+        with pytest.raises(StoppedError):
+            stop(epochs)
+    assert [folder.exists() for folder in folders] == [False, False, True, True]
+
+
 def test_the_parent_is_the_longest_finished_one_with_fewer_epochs() -> None:
     for epochs in (2, 4, 9):
         finish(epochs)
