@@ -1,13 +1,16 @@
 """The folder with source.json in which the download stage stores a data set for the split stage."""
 
 import hashlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from leanresnet.config.schema import Download
 from leanresnet.data import download
 from leanresnet.errors import DataError, StorageError
-from leanresnet.files import file_hashes, load_json, save_bytes, save_json, workspace
+from leanresnet.files import file_hashes, load_json, not_written, save_bytes, save_json, workspace
 
 if TYPE_CHECKING:
     from leanresnet.data.splits import Split
@@ -42,11 +45,12 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
     if local is None:
         # The download is kept in the workspace, so that a second run of the stage needs no network.
         kept = workspace() / ".work" / "downloads" / settings.sha256
-        try:
-            download.check(kept, settings.size, settings.md5, settings.sha256)
-        except (DataError, StorageError):
-            part = kept.with_suffix(".part")
-            download.fetch(settings.mirrors, settings, part).replace(kept)
+        with _alone(kept):
+            try:
+                download.check(kept, settings.size, settings.md5, settings.sha256)
+            except (DataError, StorageError):
+                part = kept.with_suffix(".part")
+                download.fetch(settings.mirrors, settings, part).replace(kept)
         download.copy(kept, archive)
     elif local.is_dir():
         _take_folder(local, archive, settings.dataset, stated_sha256)
@@ -55,6 +59,15 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
     md5, sha256 = file_hashes(archive)
     about = {"archive": archive.name, "size": archive.stat().st_size, "md5": md5, "sha256": sha256}
     save_json({"dataset": settings.dataset, **about}, folder / DESCRIPTION)
+
+
+def _alone(kept: Path) -> AbstractContextManager[object]:
+    """Return a context in which no other process fetches the same file; experiments of DVC's queue share the folder."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(kept.with_suffix(".lock")).acquire()
+    except OSError as error:
+        raise not_written(error.filename or kept, error) from error
 
 
 def read_source(folder: Path) -> "tuple[Split, Split]":
@@ -121,7 +134,10 @@ def _store_images(settings: Download, folder: Path, local: Path | None, stated: 
         raise DataError(f"download.dataset = folder without a folder, expected: {expected}")
     files = images.list_files(local)
     found = images.digest(files)
-    _check_digest(local, found, stated or settings.sha256)
+    if stated is None:
+        _check_digest(local, found, settings.sha256)
+    else:
+        download.check_stated(local, found, stated)
     whole = images.read_images(files)
     save_split(whole, folder / IMAGES)
     counts = {"classes": len(whole.classes), "training_images": images.training_images(len(whole))}

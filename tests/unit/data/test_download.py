@@ -9,6 +9,7 @@ import re
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -305,11 +306,28 @@ def test_the_archive_comes_from_the_network_once(mirrors: Mirrors, archive: Path
     assert len(mirrors.asked) == 2
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     assert sorted(first) == ["cifar-10-python.tar", "source.json"]
-    (kept,) = (path for path in (workspace() / ".work" / "downloads").iterdir() if path.suffix != ".part")
+    (kept,) = (path for path in (workspace() / ".work" / "downloads").iterdir() if not path.suffix)
     kept.write_bytes(b"damaged")
     fetch_source(settings, out, None, None)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     assert len(read_source(out)[0]) == 200
+
+
+def test_processes_that_share_a_workspace_download_once(mirrors: Mirrors, archive: Path, out: Path) -> None:
+    """Experiments of DVC's queue run at the same time, and the copies in which they run share the workspace."""
+    mirrors.payload = archive.read_bytes()
+    settings = expecting(mirrors.payload, mirrors.url("whole"))
+    at_once = threading.Barrier(8)
+
+    def fetch_into(name: int) -> Path:
+        at_once.wait()
+        fetch_source(settings, out / str(name), None, None)
+        return out / str(name) / "cifar-10-python.tar"
+
+    with ThreadPoolExecutor(8) as pool:
+        fetched = list(pool.map(fetch_into, range(8)))
+    assert len({path.read_bytes() for path in fetched}) == 1
+    assert mirrors.asked == [("whole", None)]
 
 
 def test_the_description_says_what_was_fetched(archive: Path, out: Path) -> None:

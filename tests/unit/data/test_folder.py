@@ -98,6 +98,14 @@ def change_pixel(folder: Path) -> None:
     Image.new("RGB", (20, 50), (1, 0, 200)).save(folder / "a" / "0 x.png")
 
 
+def test_a_stated_digest_counts_in_any_case_and_is_named(folder: Path, tmp_path: Path) -> None:
+    other = settings(folder).model_copy(update={"sha256": "0" * 64})
+    found = digest(list_files(folder))
+    fetch_source(other, tmp_path / "out", folder, found.upper())
+    with pytest.raises(DataError, match=f"images: SHA-256 {found}, expected: {'1' * 64} as stated by --sha256"):
+        fetch_source(other, tmp_path / "out", folder, "1" * 64)
+
+
 @pytest.mark.parametrize("change", [rename_image, rename_class, remove_image, change_pixel])
 def test_every_change_is_another_data_set(change: Callable[[Path], None], folder: Path, tmp_path: Path) -> None:
     before = settings(folder)
