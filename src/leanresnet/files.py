@@ -64,6 +64,11 @@ def not_written(path: Path | str, error: OSError, size: int | None = None) -> St
     return StorageError(f"{path}: cannot be written ({error.strerror}){takes}")
 
 
+def not_read(path: Path, error: OSError) -> StorageError:
+    """Return the error for a file or a folder that cannot be read."""
+    return StorageError(f"{path}: cannot be read ({error.strerror})")
+
+
 def _flush_folder(folder: Path) -> None:
     """Flush a folder, without which a power cut may undo the renaming of a file in it."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -122,7 +127,7 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise not_read(path, error) from error
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: not valid JSON ({error})") from error
 
@@ -171,5 +176,5 @@ def file_hashes(path: Path) -> tuple[str, str]:
                 md5.update(chunk)
                 sha256.update(chunk)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise not_read(path, error) from error
     return md5.hexdigest(), sha256.hexdigest()

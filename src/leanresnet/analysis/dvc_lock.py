@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from leanresnet.config.documents import read_yaml, write_yaml
-from leanresnet.errors import DataError, StorageError
+from leanresnet.errors import DataError
+from leanresnet.files import not_read
 from leanresnet.tracking.git import git
 
 LOCK = "dvc.lock"
@@ -84,7 +85,7 @@ def _text(root: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise StorageError(f"{root / LOCK}: cannot be read ({error.strerror})") from error
+        raise not_read(root / LOCK, error) from error
 
 
 @dataclass(frozen=True)

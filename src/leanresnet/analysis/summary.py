@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
+from leanresnet.config.schema import MODELS
 from leanresnet.errors import StorageError
 from leanresnet.evaluation.report import load_report
 from leanresnet.text import aligned
-
-MODELS = ("baseline", "teacher", "student")
 
 
 def comparison(results: Path) -> str:

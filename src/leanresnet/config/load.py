@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails
 
 from leanresnet.config.documents import read_yaml
 from leanresnet.config.schema import Params, Section
-from leanresnet.errors import ConfigError, DataError, StorageError
-from leanresnet.files import load_json
+from leanresnet.errors import ConfigError, DataError
+from leanresnet.files import load_json, not_read
 
 S = TypeVar("S", bound=Section)
 
@@ -52,7 +52,7 @@ def read_mapping(path: Path, kind: type[Section] = Params) -> dict[str, Any]:
     try:
         raw = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise not_read(path, error) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), expected: YAML") from error
     except ValueError as error:

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, model_validator
 
+# The models of a pipeline, in the order of training.
+MODELS = ("baseline", "teacher", "student")
 IMAGE_SIZE = 32
 # The number of classes of CIFAR-10 and the digits, and so of the study's network.
 CLASSES = 10
@@ -349,7 +351,7 @@ class Recipe(Section):
         "With reduce-overhead, a GPU also replays its kernels as CUDA graphs."
     )
     deterministic: bool = Field(
-        description="Whether a GPU uses only kernels that give the same bytes again, which is slower."
+        description="Whether only kernels are used that give the same bytes again, which is slower on a GPU."
     )
     optimizer: Optimizer = Field(description="Optimizer.")
     schedule: Schedule = Field(description="Learning rate schedule.")
@@ -491,7 +493,7 @@ class Params(Section):
 
     def recipes(self) -> dict[str, Recipe]:
         """Return the recipes by the name of their model, in the order of training."""
-        return {"baseline": self.train.baseline, "teacher": self.train.teacher, "student": self.distill.student}
+        return dict(zip(MODELS, (self.train.baseline, self.train.teacher, self.distill.student), strict=True))
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, str | int | float | bool]:

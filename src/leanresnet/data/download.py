@@ -5,17 +5,16 @@ Mirrors are tried in turn, and an incomplete download is resumed.
 
 import http.client
 import os
-import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from leanresnet.config.schema import Download
-from leanresnet.errors import DataError, StorageError
-from leanresnet.files import atomic_write, file_hashes, no_link, not_written
+from leanresnet.errors import DataError
+from leanresnet.files import atomic_write, file_hashes, no_link, not_read, not_written
 
 # The environment variable that names a local copy of a data set.
 VARIABLES = {"cifar10": "LEANRESNET_CIFAR10", "cifar100": "LEANRESNET_CIFAR100", "folder": "LEANRESNET_FOLDER"}
@@ -100,11 +99,18 @@ def check_stated(path: Path, found: str, stated: str) -> None:
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file; raise StorageError if the source cannot be read or the target cannot be written."""
-    try:
-        with source.open("rb") as file, atomic_write(target, source.stat().st_size) as out:
-            shutil.copyfileobj(file, out, 1 << 20)
-    except OSError as error:
-        raise StorageError(f"{source}: cannot be read ({error.strerror})") from error
+
+    def chunks() -> Iterator[bytes]:
+        try:
+            with source.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    yield chunk
+        except OSError as error:
+            raise not_read(source, error) from error
+
+    size = source.stat().st_size if source.exists() else None
+    with atomic_write(target, size) as out:
+        out.writelines(chunks())
 
 
 def _fetch_one(url: str, part: Path, size: int) -> None:

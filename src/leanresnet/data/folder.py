@@ -16,7 +16,7 @@ from tqdm import tqdm
 from leanresnet.data.images import SUFFIXES, read_image
 from leanresnet.data.splits import Split, hold_out
 from leanresnet.errors import DataError, LeanResNetError, StorageError
-from leanresnet.files import file_hashes
+from leanresnet.files import file_hashes, not_read
 
 TEST_SHARE, TEST_SEED = 0.2, 0
 FEWEST_IMAGES = 5
@@ -103,7 +103,7 @@ def _visible(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         expected = "expected: a folder that has a folder of images for each class"
-        raise StorageError(f"{folder}: cannot be read ({error.strerror}), {expected}") from error
+        raise StorageError(f"{not_read(folder, error)}, {expected}") from error
 
 
 def _path_of(name: str, path: Path) -> str:

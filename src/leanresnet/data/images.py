@@ -14,7 +14,8 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from leanresnet.config.schema import IMAGE_SIZE
-from leanresnet.errors import DataError, StorageError
+from leanresnet.errors import DataError
+from leanresnet.files import not_read
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 # The largest number of pixels of an image. Decoding an image of this size takes about half a gigabyte.
@@ -41,7 +42,7 @@ def read_image(path: Path) -> Tensor:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise not_read(path, error) from error
     return decode(content, str(path))
 
 

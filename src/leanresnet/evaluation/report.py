@@ -11,10 +11,10 @@ from leanresnet.compute.device import exact_float32
 from leanresnet.config.load import load_section
 from leanresnet.config.schema import Evaluate, Finite, Positive, Rate, Section, Share
 from leanresnet.data.splits import load_splits
-from leanresnet.errors import DataError, StorageError
+from leanresnet.errors import DataError
 from leanresnet.evaluation import figures
 from leanresnet.evaluation.predictions import measure_speed, predict
-from leanresnet.files import save_csv, save_figure, save_json
+from leanresnet.files import not_read, save_csv, save_figure, save_json
 from leanresnet.models.checkpoint import Checkpoint, check_held_out, load_model, load_origin
 from leanresnet.models.resnet import ResNet
 from leanresnet.training.loader import EvalBatches
@@ -143,7 +143,7 @@ def read_predictions(path: Path) -> list[tuple[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             return [(row["true"], row["predicted"]) for row in csv.DictReader(file, restval="")]
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise not_read(path, error) from error
     except (KeyError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a table of predictions, expected: the columns true and predicted") from error
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from leanresnet.config.schema import MODELS
 from leanresnet.data.images import SUFFIXES, read_image
 from leanresnet.errors import DataError, LeanResNetError, StorageError
 from leanresnet.models.checkpoint import DESCRIPTION, Checkpoint
 
-MODELS = ("baseline", "teacher", "student")
 BATCH_SIZE = 500
 
 

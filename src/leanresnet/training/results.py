@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanresnet.errors import DataError, StorageError
-from leanresnet.files import save_csv, save_figure, save_json
+from leanresnet.errors import DataError
+from leanresnet.files import not_read, save_csv, save_figure, save_json
 from leanresnet.models.checkpoint import DESCRIPTION, WEIGHTS
 from leanresnet.training.curves import curves
 from leanresnet.training.validation import Metrics
@@ -51,7 +51,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
             rows = list(csv.DictReader(file))
         return [{key: _finite(value) for key, value in row.items() if key != "epoch"} for row in rows]
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise not_read(path, error) from error
     except (ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{path}: not a history ({error}), expected: a file that training wrote") from error
 

@@ -14,6 +14,9 @@ from leanresnet.training.augmentation import NETWORK, seed_of
 from leanresnet.training.schedules import LearningRate
 from leanresnet.training.validation import Metrics
 
+# What the loop has found so far, by the names of TrainState's attributes.
+RESULTS = ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds")
+
 
 class LossWatch:
     """Detects a loss that is NaN or infinite.
@@ -197,15 +200,14 @@ class TrainState:
         draws = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             draws["cuda"] = torch.cuda.get_rng_state(self.device)
-        names = ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds")
-        results = {name: getattr(self, name) for name in names}
+        results = {name: getattr(self, name) for name in RESULTS}
         return {**state, "tally": self.meter.state_dict(), "draws": draws, **results}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state`, which may be the final state of a training with fewer epochs."""
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
-        for name in ("epoch", "rate", "history", "best_epoch", "best_weights", "seconds"):
+        for name in RESULTS:
             setattr(self, name, state[name])
         self.meter = EpochMeter.from_state(state["tally"], self.device)
         self.seed_draws()

@@ -25,7 +25,7 @@ from torchvision.datasets import CIFAR100
 
 from leanresnet.config.schema import Download
 from leanresnet.data.cifar import pack_folder
-from leanresnet.data.download import fetch
+from leanresnet.data.download import copy, fetch
 from leanresnet.data.sources import fetch_source, read_source
 from leanresnet.errors import DataError, StorageError
 from leanresnet.files import load_json, save_json, workspace
@@ -379,6 +379,13 @@ def test_a_refused_copy_leaves_what_was_there(tmp_path: Path, out: Path, kind: s
         fetch_source(EXPECTED, out, local, stated)
     assert [path.name for path in out.iterdir()] == ["cifar-10-python.tar"]
     assert (out / "cifar-10-python.tar").read_bytes() == before
+
+
+def test_a_copy_that_breaks_off_names_the_file_that_was_read(tmp_path: Path) -> None:
+    """The first bytes of this file, which are no memory of the process, fail to be read and not to be opened."""
+    with pytest.raises(StorageError, match=r"^/proc/self/mem: cannot be read \(Input/output error\)$"):
+        copy(Path("/proc/self/mem"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_copy_that_is_not_there_is_refused(tmp_path: Path, out: Path) -> None:
