@@ -2,8 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from leanresnet.analysis import charts, runs
@@ -26,8 +27,8 @@ STUDY = "to the study"
 # The names of `runs.validation_of` in tables.
 VALIDATION = {runs.EVALUATED: "validation", runs.TRAINED: "validation in training"}
 PAIRED = "paired difference"
-FIGURES = ["test", STUDY, "parameters", "million MACs", "latency, ms", "minutes"]
-NUMBERS = {"n", *VALIDATION.values(), *FIGURES, PAIRED}
+# The name of a column, and its cell for a group of runs.
+Column = tuple[str, Callable[[Sequence[RunRecord]], str]]
 # The accuracy of a share p of N test images has the standard error sqrt(p * (1 - p) / N).
 SEEDS_NOTE = (
     "± is the sample standard deviation over n seeds on one split. It leaves out the sampling error of the test split, "
@@ -119,38 +120,28 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True, against: str | N
     validation = runs.validation_of(records)
     groups = over_seeds(records) if by_seed else [[run] for run in records]
     groups.sort(key=lambda group: mean(group, validation) or 0.0, reverse=True)
-    keys = differing(records)
-    # A missing teacher is not listed as another teacher, because the param distill.teacher shows it.
-    sources = [name for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in records} - {None}) > 1]
-    baseline = None if against is None else _row_of(against, groups)
     counted = any(len(group) > 1 for group in groups)
-    rows = [
-        [
-            group[0].label,
-            group[0].model,
-            *([str(len(group))] if counted else []),
-            _accuracy(group, validation),
-            *_figures(group),
-            *([] if baseline is None else ["" if group is baseline else paired_difference(group, baseline)]),
-            *(", ".join(dict.fromkeys(run.params.get(key, "") for run in group)) for key in keys),
-            *(group[0].tags.get(MADE_FROM[name], "")[:8] for name in sources),
-        ]
-        for group in groups
-    ]
-    header = ["run", "model", *(["n"] if counted else []), VALIDATION[validation], *FIGURES]
-    header += [*([] if baseline is None else [PAIRED]), *keys, *sources]
-    if not any(row[header.index(STUDY)] for row in rows):
-        # No run has the data of the study, which are CIFAR-10's.
-        header, *rows = (
-            [cell for name, cell in zip(header, row, strict=True) if name != STUDY] for row in (header, *rows)
-        )
+    baseline = None if against is None else _row_of(against, groups)
+    columns: list[Column] = [("run", lambda group: group[0].label), ("model", lambda group: group[0].model)]
+    if counted:
+        columns.append(("n", lambda group: str(len(group))))
+    columns += [(VALIDATION[validation], partial(_accuracy, key=validation)), *FIGURES.items()]
+    if baseline is not None:
+        columns.append((PAIRED, lambda group: "" if group is baseline else paired_difference(group, baseline)))
+    columns += [(key, partial(_values, key=key)) for key in differing(records)]
+    # A missing teacher is not listed as another teacher, because the param distill.teacher shows it.
+    sources = {name: tag for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in records} - {None}) > 1}
+    columns += [(name, partial(_digest, tag=tag)) for name, tag in sources.items()]
+    # Without a run on the data of the study, which are CIFAR-10's, there is nothing to compare with it.
+    columns = [(name, cell) for name, cell in columns if name != STUDY or any(map(cell, groups))]
     notes = [SEEDS_NOTE] if counted else []
     if baseline is not None:
         notes.append(
             f"The {PAIRED} is that of the test accuracy from {markdown(baseline[0].label)}, in points: the mean over "
             "the seeds that both have, with its 95 % interval by Student's t distribution."
         )
-    return Comparison(groups, header, rows, notes)
+    header = [name for name, _ in columns]
+    return Comparison(groups, header, [[cell(group) for _, cell in columns] for group in groups], notes)
 
 
 def _without_repeats(records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -216,17 +207,28 @@ def mean(group: Sequence[RunRecord], key: str) -> float | None:
     return None if None in values else statistics.mean(value for value in values if value is not None)
 
 
-def _figures(group: Sequence[RunRecord]) -> list[str]:
-    seconds, latency, test = (mean(group, key) for key in ("train_seconds", "speed/latency_ms", "test/accuracy"))
-    on_cifar = test is not None and group[0].tags.get("dataset") == "cifar10"
-    return [
-        _accuracy(group, "test/accuracy"),
-        f"{100 * (test - STUDY_ACCURACY):+.2f}" if on_cifar and test is not None else "",
-        f"{group[0].metrics['model/parameters']:,.0f}",
-        f"{group[0].metrics['model/macs'] / 1e6:,.1f}",
-        "" if latency is None else f"{latency:.2f}",
-        "" if seconds is None else f"{seconds / 60:.1f}" if seconds >= 60 else f"{seconds / 60:.2f}",
-    ]
+def _to_the_study(group: Sequence[RunRecord]) -> str:
+    test = mean(group, "test/accuracy")
+    return f"{100 * (test - STUDY_ACCURACY):+.2f}" if group[0].tags.get("dataset") == "cifar10" and test else ""
+
+
+def _latency(group: Sequence[RunRecord]) -> str:
+    latency = mean(group, "speed/latency_ms")
+    return "" if latency is None else f"{latency:.2f}"
+
+
+def _minutes(group: Sequence[RunRecord]) -> str:
+    seconds = mean(group, "train_seconds")
+    return "" if seconds is None else f"{seconds / 60:.1f}" if seconds >= 60 else f"{seconds / 60:.2f}"
+
+
+def _values(group: Sequence[RunRecord], key: str) -> str:
+    """Return the values of a param in a group, each once."""
+    return ", ".join(dict.fromkeys(run.params.get(key, "") for run in group))
+
+
+def _digest(group: Sequence[RunRecord], tag: str) -> str:
+    return group[0].tags.get(tag, "")[:8]
 
 
 def _accuracy(group: Sequence[RunRecord], key: str) -> str:
@@ -236,3 +238,15 @@ def _accuracy(group: Sequence[RunRecord], key: str) -> str:
         return ""
     deviation = f" ± {100 * statistics.stdev(run.metrics[key] for run in group):.2f}" if len(group) > 1 else ""
     return f"{value:.2%}{deviation}"
+
+
+# The columns that every table has, apart from the names and the validation accuracy.
+FIGURES: dict[str, Callable[[Sequence[RunRecord]], str]] = {
+    "test": partial(_accuracy, key="test/accuracy"),
+    STUDY: _to_the_study,
+    "parameters": lambda group: f"{group[0].metrics['model/parameters']:,.0f}",
+    "million MACs": lambda group: f"{group[0].metrics['model/macs'] / 1e6:,.1f}",
+    "latency, ms": _latency,
+    "minutes": _minutes,
+}
+NUMBERS = {"n", *VALIDATION.values(), *FIGURES, PAIRED}
