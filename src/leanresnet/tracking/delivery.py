@@ -101,6 +101,7 @@ class Sender:
     def __init__(self, journal: OwnJournal) -> None:
         self._journal = journal
         self.address: str | None = None
+        self._deliver: tracking.MlflowWriter | None = None
         self._sent = 0
         self._closing = False
         self._failed = False
@@ -128,28 +129,18 @@ class Sender:
         return self._sent == len(self._journal.events)
 
     def _work(self) -> None:
-        delivery, pause, again = None, 1.0, False
+        pause, again = 1.0, False
         while True:
             self._wake.wait(pause if self._failed else None)
             self._wake.clear()
             closing = self._closing
             try:
-                if delivery is None:
-                    # Other journals must be sent before an evaluation. That may log models, for which torch adds an
-                    # environment variable, so it happens when the evaluation only waits.
-                    if _adds(self._journal) and not closing:
-                        continue
-                    self._send_others()
-                    delivery = tracking.MlflowWriter(self._journal)
-                    self.address, self._sent = delivery.address, 0
-                while self._sent < len(self._journal.events):
-                    delivery(self._journal.events[self._sent])
-                    self._sent += 1
+                self._send(closing)
                 self._failed, pause, again = False, 1.0, False
                 if closing:
                     sync(workspace())
             except Exception as error:  # servers, disks and exporters fail in many ways; none may stop a training
-                delivery, lost_it = None, delivery is not None and not again
+                lost_it, self._deliver = self._deliver is not None and not again, None
                 if lost_it:
                     # The connection worked before, so the first retry uses a new one at once.
                     again = True
@@ -160,6 +151,20 @@ class Sender:
                 self._failed, pause = True, min(2 * pause, PAUSE_SECONDS)
             if closing:
                 return
+
+    def _send(self, closing: bool) -> None:
+        """Connect to MLflow if there is no connection, and send the events that it has not received."""
+        if self._deliver is None:
+            # Other journals must be sent before an evaluation. That may log models, for which torch adds an
+            # environment variable, so it happens when the evaluation only waits.
+            if _adds(self._journal) and not closing:
+                return
+            self._send_others()
+            self._deliver = tracking.MlflowWriter(self._journal)
+            self.address, self._sent = self._deliver.address, 0
+        while self._sent < len(self._journal.events):
+            self._deliver(self._journal.events[self._sent])
+            self._sent += 1
 
     def _send_others(self) -> None:
         """Send journals that earlier processes left: all before an evaluation, before a training only missing ends.
