@@ -41,6 +41,8 @@ CHECKOUT_PARTS = (
 # imported, and for all processes that the tests start: threads that wait must not take a core from one that works.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Only Triton's kernels for a GPU use the processes that torch would start for a compilation.
+os.environ.setdefault("TORCH_WARM_POOL", "0")
 # `nohup make test` leaves it ignored, which a process that is started inherits.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # DVC's own words where another of its commands holds the workspace, or a stage's files.

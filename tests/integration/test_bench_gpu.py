@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,9 +83,7 @@ def test_no_step_keeps_the_next_one_from_being_taken(
     scripts(
         monkeypatch, fails=("raise SystemExit(1)", 60), hangs=(endless(tmp_path), 5), dies=(killed, 60), last=("", 60)
     )
-    begun = time.monotonic()
     assert not gpu.take_all(["fails", "hangs", "dies", "last"], dry, tmp_path / "out", 600)
-    assert time.monotonic() - begun < 500
     lines = report.read(tmp_path / "out" / gpu.FIGURES)
     assert [line["outcome"] for line in lines] == ["failed", "killed after 5 s", "ended with -9", "passed"]
     table = (tmp_path / "out" / gpu.TABLE).read_text()

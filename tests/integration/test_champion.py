@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import Checkout, outside_environment
+from databases import place_database
 from filelock import FileLock, Timeout
 from forked import run_program
 from mlflow.entities import LoggedModelStatus
@@ -254,6 +255,7 @@ def test_a_model_that_did_not_arrive_whole_is_none(another: Registry) -> None:
 
 def test_without_a_candidate_it_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").touch()
+    place_database(tmp_path)
     done = run_program("champion", cwd=tmp_path, env=outside_environment())
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
     assert "expected: an evaluated model within its budget" in done.stderr

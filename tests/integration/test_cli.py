@@ -14,6 +14,7 @@ import yaml
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from conftest import Checkout, edited, outside_environment, preset_text
+from forked import run_program
 from imports import ROOT
 
 from leanresnet.serving import inference
@@ -23,7 +24,11 @@ from pipeline.check import _duration
 from pipeline.cli import cli
 from pipeline.port import check_free
 
-PRESETS = ["default", *(path.stem for path in (ROOT / "presets").glob("*.yaml"))]
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+
+
+def forked(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return run_program(*arguments, cwd=cwd, env=outside_environment())
 
 
 def program(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -80,7 +85,7 @@ def test_each_command_explains_itself(command: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_passes_the_check(preset: str) -> None:
-    done = program("check", "--preset", preset)
+    done = forked("check", "--preset", preset)
     assert done.returncode == 0, done.stderr
     assert "valid" in done.stdout
 
@@ -118,7 +123,7 @@ def test_a_duration_is_in_the_unit_that_suits_it() -> None:
 
 
 def test_check_estimates_without_training() -> None:
-    done = program("check", "--preset", "demo", "--estimate")
+    done = forked("check", "--preset", "demo", "--estimate")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("s an epoch") == 3
 
@@ -134,7 +139,7 @@ def test_compare_shows_the_models_side_by_side(checkout: Checkout) -> None:
 def test_search_lists_architectures_that_fill_the_budget() -> None:
     common = ("search", "--params", str(ROOT / "params.yaml"), "--least", "0.5", "--count", "3")
     narrow = ("--layers", "3", "--blocks", "1-2", "--channels", "64,128,256", "--kernels", "3", "--skip-kernels", "1")
-    done = program(*common, *narrow)
+    done = forked(*common, *narrow)
     assert done.returncode == 0, done.stderr
     *rows, last = done.stdout.splitlines()
     assert len(rows) == 3
@@ -142,24 +147,24 @@ def test_search_lists_architectures_that_fill_the_budget() -> None:
     # Ten ways to widen three layers, two blocks or one in each.
     assert last.startswith("80 architectures counted in ")
     assert last.endswith("with 50% to 100% of 5,000,000")
-    runs = yaml.safe_load(program(*common, *narrow, "--format", "yaml").stdout)
+    runs = yaml.safe_load(forked(*common, *narrow, "--format", "yaml").stdout)
     assert [run["name"] for run in runs] == [row.split()[0] for row in rows]
     assert all(len(run["recipe"]["model"]["channels"]) == 3 for run in runs)
 
 
 @pytest.mark.parametrize("numbers", ["", "a", "0", "3-1", "1,,2", "-1", "1-2-", "4", "17"])
 def test_search_refuses_what_are_no_sizes(numbers: str) -> None:
-    done = program("search", "--params", str(ROOT / "params.yaml"), f"--kernels={numbers}")
+    done = forked("search", "--params", str(ROOT / "params.yaml"), f"--kernels={numbers}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "expected: odd numbers from 1 to 15" in done.stderr
 
 
 def test_compare_takes_results_or_runs() -> None:
     for more in (["run"], ["--experiment", "b"], ["--out", "c"], ["--html", "d"], ["--against", "e"]):
-        done = program("compare", "--results", "a", *more)
+        done = forked("compare", "--results", "a", *more)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "--results reads no runs" in done.stderr
-    done = program("compare", "--against", "a", "--group-by", "none")
+    done = forked("compare", "--against", "a", "--group-by", "none")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--against compares seeds, expected: no --group-by none with it" in done.stderr
 

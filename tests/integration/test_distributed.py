@@ -122,12 +122,12 @@ def test_an_error_of_another_process_than_the_first_is_said(tmp_path: Path) -> N
     prepare(tmp_path)
     code = tmp_path / "code" / "sitecustomize.py"
     code.parent.mkdir(exist_ok=True)
-    code.write_text("import os\nif os.environ.get('RANK') == '1':\n    os.environ['LEANRESNET_DEVICE'] = 'cuda:7'\n")
-    launcher = start(tmp_path, *[word for word in COMMAND if word not in ("--device", "cpu")], "--nproc", "2")
+    code.write_text("import os\nif os.environ.get('RANK') == '1':\n    os.environ['LEANRESNET_DEVICE'] = 'quantum'\n")
+    launcher = start(tmp_path, *COMMAND, "--nproc", "2")
     error = launcher.communicate()[1]
     assert launcher.returncode == ConfigError.exit_code
     said = [line for line in error.splitlines() if line.startswith("error: device")]
-    assert said == ["error: device = 'cuda:7': 0 CUDA devices found, expected here: auto or cpu"]
+    assert said == ["error: device = 'quantum': expected: auto, cpu, cuda or cuda:N"]
 
 
 def test_the_first_process_may_wait_longer_than_a_broadcast(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """The questions in experiments/: every run that they queue is valid and fits, before hours are spent on it."""
 
 import subprocess
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import outside_environment
+from forked import run_program
 from helpers import changed
 from imports import ROOT
 
@@ -34,14 +38,23 @@ ASKED = [
 ]
 
 
+@cache
+def preset_of(scale: str) -> dict[str, Any]:
+    return load_preset(SCALES[scale].preset, PRESETS).params.model_dump(mode="json")
+
+
+@cache
+def experiments_of(scale: str) -> dict[str, Experiment]:
+    return load_experiments(QUESTIONS, scale, PRESETS)
+
+
 def params_of(experiment: Experiment, scale: str) -> Params:
-    base = load_preset(SCALES[scale].preset, PRESETS).params.model_dump(mode="json")
-    return validate(merge(base, experiment.values), experiment.name, Params)
+    return validate(merge(preset_of(scale), experiment.values), experiment.name, Params)
 
 
 @pytest.mark.parametrize(("question", "scale"), ASKED)
 def test_a_question_asks_for_valid_runs_that_differ(question: str, scale: str) -> None:
-    found = [each for each in load_experiments(QUESTIONS, scale, PRESETS).values() if each.question == question]
+    found = [each for each in experiments_of(scale).values() if each.question == question]
     assert len(found) >= 2
     seen = []
     for each in found:
@@ -57,14 +70,14 @@ def test_a_question_asks_for_valid_runs_that_differ(question: str, scale: str) -
 
 @every_scale
 def test_who_teaches_is_what_an_earlier_question_found(scale: str) -> None:
-    found = load_experiments(QUESTIONS, scale, PRESETS)
+    found = experiments_of(scale)
     names = [name for name, each in ASKED if each == scale]
     assert [each.name for each in choose(found, names, [])] == list(found)
 
 
 @every_scale
 def test_a_student_has_another_seed_than_the_previous_models_that_teach_it(scale: str) -> None:
-    found = load_experiments(QUESTIONS, scale, PRESETS)
+    found = experiments_of(scale)
     seeds = {name: params_of(each, scale).recipes()[each.model].seed for name, each in found.items()}
     for name, each in found.items():
         assert seeds[name] not in [seeds[teacher] for teacher in each.learns_from]
@@ -99,20 +112,16 @@ def test_the_architectures_are_those_that_the_search_gives(scale: str, budget: i
 def test_an_unknown_scale_or_question_is_one_line(
     verb: str, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(["leanresnet", "experiments", verb, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    done = run_program("experiments", verb, *arguments, cwd=tmp_path, env=outside_environment())
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_list_has_a_line_a_run_for_a_job_array(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["leanresnet", "experiments", "list", "schedules", "distillation", "--scale", "gpu"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    asked = ("experiments", "list", "schedules", "distillation", "--scale", "gpu")
+    done = run_program(*asked, cwd=tmp_path, env=outside_environment())
+    assert done.returncode == 0
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[0] for line in lines[:4]] == [
         REFERENCE,

@@ -212,6 +212,7 @@ def test_a_signal_to_all_processes_of_a_compilation_ends_the_run(tmp_path: Path)
     compiler.write_text(f"#!/bin/sh\ntouch {tmp_path}/compiling\nexec sleep 1000000\n")
     compiler.chmod(0o755)
     settings = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "graphs"), "OMP_NUM_THREADS": "1"}
+    settings["TORCH_WARM_POOL"] = "1"  # as users have it
     options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     training = subprocess.Popen(COMMAND, cwd=folder, env=outside_environment(**settings), **options)
     try:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from conftest import outside_environment
+from databases import place_database
 from forked import run_program
 from imports import ROOT
 from test_resume import COMMAND, prepare
@@ -112,6 +113,7 @@ def test_the_ui_serves_this_machine_alone_and_no_foreign_page(tmp_path: Path) ->
     """A page elsewhere could otherwise ask the browser to read or change the runs (DNS rebinding, CSRF)."""
     search = "/api/2.0/mlflow/experiments/search"
     (tmp_path / "params.yaml").touch()
+    place_database(tmp_path)
     with ui(tmp_path) as (port, process):
         assert asked(port, "GET", "/") == 200
         assert "Warning" not in (tmp_path / "printed.txt").read_text()
@@ -139,6 +141,7 @@ class Armed:
 def test_mlflow_loads_no_pickled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").touch()
+    place_database(tmp_path)
     mlflow = connect()
     (tmp_path / "model").mkdir()
     (tmp_path / "model/python_model.pkl").write_bytes(pickle.dumps(Armed(tmp_path / "ran")))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import services
 import yaml
-from conftest import Checkout, shell_in
+from conftest import Checkout, new_checkout, shell_in
 from forked import path_of_forks
 from imports import ROOT
 from mlflow.tracking import MlflowClient
@@ -119,6 +119,12 @@ def test_secrets_are_files_that_git_and_the_image_leave_out(tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Not `checkout`, whose tests come last and on any worker: these stay together, so that the server starts once."""
+    return new_checkout(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The address, and the database's password."""
     if not services.POSTGRES:
@@ -166,16 +172,16 @@ def test_what_is_too_long_or_odd_for_a_column_arrives(
 
 
 def test_the_models_of_a_pipeline_and_their_champion_are_there(
-    server: tuple[str, str], checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: tuple[str, str], demo: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "copy"
-    shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work", "src"))
+    shutil.copytree(demo.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work", "src"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server[0])
     monkeypatch.setenv("DVC_ROOT", str(folder))
     shell = shell_in(folder, MLFLOW_TRACKING_URI=server[0], PATH=path_of_forks())
     restored = shell("leanresnet", "sync").stdout
     assert restored.endswith("3 restored by DVC, logged from their outputs\n")
-    client, sqlite = MlflowClient(server[0]), runs_by_model(checkout.folder)
+    client, sqlite = MlflowClient(server[0]), runs_by_model(demo.folder)
     runs = by_model(client)
     for model in MODELS:
         run, same = runs[model], sqlite[model]

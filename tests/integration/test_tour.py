@@ -3,32 +3,23 @@
 import json
 import sys
 
-import pytest
 from conftest import Checkout
 from imports import ROOT
 
 CELLS = json.loads((ROOT / "docs/tour.ipynb").read_text())["cells"]
 
 
-@pytest.fixture(scope="module")
-def said(checkout: Checkout) -> str:
+def test_it_shows_the_results_of_the_demo_and_makes_only_the_evaluations_stale(checkout: Checkout) -> None:
     before = (checkout.folder / "params.yaml").read_bytes()
     code = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code")
-    shown = checkout.shell(
+    said = checkout.shell(
         sys.executable, "-W", "error", "-c", f"import matplotlib\nmatplotlib.use('agg')\n{code}"
     ).stdout
     assert (checkout.folder / "params.yaml").read_bytes() == before
-    return shown
-
-
-def test_it_shows_the_results_of_the_demo(checkout: Checkout, said: str) -> None:
     report = json.loads((checkout.folder / "results/student/test.json").read_text())
     assert f"the results of {checkout.folder}\n" in said
     assert f"{report['model/parameters']:,} parameters, {report['model/macs']:,} multiply-accumulates" in said
     assert said.count(f"{report['test/accuracy']:.2%}") >= 2
-
-
-def test_the_value_that_it_changes_makes_only_the_evaluations_stale(said: str) -> None:
     assert "stages to run: evaluate@baseline, evaluate@teacher, evaluate@student\n" in said
 
 

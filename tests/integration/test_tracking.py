@@ -4,8 +4,6 @@ import getpass
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Checkout, outside_environment
+from databases import place_database
 from forked import run_code, run_program
 from imports import ROOT
 from mlflow.data.schema import TensorDatasetSchema
@@ -166,21 +165,17 @@ def test_the_logged_model_loads_and_answers_like_the_checkpoint(checkout: Checko
     )
     images = load_split(checkout.folder / "data/test.safetensors").images[:5]
     np.save(checkout.folder / ".work/images.npy", images.float().numpy())
+    images_file, logits_file = (str(checkout.folder / ".work" / name) for name in ("images.npy", "logits.npy"))
     script = (
-        "import sys, numpy, mlflow; model = mlflow.pyfunc.load_model(sys.argv[1]);"
+        f"import numpy, mlflow; model = mlflow.pyfunc.load_model({logged.artifact_location!r});"
         "assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 32, 32);"
-        "numpy.save(sys.argv[3], model.predict(numpy.load(sys.argv[2])))"
+        f"numpy.save({logits_file!r}, model.predict(numpy.load({images_file!r})))"
     )
-    files = [str(checkout.folder / ".work" / name) for name in ("images.npy", "logits.npy")]
-    subprocess.run(
-        [sys.executable, "-c", script, logged.artifact_location, *files],
-        check=True,
-        env=outside_environment(),
-        cwd=checkout.folder,
-    )
+    done = run_code(script, cwd=checkout.folder, env=outside_environment())
+    assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = load_model(checkout.folder / "models/student").net(images)
-    np.testing.assert_allclose(np.load(files[1]), expected.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.load(logits_file), expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout, tmp_path: Path) -> None:
@@ -188,6 +183,7 @@ def test_evaluation_records_a_training_that_mlflow_never_saw(checkout: Checkout,
     for part in ("models", "results", "data", "params.yaml"):
         source = checkout.folder / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / part)
+    place_database(tmp_path)
     places = ["--model", "models/baseline", "--teacher", "models/teacher", "--results", "results/baseline"]
     splits = ["--validation", "data/validation.safetensors", "--test", "data/test.safetensors"]
     for _ in range(2):
@@ -213,6 +209,7 @@ def test_sync_logs_what_dvc_restored_once_and_no_evaluation_of_other_weights(
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".work", "src"))
+    place_database(folder)
     report = folder / "results/teacher/test.json"
     report.write_text(report.read_text() + "\n")
     for said in ("0 logged, 0 left\n3 restored by DVC, logged from their outputs\n", "0 logged, 0 left\n"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from databases import place_database
 from matplotlib.colors import to_hex
 
 from leanresnet.analysis import runs as registry
@@ -54,6 +55,7 @@ def track(
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    place_database(tmp_path)
     return tmp_path
 
 
