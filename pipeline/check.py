@@ -30,10 +30,13 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     from leanresnet.models.complexity import breakdown, check_budget, count_macs, count_parameters
     from leanresnet.scaffold.presets import load_preset
 
+    if preset and params:
+        raise click.UsageError("--preset names the values to check, expected: no --params with it")
     presets = released("presets")
     path = presets / f"{preset}.yaml" if preset else params or in_workspace(Path("params.yaml"))
     config = load_preset(preset, presets).params if preset else load_params(path)
-    classes, training_images = size_of_data(path, config)
+    classes, training_images = size_of_data(path, config, at_hand=not preset)
+    _check_images(path, config, training_images, classes)
     for name, recipe in config.recipes().items():
         count, macs = count_parameters(recipe.model, classes), count_macs(recipe.model, classes)
         key = "distill.student" if name == "student" else f"train.{name}"
@@ -58,6 +61,27 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     if estimate:
         _echo_estimate(config, training_images, classes, device)
     click.echo(f"{path}: valid")
+
+
+def _check_images(path: Path, config: "Params", images: int | None, classes: int) -> None:
+    """Check that the splits and a batch of each model have enough images, if their number is known.
+
+    Raises:
+        ConfigError: if they have not.
+    """
+    from leanresnet.errors import ConfigError
+
+    if images is None:
+        return
+    try:
+        training = config.split.training_images(images, classes)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for name, recipe in config.recipes().items():
+        if recipe.batch_size > training:
+            key = "distill.student" if name == "student" else f"train.{name}"
+            expected = f"2 to {training}, the training images"
+            raise ConfigError(f"{path}: {key}.batch_size = {recipe.batch_size}: expected: {expected}")
 
 
 def _echo_stale(folder: Path) -> None:
@@ -103,7 +127,7 @@ def _echo_estimate(config: "Params", training_images: int | None, classes: int, 
     if training_images is None:
         raise ConfigError("--estimate: the number of images is not known, expected: images that are at hand")
     chosen = choose_device(device)
-    images = config.split.training or training_images - config.split.validation
+    images = config.split.training_images(training_images, classes)
     total = 0.0
     for name, recipe in config.recipes().items():
         start, epoch = training_seconds(recipe, images, classes, chosen)

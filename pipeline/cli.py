@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from leanresnet.errors import LeanResNetError, MemoryLimitError, redacted
+from leanresnet.errors import LeanResNetError, MemoryLimitError, StorageError, redacted
 from pipeline.champion import champion
 from pipeline.check import check
 from pipeline.compare import compare
@@ -70,7 +70,10 @@ def _name_the_user() -> None:
 
 
 def _run_command() -> None:
-    """Run the command; outside of a training, which names a batch that fits, a lack of memory is one line too."""
+    """Run the command; raise an error of the system as one that is shown to the user.
+
+    A training names a batch that fits itself if memory runs out.
+    """
     try:
         cli(prog_name="leanresnet", standalone_mode=False)
     except (RuntimeError, MemoryError) as error:
@@ -80,6 +83,11 @@ def _run_command() -> None:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MemoryLimitError(f"out of memory ({reason}), expected: more free memory") from error
+    except OSError as error:
+        # A path that may not be looked at, or whose name is too long, is the user's, wherever it is noticed.
+        if error.filename is None:
+            raise
+        raise StorageError(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
 
 
 def _report(line: str) -> None:

@@ -16,11 +16,12 @@ def local_copy(dataset: str) -> Path | None:
     return Path(named) if named else None
 
 
-def size_of_data(params: Path, config: "Params") -> tuple[int, int | None]:
+def size_of_data(params: Path, config: "Params", at_hand: bool = True) -> tuple[int, int | None]:
     """Return the numbers of classes and of training images; of images that are not at hand, a warning and (10, None).
 
     Args:
         params: the file of `config`, beside which the stages of a workspace write.
+        at_hand: whether to look at the images that the environment names, which are not those of a preset.
     """
     from leanresnet.config.schema import CLASSES
     from leanresnet.data.download import VARIABLES
@@ -28,7 +29,8 @@ def size_of_data(params: Path, config: "Params") -> tuple[int, int | None]:
     from leanresnet.errors import warn
 
     settings = config.download
-    found = known_size(settings, params.parent / "data" / "source", local_copy(settings.dataset))
+    local = local_copy(settings.dataset) if at_hand else None
+    found = known_size(settings, params.parent / "data" / "source", local)
     if found is None:
         known = f"{VARIABLES[settings.dataset]} names them"
         warn(f"{params}: the images of download.sha256 are not at hand, so {CLASSES} classes are assumed; {known}")

@@ -24,11 +24,11 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new rele
             ends = (first, last if dash else first)
             numbers = range(int(ends[0]), int(ends[1]) + 1) if all(end.isdecimal() for end in ends) else ()
             if not numbers or not set(numbers) <= set(self._expected):
-                kind = "odd" if self._expected.step == 2 else "whole"
+                kind, such = ("odd", "1,3") if self._expected.step == 2 else ("whole", "1,3 or 1-4")
                 most = self._expected[-1]
-                self.fail(f"{value!r}: expected: {kind} numbers from 1 to {most}, such as 1,3 or 1-4", param, ctx)
+                self.fail(f"{value!r}: expected: {kind} numbers from 1 to {most}, such as {such}", param, ctx)
             found += numbers
-        return tuple(found)
+        return tuple(dict.fromkeys(found))
 
 
 def numbers_option(name: str, expected: range, default: str, what: str) -> Callable[[Command], Command]:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -17,6 +18,7 @@ from conftest import Checkout, edited, outside_environment, preset_text
 from forked import run_program
 from imports import ROOT
 
+from leanresnet.scaffold.presets import load_preset, merge
 from leanresnet.serving import inference
 from leanresnet.tracking import connection
 from pipeline import options, workspace
@@ -90,6 +92,45 @@ def test_every_preset_passes_the_check(preset: str) -> None:
     assert "valid" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"split": {"validation": 5000}}, "split.validation = 5000: expected: 10 to 1427 of the 1,437 training images"),
+        ({"split": {"training": 1300}}, "split.training = 1300: expected: 10 to 1227 of the 1,237 training images"),
+        (
+            {"distill": {"student": {"batch_size": 1238}}},
+            "distill.student.batch_size = 1238: expected: 2 to 1237, the training images",
+        ),
+        ({"split": {"training": 1237}}, None),
+    ],
+)
+def test_check_knows_how_many_images_there_are(values: dict[str, Any], said: str | None, tmp_path: Path) -> None:
+    demo = load_preset("demo", ROOT / "presets").params.model_dump(mode="json")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(merge(demo, values)))
+    done = forked("check", "--estimate", "--params", str(tmp_path / "params.yaml"))
+    if said is None:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}/params.yaml: {said}\n")
+
+
+def test_check_takes_a_file_or_a_preset(tmp_path: Path) -> None:
+    done = forked("check", "--preset", "demo", "--params", str(tmp_path / "params.yaml"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = run_program(
+        "check", "--preset", "folder", cwd=ROOT, env=outside_environment(LEANRESNET_FOLDER=str(tmp_path))
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["lineage", "init"])
+def test_a_name_that_is_too_long_is_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
+    done = forked(command, 300 * "n", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1), done.stderr
+    assert "File name too long" in done.stderr
+
+
 def test_check_counts_the_papers_network_exactly_and_by_layer() -> None:
     done = program("check", "--preset", "paper", "--layers")
     assert "4,935,242 parameters" in done.stdout
@@ -150,6 +191,12 @@ def test_search_lists_architectures_that_fill_the_budget() -> None:
     runs = yaml.safe_load(forked(*common, *narrow, "--format", "yaml").stdout)
     assert [run["name"] for run in runs] == [row.split()[0] for row in rows]
     assert all(len(run["recipe"]["model"]["channels"]) == 3 for run in runs)
+
+
+def test_search_recommends_what_it_takes_and_counts_what_is_named_twice_once() -> None:
+    common = ("search", "--params", str(ROOT / "params.yaml"), "--layers", "3,3", "--blocks", "1", "--channels", "64")
+    assert forked(*common, "--kernels=1-4").stderr.endswith("expected: odd numbers from 1 to 15, such as 1,3\n")
+    assert "1 architectures counted" in forked(*common, "--kernels=3,3", "--skip-kernels=1").stdout
 
 
 @pytest.mark.parametrize("numbers", ["", "a", "0", "3-1", "1,,2", "-1", "1-2-", "4", "17"])

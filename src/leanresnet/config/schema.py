@@ -51,7 +51,7 @@ class Download(Section):
     size: Positive = Field(description="Size of the archive of cifar10 or cifar100 in bytes.")
     md5: Hex32 = Field(description="MD5 of the archive.")
     sha256: Hex64 = Field(
-        description="SHA-256 of the archive; of a folder, what `LC_ALL=C sha256sum */* | sha256sum` prints in it."
+        description="SHA-256 of the archive; of a folder, what `(export LC_ALL=C; sha256sum */* | sha256sum)` prints."
     )
     mirrors: Annotated[tuple[Https, ...], Field(min_length=1), Loose] = Field(
         description="Addresses that are tried in turn; the checksums decide which copy is taken."
@@ -66,6 +66,26 @@ class SplitSettings(Section):
         description="Number of the other training images that are kept, each class in proportion; null keeps all."
     )
     seed: Seed = Field(description="Seed by which the images of both are chosen.")
+
+    def training_images(self, images: int, classes: int) -> int:
+        """Return the number of training images that are left of `images`.
+
+        Raises:
+            ValueError: if there are too few.
+        """
+        check_part("split.validation", self.validation, images, classes)
+        rest = images - self.validation
+        if self.training not in (None, rest):
+            check_part("split.training", self.training, rest, classes)
+        return self.training or rest
+
+
+def check_part(key: str, count: int, images: int, classes: int) -> None:
+    """Raise ValueError unless `count` of `images`, and the others, can have one image of each class at least."""
+    if not classes <= count <= images - classes:
+        raise ValueError(
+            f"{key} = {count}: expected: {classes} to {images - classes} of the {images:,} training images"
+        )
 
 
 class Model(Section):

@@ -24,7 +24,7 @@ def divide(settings: SplitSettings, source: Path, out: Path, report: Path) -> No
     """
     training, test = read_source(source)
     train, validation = hold_out(training, settings.validation, settings.seed)
-    if settings.training is not None:
+    if settings.training not in (None, len(train)):
         _, train = hold_out(train, settings.training, settings.seed, "split.training")
     about = {}
     for name, part in (("train", train), ("validation", validation), ("test", test)):

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from leanresnet.config.schema import IMAGE_SIZE
+from leanresnet.config.schema import IMAGE_SIZE, check_part
 from leanresnet.errors import ConfigError, DataError
 from leanresnet.files import save_safetensors
 
@@ -88,9 +88,10 @@ def hold_out(split: Split, count: int, seed: int, key: str = "split.validation")
     # The import takes a second, and only the split stage needs it.
     from sklearn.model_selection import train_test_split
 
-    smallest, largest = len(split.classes), len(split) - len(split.classes)
-    if not smallest <= count <= largest:
-        raise ConfigError(f"{key} = {count}: expected: {smallest} to {largest} of the {len(split):,} training images")
+    try:
+        check_part(key, count, len(split), len(split.classes))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     rarest, images = min(split.counts().items(), key=lambda item: item[1])
     if images < 2:
         raise DataError(f"training images: {images} of class {rarest!r}, expected: at least 2 of each class")
