@@ -86,15 +86,25 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
     with contextlib.chdir(space):
         _init_repository(f"{preset}, {scale}")
         have_run = _dvc("exp", "list", "--name-only").split()
-        _run_queue(choose(known, asked, have_run), known, have_run, jobs)
+        chosen = choose(known, asked, have_run)
+        _run_queue(chosen, known, have_run, jobs)
+        # DVC ends with 0 even if experiments of the queue have failed.
+        have_run = _dvc("exp", "list", "--name-only").split()
+        failed = [each.name for each in chosen if each.name not in have_run]
         from leanresnet.analysis.comparison import compare, select
 
         for question in asked:
             runs = select([], [question, REFERENCE])
             # A reference whose model was there before it was asked for has no run of its own.
-            found = compare(runs, against=REFERENCE if REFERENCE in [each.label for each in runs] else None)
+            of_reference = [run.run_id for run in runs if (run.label, run.model) == (REFERENCE, known[REFERENCE].model)]
+            found = compare(runs, against=of_reference[-1] if of_reference else None)
             click.echo("\n\n".join([found.markdown(), *found.notes]))
             found.write(Path("results", question))
+        if failed:
+            from leanresnet.errors import StorageError
+
+            missing = f"{', '.join(failed)}: failed, so the tables lack them"
+            raise StorageError(f"{space}: {missing}, expected: all experiments to run; DVC's messages are above")
 
 
 def _load(questions: Sequence[str], scale: str) -> tuple[dict[str, "Experiment"], list[str]]:
@@ -104,7 +114,7 @@ def _load(questions: Sequence[str], scale: str) -> tuple[dict[str, "Experiment"]
     check_names(questions, QUESTIONS)
     known = load_experiments(QUESTIONS, scale, released("presets"))
     everything = dict.fromkeys(each.question for each in known.values() if each.question != REFERENCE)
-    return known, list(questions or everything)
+    return known, list(dict.fromkeys(questions) or everything)
 
 
 def _init_repository(message: str) -> None:

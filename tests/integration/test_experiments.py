@@ -4,9 +4,11 @@ import subprocess
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import outside_environment
 from forked import run_program
 from helpers import changed
@@ -15,6 +17,7 @@ from imports import ROOT
 from leanresnet.analysis.search import enumerate_models, near_budget, spread
 from leanresnet.config.load import validate
 from leanresnet.config.schema import Params
+from leanresnet.errors import StorageError
 from leanresnet.models.complexity import check_budget
 from leanresnet.scaffold.presets import load_preset, merge
 from leanresnet.scaffold.questions import (
@@ -200,6 +203,24 @@ def test_several_models_teach_as_their_ensemble(queue: Queue, monkeypatch: pytes
     ask(["a-2", "a-1"], experiment("a-2"), experiment("a-1"), experiment("a-3", "a-2", "a-1"))
     assert members == ["a-1", "a-2"]
     assert queue.asked == ["run", "get a-2", "get a-1", "evaluate@student a-3 with models/external", "run"]
+
+
+def test_experiments_that_fail_are_named_at_the_end(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC's own exit code is 0."""
+    (tmp_path / ".experiments/cpu").mkdir(parents=True)
+    (tmp_path / ".experiments/cpu/dvc.yaml").touch()
+    monkeypatch.setattr(command, "_init_repository", lambda message: None)
+    monkeypatch.setattr("leanresnet.analysis.comparison.select", lambda targets, questions: [])
+    shown = SimpleNamespace(markdown=lambda: "the table", notes=[], write=lambda out: None)
+    monkeypatch.setattr("leanresnet.analysis.comparison.compare", lambda runs, against: shown)
+    (tmp_path / "params.yaml").touch()
+    done = CliRunner().invoke(command.run, ["depth", "--scale", "cpu"])
+    assert "the table" in done.output
+    assert isinstance(done.exception, StorageError)
+    assert "depth-" in str(done.exception)
+    assert "failed, so the tables lack them" in str(done.exception)
 
 
 def test_the_workspace_becomes_a_repository_once(queue: Queue, tmp_path: Path) -> None:
