@@ -117,8 +117,10 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True, against: str | N
         DataError: if there is no run with this name or id, or several rows have the name.
     """
     records = _without_repeats(records)
-    validation = runs.validation_of(records)
     groups = over_seeds(records) if by_seed else [[run] for run in records]
+    # If a seed ran twice, a run is left out, and does not count for the columns either.
+    records = [run for group in groups for run in group]
+    validation = runs.validation_of(records)
     groups.sort(key=lambda group: mean(group, validation) or 0.0, reverse=True)
     counted = any(len(group) > 1 for group in groups)
     baseline = None if against is None else _row_of(against, groups)

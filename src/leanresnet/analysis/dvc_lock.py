@@ -128,7 +128,12 @@ class Locked:
         """Return the params of these stages as YAML, in the form of params.yaml."""
         found: dict[str, Any] = {}
         for name in self.before():
-            found |= self.stages[name].params.get("params.yaml", {})
+            for key, value in self.stages[name].params.get("params.yaml", {}).items():
+                *sections, last = key.split(".")
+                place = found
+                for section in sections:
+                    place = place.setdefault(section, {})
+                place[last] = value
         return write_yaml(found)
 
 

@@ -1,6 +1,7 @@
 """The runs in MLflow: how they are found, read, added to and registered as models."""
 
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -82,6 +83,8 @@ def find_experiments(question: str) -> list[RunRecord]:
     Raises:
         StorageError: if MLflow cannot be reached.
     """
+    if "'" in question:  # DVC has no such experiments, and MLflow no escape for it
+        return []
     found = _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{question}%' and attributes.status = 'FINISHED'")
     asked = [run for run in found if run.experiment == question or run.experiment.startswith(f"{question}-")]
     return list({(run.experiment, run.model): run for run in asked}.values())
@@ -94,18 +97,23 @@ def find_finished() -> list[RunRecord]:
 
 def find_run(run_id: str) -> RunRecord | None:
     """Return the run with this id, or None; raise StorageError if MLflow cannot be reached."""
+    if not re.fullmatch(r"\w+", run_id):
+        return None
     found = _search(f"attributes.run_id = '{run_id}'")
     return found[-1] if found else None
 
 
 def find_run_of_weights(sha256: str) -> RunRecord | None:
-    """Return the newest run that wrote a model.safetensors with this SHA-256, or None.
+    """Return the newest evaluated run that wrote a model.safetensors with this SHA-256, or None.
+
+    If none of them was evaluated, it is the newest one. DVC evaluates a model that was trained again only if its bytes
+    have changed.
 
     Raises:
         StorageError: if MLflow cannot be reached.
     """
     found = _search(f"tags.`{WEIGHTS_TAG}` = '{sha256}'")
-    return found[-1] if found else None
+    return max(found, key=lambda run: EVALUATED in run.metrics) if found else None
 
 
 def download(run_id: str, artifact: str, folder: Path) -> Path | None:

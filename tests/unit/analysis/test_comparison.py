@@ -12,8 +12,8 @@ from matplotlib.colors import to_hex
 from leanresnet.analysis import runs as registry
 from leanresnet.analysis.charts import confusion_difference, front, overview, trade_off
 from leanresnet.analysis.comparison import compare, differing, select
-from leanresnet.analysis.runs import RunRecord, find_experiments
-from leanresnet.errors import DataError, StorageError
+from leanresnet.analysis.runs import RunRecord, find_experiments, find_run, find_run_of_weights
+from leanresnet.errors import DataError
 from leanresnet.tracking import run as reporting
 from leanresnet.tracking.mlflow_client import EXPERIMENT_TAG, WEIGHTS_TAG
 
@@ -57,6 +57,23 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     place_database(tmp_path)
     return tmp_path
+
+
+def test_of_runs_with_the_same_weights_an_evaluated_one_is_found(workspace: Path) -> None:
+    for evaluated in (True, False):
+        with reporting.start_run("name", {}, {"model": "baseline"}) as run:
+            run.set_tags({WEIGHTS_TAG: 64 * "a"})
+            if evaluated:
+                run.log_metrics({"val/evaluated_accuracy": 0.5}, 1)
+    found = find_run_of_weights(64 * "a")
+    assert found is not None
+    assert found.metrics == {"val/evaluated_accuracy": 0.5}
+
+
+def test_a_quote_in_a_name_is_no_mistake_of_the_server(workspace: Path) -> None:
+    with pytest.raises(DataError, match=r"^experiment = it's: no finished run, expected"):
+        select([], ["it's"])
+    assert find_run("x'y") is None
 
 
 def test_a_question_finds_its_finished_runs_the_newest_of_each_model(
@@ -127,11 +144,6 @@ def test_where_no_run_can_be_compared_it_is_a_mistake(monkeypatch: pytest.Monkey
 def test_a_question_without_runs_is_a_mistake(workspace: Path) -> None:
     with pytest.raises(DataError, match=r"^experiment = nothing: no finished run, expected: "):
         select([], ["nothing"])
-
-
-def test_a_name_that_mlflow_cannot_search_is_a_mistake(workspace: Path) -> None:
-    with pytest.raises(StorageError, match=r"MLflow does not answer for"):
-        select([], ["it's"])
 
 
 def test_only_params_that_differ_are_shown_and_none_that_follow_from_others() -> None:
@@ -230,6 +242,15 @@ def test_a_name_of_several_rows_is_refused_and_an_id_says_which() -> None:
     table = compare(runs, against="id1")
     place = table.header.index("paired difference")
     assert [(row[table.header.index("lr")], row[place]) for row in table.rows] == [("2", "+10.00"), ("1", "")]
+
+
+def test_a_run_that_is_left_out_decides_nothing() -> None:
+    """A seed ran twice; the first time, the model was not evaluated."""
+    first, second = (replace(recorded("a", each, seed="0"), run_id=str(each)) for each in (0.7, 0.8))
+    del first.metrics["val/evaluated_accuracy"]
+    table = compare([first, second, recorded("b", 0.6, seed="0", lr="1")])
+    assert table.header[2] == "validation"
+    assert [row[2] for row in table.rows] == ["80.00%", "60.00%"]
 
 
 def test_the_files_have_the_whole_name(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_stages_are_read_with_what_has_a_digest(tmp_path: Path) -> None:
     assert found is not None
     assert (found.commit, found.stage, found.before()) == (None, "train", ["split", "train"])
     assert found.outs("train") == {"model.safetensors": "3"}
-    assert found.params() == "train.lr: 0.1\n"
+    assert found.params() == "train:\n  lr: 0.1\n"
 
 
 def test_stages_in_a_circle_are_listed_once() -> None:
