@@ -115,8 +115,8 @@ def table() -> str:
         if "." not in key.path:
             lines += ["", f"## {key.path}", "", meaning, "", "| key | values | meaning |", "| --- | --- | --- |"]
         else:
-            values = key.values.replace("|", "\\|")
-            lines.append(f"| `{key.path}` | {values} | {meaning} |")
+            cells = (cell.replace("|", "\\|") for cell in (f"`{key.path}`", key.values, meaning))
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
