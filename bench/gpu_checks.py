@@ -92,22 +92,22 @@ def compiled(run: Run) -> None:
 
     `fast` learns from whole batches here, because a rounding in bfloat16 changes which images its proxy chooses.
     """
-    recipes = {
-        "small": small({"precision": "fp32"}),
-        "selection": small({"precision": "fp32", **OPTIONS["selection"].changes}),
-        "default": run.recipe("default"),
-        "fast": changed(run.recipe("fast"), {"selection": {"keep": 1.0}}),
+    recipes: dict[str, tuple[Recipe, tuple[Mode, ...]]] = {
+        "small": (small({"precision": "fp32"}), ("compiled", "graphs")),
+        "distilled": (small({"precision": "fp32"}), ("graphs",)),
+        "selection": (small({"precision": "fp32", **OPTIONS["selection"].changes}), ("compiled",)),
+        "default": (run.recipe("default"), ("compiled",)),
+        "fast": (changed(run.recipe("fast"), {"selection": {"keep": 1.0}}), ("compiled",)),
     }
-    for name, recipe in recipes.items():
+    for name, (recipe, modes) in recipes.items():
         most = LOSS_DEVIATION if recipe.precision == "fp32" else BF16_DEVIATION
+        criterion = OPTIONS[name].criterion(recipe, run.device) if name == "distilled" else None
         with backend_settings(run.device, deterministic=False):
-            eager = _steps(recipe, 5, run.device, "eager", None)
-            modes: tuple[Mode, ...] = ("compiled", "graphs") if name == "small" else ("compiled",)
+            eager = _steps(recipe, 5, run.device, "eager", criterion)
             for mode in modes:
                 with checking(f"{mode}/{name}"):
-                    check(
-                        f"{mode}/{name}", _deviation(_steps(recipe, 5, run.device, mode, None), eager), most, "relative"
-                    )
+                    deviation = _deviation(_steps(recipe, 5, run.device, mode, criterion), eager)
+                    check(f"{mode}/{name}", deviation, most, "relative")
 
 
 def _losses(recipe: Recipe, steps: int, device: torch.device, mode: Mode, criterion: Any) -> Tensor:
@@ -117,7 +117,11 @@ def _losses(recipe: Recipe, steps: int, device: torch.device, mode: Mode, criter
 
 
 def _steps(recipe: Recipe, steps: int, device: torch.device, mode: Mode, criterion: Any) -> Tensor:
-    return torch.stack(Engine(recipe, steps, device, mode, criterion).run().losses).double().cpu()
+    engine = Engine(recipe, steps, device, mode, criterion)
+    losses = torch.stack(engine.run().losses).double().cpu()
+    # Eager steps would agree with themselves.
+    engine.check_compiled()
+    return losses
 
 
 def _deviation(these: Tensor, those: Tensor) -> float:

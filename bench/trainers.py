@@ -115,6 +115,10 @@ class Engine:
         """
         for _ in range(WARM_UP_STEPS):
             self.take([self.batch])
+        self.check_compiled()
+
+    def check_compiled(self) -> None:
+        """Raise NotCompiledError if the compilation failed, where it was asked for."""
         if isinstance(self.loop.objective, CompiledFunction) and self.loop.objective.failure is not None:
             raise NotCompiledError(self.loop.objective.failure)
 

@@ -59,7 +59,11 @@ class CompiledFunction(Generic[P, R]):
         shapes = [argument.shape for argument in args if isinstance(argument, torch.Tensor)]
         with nullcontext() if shapes in self._known else compilation():
             try:
-                with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                # Without the second setting, a GPU's timings choose between kernels that sum in another order.
+                with (
+                    torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
+                    torch._inductor.config.patch(deterministic=torch.are_deterministic_algorithms_enabled()),
+                ):
                     result = self._compiled(*args, **kwargs)
             except self._failures as error:
                 # If the error is the function's own, this call raises it again, without the compiler's wrapping.

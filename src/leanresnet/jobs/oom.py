@@ -19,6 +19,9 @@ MESSAGES = (
     "CUDA error: out of memory",  # CUDA's context, modules and pinned memory
     "STATUS_ALLOC_FAILED",  # cuBLAS, cuSOLVER, cuSPARSE, cuDNN 8
     "ALLOCATION_FAILED",  # cuDNN 9, on the host and on the device
+    "unable to find an engine to execute this computation",  # cuDNN, if the workspace of no kernel fits
+    "CUDA driver error: out of memory",  # the kernels of torch.compile, when they are loaded
+    "[CUDA]: out of memory",  # Triton
 )
 
 
@@ -41,6 +44,9 @@ def run_or_name_batch(
         if not is_out_of_memory(error):
             raise
     # This is outside of the handler, because its traceback keeps the tensors of the failed step alive.
+    if training.recipe.compile:
+        # The compiled functions keep the memory of their CUDA graphs, and the steps that are tried are not compiled.
+        torch.compiler.reset()
     batch_size, processes = training.recipe.batch_size, training.world.size
     share = largest_fit(batch_size // processes, training.try_step)
     hint = (

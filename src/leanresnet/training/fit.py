@@ -74,6 +74,8 @@ class Training:
         """Take one uncompiled step in this process alone: a new network on `images` images of the last epoch's size."""
         recipe = self.recipe.model_copy(update={"compile": False, "sync_batch_norm": False})
         with backend_settings(self.device, recipe.deterministic):
+            # cuDNN would search the fastest kernels for this one step. What fits without the search fits with it.
+            torch.backends.cudnn.benchmark = False
             setup = build_training(recipe, self.task.criterion, self.train, self.device, SINGLE_PROCESS)
             batch, labels = next(setup.batches.epoch(recipe.epochs))
             train_one_epoch(setup.net, [(batch[:images], labels[:images])], setup.step_config)

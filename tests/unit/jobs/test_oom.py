@@ -91,6 +91,9 @@ def test_another_mistake_is_not_taken_for_it() -> None:
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        "FIND was unable to find an engine to execute this computation",
+        "CUDA driver error: out of memory",
+        "Triton Error [CUDA]: out of memory",
     ],
 )
 def test_each_library_says_in_words_of_its_own_that_memory_ran_out(message: str) -> None:
@@ -112,6 +115,21 @@ def test_a_training_that_cannot_be_put_together_is_one_line(monkeypatch: pytest.
     )
     with pytest.raises(MemoryLimitError, match=expected):
         run_or_name_batch(training, None, lambda metrics, step: None, lambda train_state: None)
+
+
+def test_the_compiled_step_is_forgotten_before_others_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CUDA graph, it would keep the memory of the GPU."""
+    done: list[str] = []
+    monkeypatch.setattr("leanresnet.training.fit.build_training", refuse)
+    monkeypatch.setattr(Training, "try_step", lambda training, images: done.append("tried"))
+    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("forgotten"))
+    task, split = TrainingTask("train@baseline", "params.yaml: train.baseline", CrossEntropy(0.0)), synthetic_split(20)
+    for kind in (True, "reduce-overhead", False):
+        recipe = tiny_recipe(batch_size=8, compile=kind)
+        training = Training(recipe, task, split, split, torch.device("cpu"), SINGLE_PROCESS)
+        with pytest.raises(MemoryLimitError):
+            run_or_name_batch(training, None, lambda metrics, step: None, lambda train_state: None)
+    assert done == ["forgotten", "tried", "forgotten", "tried", "tried"]
 
 
 def test_a_command_that_does_not_train_ends_in_one_line_too(

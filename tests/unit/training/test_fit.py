@@ -73,19 +73,19 @@ def test_the_same_recipe_learns_the_same(plain: dict[str, Tensor]) -> None:
     assert all(torch.equal(tensor, again[name]) for name, tensor in plain.items())
 
 
-def test_a_batch_is_tried_at_the_size_of_the_last_epoch() -> None:
+def test_a_batch_is_tried_at_the_size_of_the_last_epoch_and_without_a_search_for_kernels() -> None:
     """An error of memory names it as one that fits, so it has to fit where images are largest."""
     seen: list[tuple[int, ...]] = []
 
     class Watched(CrossEntropy):
         def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            seen.append(tuple(images.shape))
+            seen.append((*images.shape, torch.backends.cudnn.benchmark))
             return super().__call__(net, images, labels)
 
     recipe = Recipe.model_validate(put(PLAIN.model_dump(), {"progressive_resizing.epochs": 1}))
     task = TrainingTask("train@baseline", "params.yaml: train.baseline", Watched(0.0))
     Training(recipe, task, TRAIN, TRAIN, torch.device("cpu"), SINGLE_PROCESS).try_step(4)
-    assert seen == [(4, 3, 32, 32)]
+    assert seen == [(4, 3, 32, 32, False)]
 
 
 def task_of(monkeypatch: pytest.MonkeyPatch, *command: str) -> TrainingTask:
