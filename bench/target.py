@@ -50,11 +50,14 @@ def _train(recipe: Recipe, train: Split, device: torch.device) -> tuple[float, f
     net, batches = setup.net, setup.batches
     wait(device)
     ready = time.perf_counter()
-    fresh = copy.deepcopy(net.state_dict())
+    selection = setup.step_config.selection
+    fresh = copy.deepcopy((net.state_dict(), selection.state_dict() if selection else {}))
     for epoch in {1, recipe.progressive_resizing.epochs + 1}:
         train_one_epoch(net, [next(iter(batches.epoch(epoch)))] * 2, setup.step_config)
-    # The graphs stay compiled; weights, optimizer and schedule begin anew.
-    net.load_state_dict(fresh)
+    # The graphs stay compiled; weights, optimizer, schedule and proxy begin anew.
+    net.load_state_dict(fresh[0])
+    if selection:
+        selection.load_state_dict(fresh[1])
     optimizer = build_optimizer(net, recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, recipe.epochs, len(batches))
     loop = replace(setup.step_config, optimizer=optimizer, schedule=schedule)
