@@ -59,10 +59,9 @@ class CompiledFunction(Generic[P, R]):
         shapes = [argument.shape for argument in args if isinstance(argument, torch.Tensor)]
         with nullcontext() if shapes in self._known else compilation():
             try:
-                # Without the second setting, a GPU's timings choose between kernels that sum in another order.
                 with (
                     torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
-                    torch._inductor.config.patch(deterministic=torch.are_deterministic_algorithms_enabled()),
+                    torch._inductor.config.patch(deterministic=_has_to_be_deterministic()),
                 ):
                     result = self._compiled(*args, **kwargs)
             except self._failures as error:
@@ -74,6 +73,11 @@ class CompiledFunction(Generic[P, R]):
         if shapes not in self._known:
             self._known.append(shapes)
         return result
+
+
+def _has_to_be_deterministic() -> bool:
+    """Return whether the compiler may not choose by timings between kernels that sum in another order."""
+    return torch.are_deterministic_algorithms_enabled() or bool(torch._inductor.config.deterministic)
 
 
 def _copied(replayed: Callable[P, R]) -> Callable[P, R]:

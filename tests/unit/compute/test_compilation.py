@@ -16,7 +16,7 @@ from torch._inductor.exc import InductorError
 
 from leanresnet import signals
 from leanresnet.compute.compilation import CompiledFunction
-from leanresnet.compute.device import autocast
+from leanresnet.compute.device import autocast, backend_settings
 from leanresnet.config.schema import Model
 from leanresnet.errors import StoppedError
 from leanresnet.models.resnet import ResNet, build_model
@@ -186,6 +186,19 @@ def test_a_gpu_replays_graphs_whose_results_are_copied_before_the_next_call_over
     assert events == ["reduce-overhead", "step", "step"]
     assert (loss.item(), hits.item()) == (1, 1)
     assert x.grad == 2
+
+
+def test_a_deterministic_training_chooses_no_kernel_by_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: lambda x: (seen.append(inductor.deterministic), x)
+    )
+    for deterministic in (False, True):
+        with backend_settings(CPU, deterministic):
+            CompiledFunction(lambda x: (x, x))(torch.zeros(()))
+    monkeypatch.setattr(inductor, "deterministic", True)  # as TORCHINDUCTOR_DETERMINISTIC=1 sets it
+    CompiledFunction(lambda x: (x, x))(torch.zeros(()))
+    assert seen == [False, True, True]
 
 
 @pytest.mark.slow
