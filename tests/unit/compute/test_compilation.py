@@ -196,8 +196,8 @@ def test_a_deterministic_training_chooses_no_kernel_by_its_time(monkeypatch: pyt
     for deterministic in (False, True):
         with backend_settings(CPU, deterministic):
             CompiledFunction(lambda x: (x, x))(torch.zeros(()))
-    monkeypatch.setattr(inductor, "deterministic", True)  # as TORCHINDUCTOR_DETERMINISTIC=1 sets it
-    CompiledFunction(lambda x: (x, x))(torch.zeros(()))
+    with inductor.patch(deterministic=True):  # as TORCHINDUCTOR_DETERMINISTIC=1 sets it
+        CompiledFunction(lambda x: (x, x))(torch.zeros(()))
     assert seen == [False, True, True]
 
 
