@@ -132,10 +132,13 @@ def test_an_error_of_another_process_than_the_first_is_said(tmp_path: Path) -> N
 
 def test_the_first_process_may_wait_longer_than_a_broadcast(tmp_path: Path) -> None:
     code = (
-        "import datetime, time\n"
+        "import datetime, time, warnings\n"
         "import torch.distributed as dist\n"
         "from leanresnet.compute.distributed import DistributedContext\n"
-        "dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=2))\n"
+        "warnings.simplefilter('ignore')\n"
+        "dist.init_process_group('gloo')\n"
+        "dist.barrier()\n"  # one may start seconds after the other
+        "dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2))\n"
         "world = DistributedContext(dist.get_rank(), 2)\n"
         "for _ in range(6 if world.is_main_process else 0):\n"
         "    world.announce(waits=True)\n"

@@ -294,6 +294,8 @@ def test_an_evaluation_makes_no_run_while_that_of_the_training_is_in_a_journal(
         with run.only_if_new():
             run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
         run.log_metrics({"test/accuracy": 0.5}, 6)
+    with reporting.open_journal(left.name):
+        assert sync(Path.cwd()) == (0, 1)
     assert client().get_experiment_by_name("leanresnet") is None
     assert f"{left}: not received yet, and it is the training of this model" in capsys.readouterr().err
     assert sync(Path.cwd()) == (2, 0)

@@ -63,9 +63,13 @@ class Comparison:
         return fitted([self.header, *self.rows], numbers, width)
 
     def write(self, out: Path) -> tuple[Path, Path]:
-        """Write the table and its notes to `out`.md and a picture to `out`.png; return both paths."""
-        # `with_suffix` would cut a name at its last dot, such as that of a learning rate.
-        table, picture = (out.with_name(out.name + suffix) for suffix in (".md", ".png"))
+        """Write the table and its notes to `out`.md and a picture to `out`.png; return both paths.
+
+        A suffix .md or .png of `out` is left out.
+        """
+        # `with_suffix` alone would cut a name at its last dot, such as that of a learning rate.
+        name = out.stem if out.suffix in (".md", ".png") else out.name
+        table, picture = (out.with_name(name + suffix) for suffix in (".md", ".png"))
         save_text("\n\n".join([self.markdown(), *self.notes]) + "\n", table)
         save_figure(charts.overview(self.groups), picture)
         return table, picture

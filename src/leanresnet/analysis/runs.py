@@ -113,7 +113,7 @@ def find_run_of_weights(sha256: str) -> RunRecord | None:
         StorageError: if MLflow cannot be reached.
     """
     found = _search(f"tags.`{WEIGHTS_TAG}` = '{sha256}'")
-    return max(found, key=lambda run: EVALUATED in run.metrics) if found else None
+    return max(reversed(found), key=lambda run: EVALUATED in run.metrics, default=None)
 
 
 def download(run_id: str, artifact: str, folder: Path) -> Path | None:

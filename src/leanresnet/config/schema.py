@@ -51,7 +51,7 @@ class Download(Section):
     size: Positive = Field(description="Size of the archive of cifar10 or cifar100 in bytes.")
     md5: Hex32 = Field(description="MD5 of the archive.")
     sha256: Hex64 = Field(
-        description="SHA-256 of the archive; of a folder, what `(export LC_ALL=C; sha256sum */* | sha256sum)` prints."
+        description="SHA-256 of the archive; of a folder, what `(LC_ALL=C; sha256sum */* | sha256sum)` prints in it."
     )
     mirrors: Annotated[tuple[Https, ...], Field(min_length=1), Loose] = Field(
         description="Addresses that are tried in turn; the checksums decide which copy is taken."

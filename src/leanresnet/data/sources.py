@@ -45,12 +45,10 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
     if local is None:
         # The download is kept in the workspace, so that a second run of the stage needs no network.
         kept = workspace() / ".work" / "downloads" / settings.sha256
-        with _alone(kept):
-            try:
-                download.check(kept, settings.size, settings.md5, settings.sha256)
-            except (DataError, StorageError):
-                part = kept.with_suffix(".part")
-                download.fetch(settings.mirrors, settings, part).replace(kept)
+        if not _is_whole(kept, settings):
+            with _alone(kept):
+                if not _is_whole(kept, settings):
+                    download.fetch(settings.mirrors, settings, kept.with_suffix(".part")).replace(kept)
         download.copy(kept, archive)
     elif local.is_dir():
         _take_folder(local, archive, settings.dataset, stated_sha256)
@@ -59,6 +57,14 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
     md5, sha256 = file_hashes(archive)
     about = {"archive": archive.name, "size": archive.stat().st_size, "md5": md5, "sha256": sha256}
     save_json({"dataset": settings.dataset, **about}, folder / DESCRIPTION)
+
+
+def _is_whole(kept: Path, settings: Download) -> bool:
+    try:
+        download.check(kept, settings.size, settings.md5, settings.sha256)
+    except (DataError, StorageError):
+        return False
+    return True
 
 
 def _alone(kept: Path) -> AbstractContextManager[object]:

@@ -43,6 +43,7 @@ def run_or_name_batch(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
     # This is outside of the handler, because its traceback keeps the tensors of the failed step alive.
     if training.recipe.compile:
         # The compiled functions keep the memory of their CUDA graphs, and the steps that are tried are not compiled.
@@ -50,7 +51,7 @@ def run_or_name_batch(
     batch_size, processes = training.recipe.batch_size, training.world.size
     share = largest_fit(batch_size // processes, training.try_step)
     hint = (
-        "more memory, because no smaller batch fits"
+        f"more memory, because no smaller batch fits ({reason})"
         if share is None
         else f"{share * processes}, which was tried and fits"
     )

@@ -42,6 +42,8 @@ def sync(root: Path) -> tuple[int, int]:
             if left and _adds(journal):
                 left += 1
                 continue
+            if among is None and journal.events and journal.begin.weights is not None:
+                _check_trained(journal.begin.weights)
             if journal.events:
                 deliver = tracking.MlflowWriter(journal, among)
                 for event in [*journal.events, *_missing_end(journal)]:
@@ -72,7 +74,7 @@ def _missing_end(journal: Journal) -> list[Event]:
 def _check_trained(weights: Weights) -> None:
     """Refuse to add an evaluation of these weights while their training is still in a journal of the workspace.
 
-    MLflow has no run of them yet, and the one that the evaluation would make would hide it.
+    MLflow may have no run of them yet, and the one that the evaluation would make would hide it.
 
     Raises:
         StorageError: if there is such a journal, which another process may be sending at the moment.

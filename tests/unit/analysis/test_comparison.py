@@ -60,14 +60,16 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_of_runs_with_the_same_weights_an_evaluated_one_is_found(workspace: Path) -> None:
-    for evaluated in (True, False):
+    """The newest of them."""
+    for accuracy in (0.4, 0.5, None):
         with reporting.start_run("name", {}, {"model": "baseline"}) as run:
             run.set_tags({WEIGHTS_TAG: 64 * "a"})
-            if evaluated:
-                run.log_metrics({"val/evaluated_accuracy": 0.5}, 1)
+            if accuracy is not None:
+                run.log_metrics({"val/evaluated_accuracy": accuracy}, 1)
     found = find_run_of_weights(64 * "a")
     assert found is not None
     assert found.metrics == {"val/evaluated_accuracy": 0.5}
+    assert find_run_of_weights(64 * "b") is None
 
 
 def test_a_quote_in_a_name_is_no_mistake_of_the_server(workspace: Path) -> None:
@@ -254,7 +256,7 @@ def test_a_run_that_is_left_out_decides_nothing() -> None:
 
 
 def test_the_files_have_the_whole_name(tmp_path: Path) -> None:
-    for name in ("lr-0.1", "lr-0.2"):
+    for name in ("lr-0.1", "lr-0.2.md"):
         compare([recorded("a", 0.5)]).write(tmp_path / name)
     assert {path.name for path in tmp_path.iterdir()} == {"lr-0.1.md", "lr-0.1.png", "lr-0.2.md", "lr-0.2.png"}
 
