@@ -659,11 +659,11 @@ def workspace(good_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, temporary ones too."""
+    """SHA-256 of every file, temporary ones too; a lock is no content."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.suffix != ".lock"
     }
 
 
