@@ -53,7 +53,8 @@ def test_it_names_code_data_teacher_stages_and_params(checkout: Checkout) -> Non
     stages = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and len(line.split()) == 3]
     assert list(dict.fromkeys(stages))[:4] == ["download", "split", "train@teacher", "distill"]
     assert f"{about['train_md5']} (training)" in text
-    assert "train.teacher:" in text
+    assert "train:\n" in text
+    assert "  teacher:\n" in text
     assert "train.baseline:" not in text
 
 

@@ -79,6 +79,7 @@ def run_pipeline(names: tuple[str, ...]) -> None:
     assert student.parameters == sum(each.numel() for each in student.net.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
 def test_a_folder_goes_through_the_whole_pipeline(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = write_images(workspace.parent / "my images")
     monkeypatch.setenv("LEANRESNET_FOLDER", str(images))
@@ -96,6 +97,7 @@ def test_a_folder_goes_through_the_whole_pipeline(workspace: Path, monkeypatch: 
     assert counts() == before
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
 def test_a_hundred_classes_go_through_the_whole_pipeline(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = archives.write_cifar100(workspace.parent / "cifar-100-python.tar.gz", images=400)
     monkeypatch.setenv("LEANRESNET_CIFAR100", str(archive))

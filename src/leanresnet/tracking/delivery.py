@@ -6,15 +6,14 @@ MLflow did not receive stay in the journal, and `leanresnet sync` sends them lat
 
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-from leanresnet.errors import StorageError, redacted, warn
+from leanresnet.errors import redacted, warn
 from leanresnet.files import workspace
 from leanresnet.tracking import mlflow_client as tracking
 from leanresnet.tracking.connection import set_environment
-from leanresnet.tracking.events import End, Event, SetTags, Weights
-from leanresnet.tracking.journal import Journal, OwnJournal, all_journals, brought, left_behind
+from leanresnet.tracking.events import End, Event
+from leanresnet.tracking.journal import Journal, OwnJournal, brought, left_behind
 
 # The longest pause between two attempts to send events.
 PAUSE_SECONDS = 30.0
@@ -42,8 +41,6 @@ def sync(root: Path) -> tuple[int, int]:
             if left and _adds(journal):
                 left += 1
                 continue
-            if among is None and journal.events and journal.begin.weights is not None:
-                _check_trained(journal.begin.weights)
             if journal.events:
                 deliver = tracking.MlflowWriter(journal, among)
                 for event in [*journal.events, *_missing_end(journal)]:
@@ -69,32 +66,6 @@ def _missing_end(journal: Journal) -> list[Event]:
     if not journal.events or _adds(journal) or isinstance(journal.events[-1], End):
         return []
     return [End(status="KILLED", time=journal.events[-1].time)]
-
-
-def _check_trained(weights: Weights) -> None:
-    """Refuse to add an evaluation of these weights while their training is still in a journal of the workspace.
-
-    MLflow may have no run of them yet, and the one that the evaluation would make would hide it.
-
-    Raises:
-        StorageError: if there is such a journal, which another process may be sending at the moment.
-    """
-    for journal in all_journals():
-        made = None
-        # It may be sent and removed in the meantime; of a damaged one, `sync` has warned.
-        with suppress(OSError, StorageError):
-            made = _made(journal)
-        if made == weights:
-            raise StorageError(f"{journal.folder}: not received yet, and it is the training of this model")
-
-
-def _made(journal: Journal) -> Weights | None:
-    """Return the weights that a training reported, or None."""
-    if not journal.events or _adds(journal):
-        return None
-    found = [each.tags for each in journal.events if isinstance(each, SetTags)]
-    made = [tags[tracking.WEIGHTS_TAG] for tags in found if tracking.WEIGHTS_TAG in tags]
-    return (journal.begin.tags.get("model", ""), made[-1]) if made else None
 
 
 class Sender:
@@ -176,8 +147,6 @@ class Sender:
         """
         if _adds(self._journal):
             sync(workspace())
-            assert self._journal.begin.weights is not None
-            _check_trained(self._journal.begin.weights)
             return
         for other in left_behind():
             try:

@@ -34,7 +34,7 @@ from leanresnet.tracking.events import (
     Weights,
 )
 from leanresnet.tracking.git import git
-from leanresnet.tracking.journal import Journal
+from leanresnet.tracking.journal import Journal, all_journals
 
 WEIGHTS_TAG = "leanresnet.weights_sha256"
 EXPERIMENT_TAG = "dvc.experiment"
@@ -66,7 +66,8 @@ class MlflowWriter:
         among: ids of the journals to whose runs this one may add; None for any run of the experiment.
 
     Raises:
-        StorageError: if an event names a file that is not in the journal, or MLflow is not installed.
+        StorageError: if an event names a file that is not in the journal, MLflow is not installed, or the journal is
+            that of an evaluation whose training is still in a journal of the workspace.
         Exception: any exception of MLflow, if it cannot be reached or refuses an event.
     """
 
@@ -82,6 +83,8 @@ class MlflowWriter:
         if run is None and begin.weights is not None:
             run = self._run_of_weights(begin.weights, among)
         if run is None:
+            if begin.weights is not None and among is None:
+                _expect_no_training(begin.weights)
             self._is_new = True
             tags = limits.tags({**begin.tags, **_mlflows_tags(begin), JOURNAL_TAG: journal.id})
             run = self._client.create_run(self._experiment, begin.time, tags, limits.fitted(begin.name, limits.NAME))
@@ -205,6 +208,29 @@ class MlflowWriter:
             if tags.get("model") == model and (among is None or tags.get(JOURNAL_TAG) in among):
                 return run
         return None
+
+
+def _expect_no_training(weights: Weights) -> None:
+    """Raise StorageError if a journal of the workspace, which may be in use, is that of the training of these weights.
+
+    The run that an evaluation makes of its own would hide the one that MLflow receives later.
+    """
+    for journal in all_journals():
+        made = None
+        # It may be sent and removed in the meantime, or be damaged.
+        with suppress(OSError, StorageError):
+            made = _made(journal)
+        if made == weights:
+            raise StorageError(f"{journal.folder}: not received yet, and it is the training of this model")
+
+
+def _made(journal: Journal) -> Weights | None:
+    """Return the weights that a training reported, or None."""
+    if not journal.events or journal.begin.weights is not None:
+        return None
+    found = [each.tags for each in journal.events if isinstance(each, SetTags)]
+    made = [tags[WEIGHTS_TAG] for tags in found if WEIGHTS_TAG in tags]
+    return (journal.begin.tags.get("model", ""), made[-1]) if made else None
 
 
 def _fitted_dataset(name: str, digest: str) -> tuple[str, str]:
