@@ -39,8 +39,7 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     _check_images(path, config, training_images, classes)
     for name, recipe in config.recipes().items():
         count, macs = count_parameters(recipe.model, classes), count_macs(recipe.model, classes)
-        key = "distill.student" if name == "student" else f"train.{name}"
-        check_budget(f"{path}: {key}", recipe.model, recipe.max_parameters, classes)
+        check_budget(f"{path}: {_key(name)}", recipe.model, recipe.max_parameters, classes)
         share = (
             f"{count / recipe.max_parameters:.1%} of the budget of {recipe.max_parameters:,}"
             if recipe.max_parameters
@@ -63,6 +62,11 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     click.echo(f"{path}: valid")
 
 
+def _key(name: str) -> str:
+    """Return the key of a model's recipe in params.yaml."""
+    return "distill.student" if name == "student" else f"train.{name}"
+
+
 def _check_images(path: Path, config: "Params", images: int | None, classes: int) -> None:
     """Check that the splits and a batch of each model have enough images, if their number is known.
 
@@ -79,9 +83,8 @@ def _check_images(path: Path, config: "Params", images: int | None, classes: int
         raise ConfigError(f"{path}: {error}") from error
     for name, recipe in config.recipes().items():
         if recipe.batch_size > training:
-            key = "distill.student" if name == "student" else f"train.{name}"
             expected = f"2 to {training}, the training images"
-            raise ConfigError(f"{path}: {key}.batch_size = {recipe.batch_size}: expected: {expected}")
+            raise ConfigError(f"{path}: {_key(name)}.batch_size = {recipe.batch_size}: expected: {expected}")
 
 
 def _echo_stale(folder: Path) -> None:

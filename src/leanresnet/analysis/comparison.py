@@ -215,7 +215,9 @@ def mean(group: Sequence[RunRecord], key: str) -> float | None:
 
 def _to_the_study(group: Sequence[RunRecord]) -> str:
     test = mean(group, "test/accuracy")
-    return f"{100 * (test - STUDY_ACCURACY):+.2f}" if group[0].tags.get("dataset") == "cifar10" and test else ""
+    if test is None or group[0].tags.get("dataset") != "cifar10":
+        return ""
+    return f"{100 * (test - STUDY_ACCURACY):+.2f}"
 
 
 def _latency(group: Sequence[RunRecord]) -> str:

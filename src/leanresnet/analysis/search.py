@@ -62,7 +62,7 @@ def enumerate_models(
     channels = [each for each in channels if each >= base.squeeze_excite]
     if not channels:
         return
-    for count in dict.fromkeys(layers):
+    for count in layers:
         if base.model_copy(update={"layers": count}).last_map == 0:
             continue
         template = {**base.model_dump(), "layers": count}
