@@ -149,7 +149,7 @@ def test_each_key_makes_its_own_stage_stale_and_no_other(checkout: Checkout, sta
 
 
 TRAINED = {"train@baseline", "train@teacher", "distill", *EVALUATIONS}
-# A file of each room, and the stages that an edit of it makes stale.
+# A file of each package, and the stages that an edit of it makes stale.
 EDITED = {
     "config/schema.py": set(STAGES),
     "files.py": set(STAGES),
@@ -171,7 +171,7 @@ EDITED = {
 }
 
 
-def test_editing_a_room_makes_the_stages_stale_whose_bytes_it_determines(checkout: Checkout, status: Any) -> None:
+def test_editing_a_package_makes_the_stages_stale_whose_bytes_it_determines(checkout: Checkout, status: Any) -> None:
     package = checkout.folder / "src/leanresnet"
     assert {name.partition("/")[0] for name in EDITED if "/" in name} == {
         each.parent.name for each in package.glob("*/__init__.py")

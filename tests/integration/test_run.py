@@ -29,7 +29,7 @@ from leanresnet.tracking import connection
 from leanresnet.tracking import mlflow_client as tracking
 from leanresnet.tracking import run as reporting
 from leanresnet.tracking.delivery import Sender, sync
-from leanresnet.tracking.events import Begin, End, Metrics
+from leanresnet.tracking.events import WEIGHTS_TAG, Begin, End, Metrics
 from leanresnet.tracking.run import Run, add_to_run, start_run
 
 EPOCHS = 5
@@ -229,7 +229,7 @@ def test_a_machine_without_mlflow_keeps_its_run_for_another(
         # Two ids of one second sort by chance.
         there.setattr(reporting, "new_id", iter(("20260101-000000-0a0b0c0d", "20260101-000001-0a0b0c0d")).__next__)
         with start_run("name", {"lr": 0.1}, {"model": "baseline"}) as run:
-            run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS})
+            run.set_tags({WEIGHTS_TAG: WEIGHTS})
             report(run)
         evaluate(0.5)
     assert "mlflow is not installed" in capsys.readouterr().err
@@ -248,7 +248,7 @@ def evaluate(accuracy: float) -> None:
     """Of the weights that are no file; all that it reports goes into a run of its own if none made them."""
     with add_to_run("again", {"lr": 0.1}, {"model": "baseline"}, ("baseline", WEIGHTS)) as run:
         with run.only_if_new():
-            run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
+            run.set_tags({WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
             run.end("FINISHED")
         run.log_metrics({"test/accuracy": accuracy, "val/best_accuracy": accuracy}, 6)
         run.set_tags({"evaluate.device": "CPU"})
@@ -259,7 +259,7 @@ def test_an_evaluation_sends_what_was_left_before_it_at_its_end(monkeypatch: pyt
     with monkeypatch.context() as before:
         before.setattr(connection.importlib.util, "find_spec", lambda name: None)
         with start_run("name", {"lr": 0.1}, {"model": "baseline"}) as training:
-            training.set_tags({tracking.WEIGHTS_TAG: WEIGHTS})
+            training.set_tags({WEIGHTS_TAG: WEIGHTS})
             report(training)
     at_its_end, writer = [], tracking.MlflowWriter
     with add_to_run("again", {}, {}, ("baseline", WEIGHTS)) as run:
@@ -284,7 +284,7 @@ def test_an_evaluation_makes_no_run_while_that_of_the_training_is_in_a_journal(
     with monkeypatch.context() as before:
         before.setattr(connection.importlib.util, "find_spec", lambda name: None)
         with start_run("name", {"lr": 0.1}, {"model": "baseline"}, "20260101-000000-00000001") as training:
-            training.set_tags({tracking.WEIGHTS_TAG: WEIGHTS})
+            training.set_tags({WEIGHTS_TAG: WEIGHTS})
             report(training)
     (left,) = journals()
     with (
@@ -292,7 +292,7 @@ def test_an_evaluation_makes_no_run_while_that_of_the_training_is_in_a_journal(
         add_to_run("again", {}, {"model": "baseline"}, ("baseline", WEIGHTS)) as run,
     ):
         with run.only_if_new():
-            run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
+            run.set_tags({WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
         run.log_metrics({"test/accuracy": 0.5}, 6)
     with reporting.open_journal(left.name):
         assert sync(Path.cwd()) == (0, 1)
@@ -339,7 +339,7 @@ def test_a_brought_journal_uploads_no_file_of_this_machine_and_changes_no_run_of
     (tmp_path / "home").mkdir()
     (tmp_path / "home/id_rsa").write_text("5ecr3t")
     with start_run("mine", {"lr": 0.1}, {"model": "baseline"}) as run:
-        run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS, "colour": "blue"})
+        run.set_tags({WEIGHTS_TAG: WEIGHTS, "colour": "blue"})
     (mine,) = recorded()
     climbing, linked = (
         written_elsewhere(tmp_path / name, monkeypatch, train_elsewhere) for name in ("climbing", "linked")
@@ -481,7 +481,7 @@ def test_an_exception_marks_the_run(error: BaseException, status: str, monkeypat
 
 def test_evaluation_adds_to_the_run_that_made_the_weights() -> None:
     with start_run("trained", {"lr": 0.1}, {"model": "baseline"}) as run:
-        run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS})
+        run.set_tags({WEIGHTS_TAG: WEIGHTS})
     for value in (0.5, 0.5, 0.6, 0.5):
         with add_to_run("again", {"lr": 0.1}, {"model": "baseline"}, ("baseline", WEIGHTS)) as run:
             with run.only_if_new():
@@ -500,7 +500,7 @@ def test_evaluation_without_such_a_run_makes_one() -> None:
     for model in ("baseline", "student"):
         with add_to_run("made", {"lr": 0.1}, {"model": model}, (model, WEIGHTS)) as run:
             with run.only_if_new():
-                run.set_tags({tracking.WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
+                run.set_tags({WEIGHTS_TAG: WEIGHTS, "git.commit": "unknown"})
                 run.end("FINISHED")
             run.log_metrics({"test/accuracy": 0.5}, 6)
     found = recorded()

@@ -13,7 +13,7 @@ from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
 from leanresnet.text import fitted, markdown
-from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
+from leanresnet.tracking.events import WEIGHTS_TAG
 
 # The budget does not change a model, and the number of layers is the length of model.blocks.
 NOT_COMPARED = {"max_parameters", "model.layers"}

@@ -11,7 +11,7 @@ from leanresnet.files import file_hashes
 from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.text import plain
 from leanresnet.tracking.connection import tracking_uri
-from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
+from leanresnet.tracking.events import WEIGHTS_TAG
 
 # Tags and metrics of a run that wrote a model.
 TOLD = (

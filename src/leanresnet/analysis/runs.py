@@ -17,7 +17,8 @@ from leanresnet.errors import DataError, LeanResNetError, StorageError
 from leanresnet.files import workspace
 from leanresnet.tracking import limits
 from leanresnet.tracking.connection import EXPERIMENT, connect, tracking_uri
-from leanresnet.tracking.mlflow_client import EXPERIMENT_TAG, WEIGHTS_TAG, find_model, log_model
+from leanresnet.tracking.events import EXPERIMENT_TAG, WEIGHTS_TAG
+from leanresnet.tracking.mlflow_client import find_model, log_model
 
 # Number of runs per request. A busy server took 15 s for a thousand, which exceeds the timeout of a request.
 PAGE = 100

@@ -11,7 +11,11 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeA
 
 from leanresnet.config.schema import Hex64, Section
 
+# Names of tags. The first one is set by the journal's writer, the others are reported.
 JOURNAL_TAG = "leanresnet.journal"
+WEIGHTS_TAG = "leanresnet.weights_sha256"
+EXPERIMENT_TAG = "dvc.experiment"
+USER_TAG = "user"
 JOURNAL_ID = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
 
 

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from leanresnet.errors import StorageError
 from leanresnet.files import no_link, not_written, workspace
-from leanresnet.tracking.events import JOURNAL_ID, Begin, Event, read_event
+from leanresnet.tracking.events import JOURNAL_ID, WEIGHTS_TAG, Begin, Event, SetTags, Weights, read_event
 
 # The largest events.jsonl that is read. A training of 1,000 epochs that is resumed 100 times writes a quarter of this.
 MOST_BYTES = 1 << 28
@@ -46,6 +46,19 @@ class Journal:
         first = self.events[0]
         assert isinstance(first, Begin)
         return first
+
+    @property
+    def made(self) -> Weights | None:
+        """The weights that a training reported; None for an evaluation and for a training that has not ended.
+
+        Raises:
+            StorageError: if the events are damaged or too many.
+        """
+        if not self.events or self.begin.weights is not None:
+            return None
+        reported = [each.tags for each in self.events if isinstance(each, SetTags)]
+        sha256 = [tags[WEIGHTS_TAG] for tags in reported if WEIGHTS_TAG in tags]
+        return (self.begin.tags.get("model", ""), sha256[-1]) if sha256 else None
 
     @cached_property
     def events(self) -> list[Event]:
@@ -186,9 +199,14 @@ def left_behind() -> Iterator[OwnJournal]:
             raise not_written(_lock(folder), error) from error
 
 
-def all_journals() -> Iterator[Journal]:
-    """Iterate over the workspace's journals, also those in use; they are only read."""
-    return map(Journal, _folders(workspace()))
+def training_of(weights: Weights) -> Journal | None:
+    """Return the workspace's journal, which may be in use, of the training that made these weights, or None."""
+    for journal in map(Journal, _folders(workspace())):
+        # It may be sent and removed in the meantime, or be damaged.
+        with suppress(OSError, StorageError):
+            if journal.made == weights:
+                return journal
+    return None
 
 
 def brought(root: Path) -> Iterator[Journal]:

@@ -17,7 +17,7 @@ from leanresnet.models import checkpoint
 from leanresnet.models.checkpoint import Checkpoint
 from leanresnet.models.resnet import ResNet
 from leanresnet.tracking import run as reporting
-from leanresnet.tracking.mlflow_client import WEIGHTS_TAG
+from leanresnet.tracking.events import WEIGHTS_TAG
 from leanresnet.tracking.run import Run
 from leanresnet.training.results import Outputs, read_history
 

@@ -4,14 +4,10 @@ A run is found by the id of its journal, and the run of a model by the SHA-256 o
 has to hold a run id.
 """
 
-import getpass
 import json
-import os
 import re
-import sys
 import warnings
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,8 @@ from leanresnet.tracking import limits
 from leanresnet.tracking.connection import EXPERIMENT, connect, page
 from leanresnet.tracking.events import (
     JOURNAL_TAG,
+    USER_TAG,
+    WEIGHTS_TAG,
     Artifact,
     Begin,
     Dataset,
@@ -33,12 +31,8 @@ from leanresnet.tracking.events import (
     SetTags,
     Weights,
 )
-from leanresnet.tracking.git import git
-from leanresnet.tracking.journal import Journal, all_journals
+from leanresnet.tracking.journal import Journal, training_of
 
-WEIGHTS_TAG = "leanresnet.weights_sha256"
-EXPERIMENT_TAG = "dvc.experiment"
-USER_TAG = "user"
 # The schema of a split as MLflow's own data sets of arrays write it.
 SCHEMA = json.dumps(
     {
@@ -51,8 +45,6 @@ SCHEMA = json.dumps(
         }
     }
 )
-# The checkout of this code, if it runs from one.
-CODE = Path(__file__).resolve().parents[3]
 
 
 class MlflowWriter:
@@ -83,8 +75,10 @@ class MlflowWriter:
         if run is None and begin.weights is not None:
             run = self._run_of_weights(begin.weights, among)
         if run is None:
-            if begin.weights is not None and among is None:
-                _expect_no_training(begin.weights)
+            training = training_of(begin.weights) if begin.weights is not None and among is None else None
+            if training is not None:
+                # The run that an evaluation makes of its own would hide the one that MLflow receives later.
+                raise StorageError(f"{training.folder}: not received yet, and it is the training of this model")
             self._is_new = True
             tags = limits.tags({**begin.tags, **_mlflows_tags(begin), JOURNAL_TAG: journal.id})
             run = self._client.create_run(self._experiment, begin.time, tags, limits.fitted(begin.name, limits.NAME))
@@ -210,29 +204,6 @@ class MlflowWriter:
         return None
 
 
-def _expect_no_training(weights: Weights) -> None:
-    """Raise StorageError if a journal of the workspace, which may be in use, is that of the training of these weights.
-
-    The run that an evaluation makes of its own would hide the one that MLflow receives later.
-    """
-    for journal in all_journals():
-        made = None
-        # It may be sent and removed in the meantime, or be damaged.
-        with suppress(OSError, StorageError):
-            made = _made(journal)
-        if made == weights:
-            raise StorageError(f"{journal.folder}: not received yet, and it is the training of this model")
-
-
-def _made(journal: Journal) -> Weights | None:
-    """Return the weights that a training reported, or None."""
-    if not journal.events or journal.begin.weights is not None:
-        return None
-    found = [each.tags for each in journal.events if isinstance(each, SetTags)]
-    made = [tags[WEIGHTS_TAG] for tags in found if WEIGHTS_TAG in tags]
-    return (journal.begin.tags.get("model", ""), made[-1]) if made else None
-
-
 def _fitted_dataset(name: str, digest: str) -> tuple[str, str]:
     return limits.fitted(name, limits.DATASET_NAME), limits.fitted(digest, limits.DATASET_DIGEST)
 
@@ -283,33 +254,3 @@ def log_model(mlflow: Any, run_id: str, checkpoint: Path) -> None:
             metadata={"inputs": "RGB images, each number a whole one from 0 to 255", "outputs": "logits"},
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={mlflow.__version__}"],
         )
-
-
-def code_version() -> dict[str, str]:
-    """Return tags: the git commit of the code, whether files differ from it, the user, and DVC's experiment, if any.
-
-    The first two are "none" outside of a git repository. They are "unknown" if git refuses to read it, and a warning
-    says why.
-    """
-    try:
-        commit, dirty = _commit(CODE)
-    except StorageError as error:
-        print(f"warning: the run's commit is not known: {error}", file=sys.stderr)
-        commit = dirty = "unknown"
-    tags = {"git.commit": commit, "git.dirty": dirty}
-    with suppress(KeyError, OSError):  # the user's number may have no name, as in some containers
-        tags[USER_TAG] = getpass.getuser()
-    if "DVC_EXP_NAME" in os.environ:
-        tags[EXPERIMENT_TAG] = os.environ["DVC_EXP_NAME"]
-    return tags
-
-
-def _commit(code: Path) -> tuple[str, str]:
-    """Return the commit of the checkout `code`, and whether its files differ from it."""
-    commit = git(code, "rev-parse", "HEAD", trusted=code)
-    # An unpacked archive or an installed package may lie inside the repository of another project.
-    if commit is None or not git(code, "ls-files", "--", "src/leanresnet", trusted=code):
-        return "none", "none"
-    # Only the code and the values determine a run; dvc.lock changes while the stages run.
-    status = git(code, "status", "--porcelain", "--", "src", "pipeline", "params.yaml", "dvc.yaml", trusted=code)
-    return commit.strip(), "unknown" if status is None else str(bool(status)).lower()

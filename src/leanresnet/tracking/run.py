@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from leanresnet.errors import StoppedError
-from leanresnet.tracking import mlflow_client as tracking
+from leanresnet.tracking import source
 from leanresnet.tracking.delivery import Sender
 from leanresnet.tracking.events import (
     Artifact,
@@ -103,7 +103,7 @@ class Run:
     def begin(
         self, name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], weights: Weights | None = None
     ) -> None:
-        tags = {**tracking.code_version(), **tags}
+        tags = {**source.source_tags(), **tags}
         self._report(Begin(name=name, params=dict(params), tags=tags, weights=weights))
 
     def close(self, seconds: float | None = None) -> None:

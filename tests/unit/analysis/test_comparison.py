@@ -15,7 +15,7 @@ from leanresnet.analysis.comparison import compare, differing, select
 from leanresnet.analysis.runs import RunRecord, find_experiments, find_run, find_run_of_weights
 from leanresnet.errors import DataError
 from leanresnet.tracking import run as reporting
-from leanresnet.tracking.mlflow_client import EXPERIMENT_TAG, WEIGHTS_TAG
+from leanresnet.tracking.events import EXPERIMENT_TAG, WEIGHTS_TAG
 
 
 def recorded(experiment: str, accuracy: float, parameters: float = 1000, **params: str) -> RunRecord:

@@ -8,7 +8,7 @@ from conftest import shell_in
 
 from leanresnet.analysis.dvc_lock import find_locked
 from leanresnet.errors import StorageError
-from leanresnet.tracking import mlflow_client as tracking
+from leanresnet.tracking import source
 from leanresnet.tracking.git import git
 
 AS_SOMEBODY = ("git", "-c", "user.name=tests", "-c", "user.email=tests@example.org")
@@ -36,8 +36,8 @@ def head(folder: Path) -> str:
 
 
 def version(code: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    monkeypatch.setattr(tracking, "CODE", code)
-    tags = tracking.code_version()
+    monkeypatch.setattr(source, "CODE", code)
+    tags = source.source_tags()
     return tags["git.commit"], tags["git.dirty"]
 
 
