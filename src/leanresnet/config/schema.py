@@ -180,7 +180,7 @@ class Optimizer(Section):
         description="Optimizer; muon moves the filters before a batch norm, and AdamW all else."
     )
     lr: Rate = Field(
-        description="Peak learning rate; with muon, a step's share of a filter bank's norm; AdamW has a tenth of it."
+        description="Peak learning rate; muon takes it as a step's share of a filter bank's norm, and its AdamW a tenth."
     )
     weight_decay: Decay = Field(
         description="L2 penalty; adamw decouples it from the gradient, and muon applies it to what AdamW moves."
@@ -367,7 +367,7 @@ class Recipe(Section):
         description="Probability that an image skips the last block; earlier ones less (arXiv:1603.09382)."
     )
     compile: bool | Literal["reduce-overhead"] = Field(
-        description="Whether torch.compile is used; it takes about a minute, and most networks are faster afterwards. "
+        description="Whether torch.compile is used, which takes about a minute and gains little on a CPU. "
         "With reduce-overhead, a GPU also replays its kernels as CUDA graphs."
     )
     deterministic: bool = Field(
