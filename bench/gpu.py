@@ -29,7 +29,8 @@ class Step:
     """A step, and the most seconds that it may take.
 
     Args:
-        cache: whose compiled kernels it finds. The first step of "target" finds none, as a first training does.
+        cache: name of the compiler's cache, which the steps of this name share. The first step of "target" finds it
+            empty, as a first training does.
         alone: whether no other step may run beside it, as where times are measured. Neighbours of which none must be
             alone are taken together.
     """

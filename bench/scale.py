@@ -24,8 +24,8 @@ SIZE = {"model/parameters": 4_935_242.0, "model/macs": 1.0}
 def scale(runs: int, writers: int, epochs: int) -> None:
     """`runs` runs of `epochs` epochs, into a fresh database or the server of MLFLOW_TRACKING_URI; then all are read.
 
-    Each has the params of the default's baseline and the metrics of each epoch; files, which go to the
-    artifact store and not to the database, are none.
+    Each has the params of the default's baseline and the metrics of each epoch. No files are logged, because they go
+    to the artifact store and not to the database.
     """
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DVC_ROOT"] = folder

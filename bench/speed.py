@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from bench.options import changed, preset
 from bench.report import alternate, median, record, seconds
-from bench.trainers import WARM_UP_STEPS, Engine, Mode, PlainProcess, paper_recipe, random_split, wider
+from bench.trainers import WARM_UP_STEPS, Engine, Mode, PlainProcess, random_split
 from leanresnet.compute.device import backend_settings
 from leanresnet.config.schema import Recipe
 from leanresnet.jobs.snapshots import Snapshots
@@ -30,13 +31,18 @@ from pipeline.options import SNAPSHOT_SECONDS
 REPEATS = 5
 
 
+def default(batch_size: int) -> Recipe:
+    """The default's baseline, the study's network, with this batch size."""
+    return changed(preset("default"), {"batch_size": batch_size})
+
+
 def mode(compile_it: bool) -> Mode:
     return "compiled" if compile_it else "eager"
 
 
 def throughput(device: torch.device, steps: int) -> None:
     """The trainer, compiled and eager, over the plain loop: the study's network, batch 128, alternating."""
-    recipe = paper_recipe(batch_size=128)
+    recipe = default(128)
     eager, fast = Engine(recipe, steps, device, "eager"), Engine(recipe, steps, device, "compiled")
     eager.warm_up()
     compiling = seconds(fast.warm_up, device)
@@ -69,7 +75,7 @@ def throughput(device: torch.device, steps: int) -> None:
 
 def efficiency(device: torch.device, steps: int, compile_it: bool) -> None:
     """The whole trainer (data, augmentation, validation of one batch, tracking, best weights) over the bare step."""
-    trainer = Engine(paper_recipe(batch_size=128), steps, device, mode(compile_it))
+    trainer = Engine(default(128), steps, device, mode(compile_it))
     trainer.warm_up()
     ratios, spent = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +125,7 @@ def tracking_in(folder: str) -> Iterator[None]:
 
 def hardware(device: torch.device, steps: int, compile_it: bool) -> None:
     """Floating-point operations a second of training, over those of a matrix product, and where the rest goes."""
-    recipe = paper_recipe(batch_size=128)
+    recipe = default(128)
     trainer = Engine(recipe, steps, device, mode(compile_it))
     trainer.warm_up()
     with trainer.loop.autocast:
@@ -146,7 +152,7 @@ def hardware(device: torch.device, steps: int, compile_it: bool) -> None:
 
 def _profile(device: torch.device, steps: int) -> None:
     """Self time by operation, eager, so that each operation has its name."""
-    trainer = Engine(paper_recipe(batch_size=128), steps, device, "eager")
+    trainer = Engine(default(128), steps, device, "eager")
     trainer.warm_up()
     rows = profiled(trainer.run, device)
     total = sum(spent for _, spent, _ in rows)
@@ -168,7 +174,7 @@ def profiled(run: Callable[[], object], device: torch.device) -> list[tuple[str,
 
 def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
     """The speed with `deterministic: true` over that without."""
-    recipe = paper_recipe(batch_size=128)
+    recipe = default(128)
 
     def images_a_second(deterministic: bool) -> Callable[[], float]:
         with backend_settings(device, deterministic):
@@ -189,7 +195,7 @@ def determinism(device: torch.device, steps: int, compile_it: bool) -> None:
 
 def snapshots(device: torch.device) -> None:
     """What saving a training's state costs at the default period: the study's network with averaged weights."""
-    trainer = Engine(paper_recipe(batch_size=128), 1, device, "eager")
+    trainer = Engine(default(128), 1, device, "eager")
     trainer.warm_up()
     average = MovingAverage(trainer.net, 0.999)
     progress = TrainState(trainer.net, trainer.loop.optimizer, trainer.loop.schedule, {"average": average}, seed=0)
@@ -233,10 +239,8 @@ def one(batch: int, factor: float, steps: int, device: torch.device, compile_it:
     """A figure of `growth`: the median of three epochs of `steps` steps."""
     from bench.overheads import peak_bytes
 
-    recipe = paper_recipe(batch_size=batch)
-    recipe = Recipe.model_validate(
-        recipe.model_dump() | {"model": wider(recipe.model, factor).model_dump(), "max_parameters": None}
-    )
+    channels = [round(factor * each) for each in preset("default").model.channels]
+    recipe = changed(default(batch), {"max_parameters": None, "model": {"channels": channels}})
     trainer = Engine(recipe, steps, device, mode(compile_it))
     trainer.warm_up()
     speed = median([trainer.images / seconds(trainer.run, device) for _ in range(3)])

@@ -16,8 +16,7 @@ from torchvision import transforms
 
 from bench.report import seconds
 from leanresnet.compute.compilation import CompiledFunction
-from leanresnet.config.load import load_params
-from leanresnet.config.schema import Model, Recipe
+from leanresnet.config.schema import Recipe
 from leanresnet.data.splits import Split
 from leanresnet.models.resnet import build_model
 from leanresnet.training.averaging import MovingAverage
@@ -29,17 +28,6 @@ from leanresnet.training.state import EpochMeter
 ROOT = Path(__file__).resolve().parent.parent
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 WARM_UP_STEPS = 2
-
-
-def paper_recipe(**changes: object) -> Recipe:
-    """The default's baseline: the network of 4,935,242 parameters."""
-    recipe = load_params(ROOT / "params.yaml").train.baseline
-    return Recipe.model_validate(recipe.model_dump() | changes)
-
-
-def wider(model: Model, factor: float) -> Model:
-    channels = tuple(round(width * factor) for width in model.channels)
-    return Model.model_validate(model.model_dump() | {"channels": channels})
 
 
 def random_split(count: int) -> Split:

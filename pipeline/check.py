@@ -28,7 +28,7 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     """
     from leanresnet.config.load import load_params
     from leanresnet.models.complexity import breakdown, check_budget, count_macs, count_parameters
-    from leanresnet.scaffold.presets import load_preset
+    from leanresnet.scaffold.presets import RECIPES, load_preset
 
     if preset and params:
         raise click.UsageError("--preset names the values to check, expected: no --params with it")
@@ -39,7 +39,7 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     _check_images(path, config, training_images, classes)
     for name, recipe in config.recipes().items():
         count, macs = count_parameters(recipe.model, classes), count_macs(recipe.model, classes)
-        check_budget(f"{path}: {_key(name)}", recipe.model, recipe.max_parameters, classes)
+        check_budget(f"{path}: {RECIPES[name]}", recipe.model, recipe.max_parameters, classes)
         share = (
             f"{count / recipe.max_parameters:.1%} of the budget of {recipe.max_parameters:,}"
             if recipe.max_parameters
@@ -62,11 +62,6 @@ def check(params: Path | None, preset: str | None, layers: bool, estimate: bool,
     click.echo(f"{path}: valid")
 
 
-def _key(name: str) -> str:
-    """Return the key of a model's recipe in params.yaml."""
-    return "distill.student" if name == "student" else f"train.{name}"
-
-
 def _check_images(path: Path, config: "Params", images: int | None, classes: int) -> None:
     """Check that the splits and a batch of each model have enough images, if their number is known.
 
@@ -74,6 +69,7 @@ def _check_images(path: Path, config: "Params", images: int | None, classes: int
         ConfigError: if they have not.
     """
     from leanresnet.errors import ConfigError
+    from leanresnet.scaffold.presets import RECIPES
 
     if images is None:
         return
@@ -84,7 +80,7 @@ def _check_images(path: Path, config: "Params", images: int | None, classes: int
     for name, recipe in config.recipes().items():
         if recipe.batch_size > training:
             expected = f"2 to {training}, the training images"
-            raise ConfigError(f"{path}: {_key(name)}.batch_size = {recipe.batch_size}: expected: {expected}")
+            raise ConfigError(f"{path}: {RECIPES[name]}.batch_size = {recipe.batch_size}: expected: {expected}")
 
 
 def _echo_stale(folder: Path) -> None:

@@ -33,7 +33,7 @@ def distill(
     """Train the student on labels and its teacher's predictions."""
     from leanresnet.compute.device import choose_device
     from leanresnet.config.load import load_params
-    from leanresnet.jobs.train_job import run_experiment
+    from leanresnet.jobs.train_job import run_training
     from leanresnet.models.checkpoint import check_held_out, load_model
     from leanresnet.training.results import Outputs
     from leanresnet.training.tasks import distillation_task
@@ -44,4 +44,4 @@ def distill(
     check_held_out(loaded, validation)
     task = distillation_task(settings, loaded, str(params))
     outputs = Outputs(model, results)
-    run_experiment("student", settings.student, task, (train, validation), outputs, chosen, snapshot_seconds, extend)
+    run_training("student", settings.student, task, (train, validation), outputs, chosen, snapshot_seconds, extend)

@@ -33,10 +33,10 @@ def train(
     """Train a model on the labels alone."""
     from leanresnet.compute.device import choose_device
     from leanresnet.config.load import load_params
-    from leanresnet.jobs.train_job import run_experiment
+    from leanresnet.jobs.train_job import run_training
     from leanresnet.training.results import Outputs
     from leanresnet.training.tasks import label_task
 
     recipe = getattr(load_params(params).train, name)
     task, outputs = label_task(name, recipe, str(params)), Outputs(model, results)
-    run_experiment(name, recipe, task, (train, validation), outputs, choose_device(device), snapshot_seconds, extend)
+    run_training(name, recipe, task, (train, validation), outputs, choose_device(device), snapshot_seconds, extend)

@@ -24,7 +24,7 @@ def ui(port: int, only_addresses: bool) -> None:
     server, only the addresses are printed.
     """
     from leanresnet.files import workspace
-    from leanresnet.tracking.connection import has_server, page, page_addresses, tracking_uri
+    from leanresnet.tracking.connection import ARTIFACTS, has_server, page, page_addresses, tracking_uri
 
     lines = [f"{name:8} {page(port)}/{address}" for name, address in page_addresses().items()]
     if only_addresses or has_server():
@@ -36,7 +36,7 @@ def ui(port: int, only_addresses: bool) -> None:
     os.environ.setdefault("PYTHONWARNINGS", NOT_OURS)
     listen = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]
     store = ["--backend-store-uri", tracking_uri(), "--registry-store-uri", tracking_uri()]
-    store += ["--artifacts-destination", (workspace() / "mlartifacts").as_uri()]
+    store += ["--artifacts-destination", (workspace() / ARTIFACTS).as_uri()]
     _announce(port, lines)
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *listen, *store])
 

@@ -178,7 +178,10 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _making(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """It is made beside the tests that do not take it, which come first; otherwise all workers would wait for one."""
+    """Make the checkout in a process of its own, beside the tests that do not need it, which run first.
+
+    Otherwise all workers would wait for one of them to make it.
+    """
     if not any(map(_takes_checkout, request.session.items)):
         yield
         return

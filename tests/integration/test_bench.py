@@ -13,16 +13,16 @@ from helpers import tiny_recipe
 from imports import ROOT
 
 from bench import operations, packing, report
-from bench.trainers import Engine, PlainLoop, PlainProcess, paper_recipe, wider
+from bench.speed import default
+from bench.trainers import Engine, PlainLoop, PlainProcess
 from leanresnet.models.complexity import count_parameters
 
 CPU = torch.device("cpu")
 
 
 def test_the_network_of_the_comparison_is_the_papers() -> None:
-    assert count_parameters(paper_recipe(batch_size=64).model) == 4_935_242
-    assert paper_recipe(batch_size=64).batch_size == 64
-    assert wider(paper_recipe().model, 0.5).channels == (32, 64, 64, 128)
+    assert count_parameters(default(64).model) == 4_935_242
+    assert default(64).batch_size == 64
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")

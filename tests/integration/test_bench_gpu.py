@@ -229,7 +229,7 @@ def test_other_bytes_of_a_training_are_seen(tmp_path: Path) -> None:
     first = gpu_checks._train(recipe, CPU, None, snapshots)
     kept = snapshots.load()
     assert kept is not None
-    assert (kept["epoch"], len(kept["tally"]["losses"])) == (2, 2)
+    assert (kept["epoch"], len(kept["meter"]["losses"])) == (2, 2)
     assert gpu_checks._train(recipe, CPU, kept, snapshots) == first
     assert gpu_checks._train(changed(recipe, {"seed": 1}), CPU, None, snapshots) != first
 

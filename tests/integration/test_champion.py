@@ -25,7 +25,7 @@ from waiting import PATIENCE, wait_for
 
 from leanresnet.analysis import runs as registry
 from leanresnet.analysis.champion import MEASURED, best, is_candidate, register_champion
-from leanresnet.analysis.lineage import TOLD
+from leanresnet.analysis.lineage import TRAINING_TAGS
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.data.splits import load_split
 from leanresnet.errors import DataError
@@ -69,7 +69,7 @@ def test_only_accuracies_on_the_newest_validation_split_compare() -> None:
 def complete(**changes: str) -> RunRecord:
     """A candidate of which a model card can be written."""
     known = run(0.5)
-    known.tags.update(dict.fromkeys(TOLD, "known") | changes)
+    known.tags.update(dict.fromkeys(TRAINING_TAGS, "known") | changes)
     known.metrics.update(dict.fromkeys(MEASURED, 1.0))
     return known
 

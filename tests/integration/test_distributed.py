@@ -26,7 +26,7 @@ from leanresnet.compute.distributed import DistributedContext, convert_sync_batc
 from leanresnet.data.splits import save_split
 from leanresnet.errors import ConfigError
 from leanresnet.jobs import train_job
-from leanresnet.jobs.train_job import run_experiment
+from leanresnet.jobs.train_job import run_training
 from leanresnet.training.losses import CrossEntropy
 from leanresnet.training.results import Outputs, read_history
 from leanresnet.training.tasks import TrainingTask
@@ -186,7 +186,7 @@ def test_a_batch_that_cannot_be_shared_is_a_mistake(
     task, outputs = TrainingTask("train@baseline", "here", CrossEntropy(0.0)), Outputs(tmp_path / "m", tmp_path / "r")
     recipe = tiny_recipe(batch_size=size, selection={"keep": keep, "width": 0.5, "blocks": 1})
     with pytest.raises(ConfigError, match=f"^{re.escape('here.' + said)}"):
-        run_experiment("baseline", recipe, task, files, outputs, torch.device("cpu"), 60)
+        run_training("baseline", recipe, task, files, outputs, torch.device("cpu"), 60)
 
 
 def test_shares_make_up_the_batch() -> None:

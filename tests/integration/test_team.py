@@ -165,9 +165,9 @@ def test_what_is_too_long_or_odd_for_a_column_arrives(
         run.log_note(long, None)
     assert sync(tmp_path)[1] == 0
     (found,) = (run for run in registry.find_finished() if run.tags.get("test") == "limits")
-    assert found.name == limits.fitted(long, limits.NAME)
-    assert found.params == {"long": limits.fitted(long, limits.PARAM), "nul": "a\ufffdb"}
-    assert found.tags["long"] == found.tags["mlflow.note.content"] == limits.fitted(long, limits.TAG)
+    assert found.name == limits.truncated(long, limits.NAME)
+    assert found.params == {"long": limits.truncated(long, limits.PARAM), "nul": "a\ufffdb"}
+    assert found.tags["long"] == found.tags["mlflow.note.content"] == limits.truncated(long, limits.TAG)
     assert found.metrics == {"test/accuracy_of/a_7c_b_a_": 0.5, f"test/{long}"[: limits.NAME]: 0.25}
 
 

@@ -50,7 +50,7 @@ DRAWN = pytest.mark.parametrize("name", ["$\\foo$\x1b\n<img|", "_$"])
 
 def named(name: str, accuracy: float = 0.5, parameters: float = 1.0) -> RunRecord:
     """A run in which all that somebody may choose is this."""
-    tags = {**dict.fromkeys(lineage.TOLD, name), "dvc.experiment": name, "mlflow.user": name}
+    tags = {**dict.fromkeys(lineage.TRAINING_TAGS, name), "dvc.experiment": name, "mlflow.user": name}
     metrics = {
         "val/best_accuracy": accuracy,
         "val/evaluated_accuracy": accuracy,

@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import indent
 
 from leanresnet.analysis import runs
-from leanresnet.analysis.lineage import TOLD, describe
+from leanresnet.analysis.lineage import TRAINING_TAGS, describe
 from leanresnet.analysis.runs import EVALUATED, RunRecord
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_text
@@ -41,7 +41,7 @@ def register_champion(root: Path) -> list[str]:
     """
     by_dataset: dict[str, list[RunRecord]] = defaultdict(list)
     for run in filter(is_candidate, runs.find_finished()):
-        missing = run.lacks(TOLD, MEASURED)
+        missing = run.lacks(TRAINING_TAGS, MEASURED)
         dataset = run.tags.get("dataset", "")
         if missing or not DATASET.fullmatch(dataset):
             why = f"it lacks {', '.join(missing)}" if missing else f"its data set is called {dataset!r}"

@@ -75,25 +75,25 @@ class Comparison:
         return table, picture
 
 
-def select(targets: Sequence[str], questions: Sequence[str]) -> list[RunRecord]:
-    """Return the runs to compare; without targets and questions, all finished runs.
+def select(targets: Sequence[str], experiments: Sequence[str]) -> list[RunRecord]:
+    """Return the runs to compare; without targets and experiments, all finished runs.
 
     Runs that lack what a comparison needs are left out with a warning.
 
     Args:
         targets: run ids, files of weights, or folders of models.
-        questions: names of DVC experiments; a name stands for the experiments `<name>` and `<name>-...`.
+        experiments: names of DVC experiments; a name stands for the experiments `<name>` and `<name>-...`.
 
     Raises:
         DataError: if MLflow has no such run, or none of the runs can be compared.
         StorageError: if MLflow cannot be reached.
     """
     records = [find(target) for target in targets]
-    records += [run for question in questions for run in runs.find_experiments(question)]
-    if not targets and not questions:
+    records += [run for name in experiments for run in runs.find_experiments(name)]
+    if not targets and not experiments:
         records = runs.find_finished()
     if not records:
-        asked = f"experiment = {', '.join(questions)}: " if questions else ""
+        asked = f"experiment = {', '.join(experiments)}: " if experiments else ""
         raise DataError(f"{asked}no finished run, expected: names from `dvc exp list`, run ids, models")
     usable = []
     for run in {run.run_id: run for run in records}.values():
@@ -189,13 +189,13 @@ def _row_of(name: str, groups: list[list[RunRecord]]) -> list[RunRecord]:
     raise DataError(f"against = {name!r}: no such run, expected: one of {names}")
 
 
-def paired_difference(group: Sequence[RunRecord], baseline: Sequence[RunRecord], key: str = "test/accuracy") -> str:
-    """Return the mean difference of a metric from the baseline's run with the same seed, in points, as text.
+def paired_difference(group: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> str:
+    """Return the mean difference of the test accuracy from the baseline's run with the same seed, in points, as text.
 
-    From two pairs on, it has the 95 % interval of the mean. Without a pair in which both have the metric it is empty.
+    From two pairs on, it has the 95 % interval of the mean. Without a pair in which both have one it is empty.
     """
-    theirs = {run.params.get("seed"): run.metrics.get(key) for run in baseline}
-    pairs = [(run.metrics.get(key), theirs.get(run.params.get("seed"))) for run in group]
+    theirs = {run.params.get("seed"): run.metrics.get("test/accuracy") for run in baseline}
+    pairs = [(run.metrics.get("test/accuracy"), theirs.get(run.params.get("seed"))) for run in group]
     found = [100 * (own - other) for own, other in pairs if own is not None and other is not None]
     if len(found) < 2:
         return f"{found[0]:+.2f}" if found else ""

@@ -10,9 +10,10 @@ import numpy as np
 from leanresnet.analysis import runs
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError
-from leanresnet.evaluation.report import read_predictions
+from leanresnet.evaluation.report import PREDICTIONS, read_predictions
+from leanresnet.tracking.events import RESULTS
 
-ANSWERS = "results/confusion.csv"
+ANSWERS = f"{RESULTS}/{PREDICTIONS}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from leanresnet.tracking.connection import tracking_uri
 from leanresnet.tracking.events import WEIGHTS_TAG
 
 # Tags and metrics of a run that wrote a model.
-TOLD = (
+TRAINING_TAGS = (
     *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", "dvc.weights_md5", WEIGHTS_TAG),
     *("device", "torch", "git.commit", "git.dirty"),
 )
@@ -54,7 +54,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
         DataError: if the run is not a training of leanresnet that wrote a model, or dvc.lock is damaged.
         StorageError: if MLflow cannot be reached.
     """
-    missing = run.lacks(TOLD, SIZES)
+    missing = run.lacks(TRAINING_TAGS, SIZES)
     if missing:
         lacks = f"it is {run.status} and lacks {', '.join(missing)}"
         raise DataError(f"run {run.run_id}: {lacks}, expected: a training of leanresnet that wrote a model")

@@ -17,7 +17,7 @@ from leanresnet.errors import DataError, LeanResNetError, StorageError
 from leanresnet.files import workspace
 from leanresnet.tracking import limits
 from leanresnet.tracking.connection import EXPERIMENT, connect, tracking_uri
-from leanresnet.tracking.events import EXPERIMENT_TAG, WEIGHTS_TAG
+from leanresnet.tracking.events import CHECKPOINT, EXPERIMENT_TAG, WEIGHTS_TAG
 from leanresnet.tracking.mlflow_client import find_model, log_model
 
 # Number of runs per request. A busy server took 15 s for a thousand, which exceeds the timeout of a request.
@@ -27,8 +27,6 @@ PAGE = 100
 EVALUATED, TRAINED = "val/evaluated_accuracy", "val/best_accuracy"
 # How often the registration of a model is tried, because it fails if another process registers at the same time.
 TRIES = 3
-# The folder of a run's artifacts that holds the two files of its model.
-CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -78,16 +76,16 @@ def validation_of(runs: Iterable[RunRecord]) -> str:
     return EVALUATED if all(EVALUATED in run.metrics for run in runs) else TRAINED
 
 
-def find_experiments(question: str) -> list[RunRecord]:
-    """Return the finished runs of the DVC experiments `question` and `question-...`, the newest of each model.
+def find_experiments(name: str) -> list[RunRecord]:
+    """Return the finished runs of the DVC experiments `name` and `name-...`, the newest of each model.
 
     Raises:
         StorageError: if MLflow cannot be reached.
     """
-    if "'" in question:  # DVC has no such experiments, and MLflow no escape for it
+    if "'" in name:  # DVC has no such experiments, and MLflow no escape for it
         return []
-    found = _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{question}%' and attributes.status = 'FINISHED'")
-    asked = [run for run in found if run.experiment == question or run.experiment.startswith(f"{question}-")]
+    found = _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{name}%' and attributes.status = 'FINISHED'")
+    asked = [run for run in found if run.experiment == name or run.experiment.startswith(f"{name}-")]
     return list({(run.experiment, run.model): run for run in asked}.values())
 
 
@@ -178,7 +176,7 @@ def _register(mlflow: Any, run: RunRecord, name: str, alias: str, description: s
     if not versions:
         versions = [mlflow.register_model(model, name)]
     version = str(min(int(each.version) for each in versions))
-    client.update_model_version(name, version, limits.fitted(description, limits.DESCRIPTION))
+    client.update_model_version(name, version, limits.truncated(description, limits.DESCRIPTION))
     client.set_registered_model_alias(name, alias, version)
     return version
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from leanresnet.config.schema import MODELS
 from leanresnet.errors import StorageError
-from leanresnet.evaluation.report import load_report
+from leanresnet.evaluation.report import TEST, load_report
 from leanresnet.text import aligned
 
 
@@ -19,7 +19,7 @@ def comparison(results: Path) -> str:
     """
     rows = [("model", "parameters", "MACs", "validation", "test", "teacher gap")]
     for name in MODELS:
-        if not (results / name / "test.json").exists():
+        if not (results / name / TEST).exists():
             continue
         report = load_report(results / name)
         rows.append(
@@ -33,5 +33,5 @@ def comparison(results: Path) -> str:
             )
         )
     if len(rows) == 1:
-        raise StorageError(f"{results}: no evaluated model, expected: a folder with <model>/test.json")
+        raise StorageError(f"{results}: no evaluated model, expected: a folder with <model>/{TEST}")
     return aligned(rows, range(1, len(rows[0])))

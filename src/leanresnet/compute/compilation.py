@@ -1,15 +1,14 @@
 """A wrapper of torch.compile that falls back to eager execution and is safe to interrupt by a signal."""
 
 import re
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Generic, ParamSpec, TypeVar, cast
 
 import torch
 
+from leanresnet.errors import warn
 from leanresnet.signals import compilation
-from leanresnet.text import plain
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,8 +67,7 @@ class CompiledFunction(Generic[P, R]):
                 # If the error is the function's own, this call raises it again, without the compiler's wrapping.
                 result = self._function(*args, **kwargs)
                 self.failure = _reason(error)
-                message = f"torch.compile failed ({self.failure}); training continues without it"
-                print(f"leanresnet: {message}", file=sys.stderr)
+                warn(f"torch.compile failed ({self.failure}); training continues without it")
         if shapes not in self._known:
             self._known.append(shapes)
         return result
@@ -97,8 +95,8 @@ def _reason(error: Exception) -> str:
     unloadable = re.search(r"(\S+): failed to map segment", text)
     if unloadable:
         expected = "TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR name folders of another one"
-        return plain(f"{unloadable[1]}: its file system is mounted with noexec, expected: {expected}")
+        return f"{unloadable[1]}: its file system is mounted with noexec, expected: {expected}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("backend=")]
     # The line of the C++ compiler comes after the one that says that it failed.
     saying = [line for line in lines if " error: " in line] or lines or [type(error).__name__]
-    return plain(saying[0][:REASON_LENGTH])
+    return saying[0][:REASON_LENGTH]

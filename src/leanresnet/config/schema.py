@@ -7,7 +7,18 @@ value that dvc.lock records; a number in quotes is refused.
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 # The models of a pipeline, in the order of training.
 MODELS = ("baseline", "teacher", "student")
@@ -17,15 +28,12 @@ CLASSES = 10
 # A 2x2 patch of three channels has 12 principal directions, and there is a filter of each sign for each of them.
 WHITENING_FILTERS = 24
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
+NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Odd = Annotated[int, Field(gt=0, le=15)]
+KernelSize = Annotated[int, Field(gt=0, le=15)]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Https = Annotated[str, StringConstraints(pattern=r"^https://[^\s/]+/\S+$")]
@@ -48,7 +56,7 @@ class Download(Section):
     dataset: Literal["cifar10", "cifar100", "digits", "folder"] = Field(
         description="Data set; digits come with scikit-learn, and folder is your own images, a folder for each class."
     )
-    size: Positive = Field(description="Size of the archive of cifar10 or cifar100 in bytes.")
+    size: PositiveInt = Field(description="Size of the archive of cifar10 or cifar100 in bytes.")
     md5: Hex32 = Field(description="MD5 of the archive.")
     sha256: Hex64 = Field(
         description="SHA-256 of the archive; of a folder, what `(LC_ALL=C; sha256sum */* | sha256sum)` prints in it."
@@ -59,10 +67,10 @@ class Download(Section):
 
 
 class SplitSettings(Section):
-    validation: Positive = Field(
+    validation: PositiveInt = Field(
         description="Number of training images held out for validation, each class in proportion."
     )
-    training: Positive | None = Field(
+    training: PositiveInt | None = Field(
         description="Number of the other training images that are kept, each class in proportion; null keeps all."
     )
     seed: Seed = Field(description="Seed by which the images of both are chosen.")
@@ -98,13 +106,13 @@ class Model(Section):
         description="Number of residual blocks in each layer, B_i; 0 needs downsample = pool."
     )
     channels: PerLayer = Field(description="Number of channels of each layer, C_i.")
-    kernels: Annotated[tuple[Odd, ...], Loose] = Field(
+    kernels: Annotated[tuple[KernelSize, ...], Loose] = Field(
         description="Kernel size of each layer's convolutions, F_i, in pixels; odd."
     )
-    skip_kernels: Annotated[tuple[Odd, ...], Loose] = Field(
+    skip_kernels: Annotated[tuple[KernelSize, ...], Loose] = Field(
         description="Kernel size of each layer's shortcut convolution, K_i, in pixels; odd."
     )
-    pool: Positive = Field(
+    pool: PositiveInt = Field(
         description="Size of the last pool P in pixels; it divides the side of the last feature map."
     )
     pool_kind: Literal["average", "max"] = Field(description="Kind of the last pool.")
@@ -118,7 +126,7 @@ class Model(Section):
     block: Literal["basic", "preactivation"] = Field(
         description="Order within a block; preactivation needs stem = conv and downsample = stride."
     )
-    squeeze_excite: Count = Field(
+    squeeze_excite: NonNegativeInt = Field(
         description="Reduction ratio of squeeze-and-excitation (arXiv:1709.01507); 0 leaves it out."
     )
 
@@ -179,10 +187,11 @@ class Optimizer(Section):
     name: Literal["sgd", "adagrad", "adadelta", "adam", "radam", "adamw", "muon"] = Field(
         description="Optimizer; muon moves the filters before a batch norm, and AdamW all else."
     )
-    lr: Rate = Field(
-        description="Peak learning rate; muon takes it as a step's share of a filter bank's norm, and its AdamW a tenth."
+    lr: PositiveFloat = Field(
+        description="Peak learning rate; with muon, a step's share of a filter bank's norm, and a tenth of it for what "
+        "AdamW moves."
     )
-    weight_decay: Decay = Field(
+    weight_decay: NonNegativeFloat = Field(
         description="L2 penalty; adamw decouples it from the gradient, and muon applies it to what AdamW moves."
     )
     decay_norm_and_bias: bool = Field(description="Whether weight decay also applies to batch norm and biases.")
@@ -191,7 +200,7 @@ class Optimizer(Section):
     betas: Annotated[tuple[Fraction, Fraction], Loose] = Field(
         description="Decay of the two running averages of adam, radam and adamw, and of the AdamW beside muon."
     )
-    bias_lr_ratio: Rate = Field(
+    bias_lr_ratio: PositiveFloat = Field(
         description="Learning rate of batch norm's biases over that of all else; their weight decay stays the same."
     )
     rho: Fraction = Field(description="Decay of adadelta's running average of squared gradients.")
@@ -207,26 +216,26 @@ class Schedule(Section):
     name: Literal["constant", "step", "multistep", "plateau", "cosine", "cosine_restarts", "onecycle", "linear"] = (
         Field(description="Learning rate schedule.")
     )
-    warmup_epochs: Decay = Field(
+    warmup_epochs: NonNegativeFloat = Field(
         description="Length of the linear warm-up in epochs, also a fraction; with onecycle, of its rising half."
     )
     final_ratio: Share = Field(description="Lowest learning rate over the peak; onecycle needs more than 0.")
     factor: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="What step, multistep and plateau multiply the learning rate by."
     )
-    step_epochs: Positive = Field(
+    step_epochs: PositiveInt = Field(
         description="step: number of epochs between two reductions, counted after the warm-up."
     )
-    milestones: Annotated[tuple[Positive, ...], Loose] = Field(
+    milestones: Annotated[tuple[PositiveInt, ...], Loose] = Field(
         description="multistep: epochs of the reductions, in increasing order."
     )
-    patience: Count = Field(
+    patience: NonNegativeInt = Field(
         description="plateau: epochs without a lower validation loss before a reduction, counted after the warm-up."
     )
-    restart_epochs: Positive = Field(
+    restart_epochs: PositiveInt = Field(
         description="cosine_restarts: number of epochs before the first restart, counted after the warm-up."
     )
-    restart_mult: Positive = Field(description="cosine_restarts: length of each period over that of the one before.")
+    restart_mult: PositiveInt = Field(description="cosine_restarts: length of each period over that of the one before.")
 
     @model_validator(mode="after")
     def _reachable(self) -> "Schedule":
@@ -259,7 +268,7 @@ class Augmentation(Section):
     mix: Literal["none", "mixup", "cutmix"] = Field(
         description="Mixing of images and labels in pairs (arXiv:1710.09412, arXiv:1905.04899)."
     )
-    mix_alpha: Rate = Field(
+    mix_alpha: PositiveFloat = Field(
         description="Both parameters of the Beta distribution from which the mixing shares are drawn."
     )
     mix_share: Share = Field(description="Share of the batches that are mixed.")
@@ -274,14 +283,14 @@ class Augmentation(Section):
 class ProgressiveResizing(Section):
     """Progressive resizing: images are scaled down to `size` in the first `epochs` epochs."""
 
-    epochs: Count = Field(description="Number of epochs, from the first, that see smaller images.")
+    epochs: NonNegativeInt = Field(description="Number of epochs, from the first, that see smaller images.")
     size: Annotated[int, Field(ge=8, le=IMAGE_SIZE)] = Field(description="Side of those images in pixels.")
 
 
 class Sam(Section):
     """Sharpness-aware minimisation; a radius of 0 turns it off."""
 
-    rho: Decay = Field(
+    rho: NonNegativeFloat = Field(
         description="Radius of sharpness-aware minimization (arXiv:2010.01412), two passes a step; 0 leaves it out."
     )
     adaptive: bool = Field(description="Whether the radius is relative to each weight (ASAM, arXiv:2102.11600).")
@@ -296,7 +305,7 @@ class Selection(Section):
     width: Unit = Field(
         description="Channels of the proxy (arXiv:1906.11829) over those of the model, in multiples of 8."
     )
-    blocks: Count = Field(
+    blocks: NonNegativeInt = Field(
         description="Most blocks in a layer of the proxy, which is otherwise like the model; 0 needs downsample = pool."
     )
 
@@ -338,13 +347,13 @@ class Recipe(Section):
     """A model and everything that its training depends on."""
 
     model: Model = Field(description="Architecture.")
-    max_parameters: Positive | None = Field(
+    max_parameters: PositiveInt | None = Field(
         description="Largest number of parameters, the model's budget; null sets no limit."
     )
     seed: Seed = Field(
         description="Seed of initial weights, order and augmentation; a student's should differ from its teacher's."
     )
-    epochs: Positive = Field(description="Number of passes over the training images.")
+    epochs: PositiveInt = Field(description="Number of passes over the training images.")
     batch_size: Annotated[int, Field(ge=2)] = Field(
         description="Number of images drawn for a step, before any selection; an incomplete last batch is dropped."
     )
@@ -352,7 +361,7 @@ class Recipe(Section):
         description="Precision of the forward pass; auto takes bf16 where the hardware has it."
     )
     label_smoothing: Fraction = Field(description="Label smoothing (arXiv:1512.00567).")
-    max_grad_norm: Rate | None = Field(description="Largest L2 norm of the gradient; null does not clip it.")
+    max_grad_norm: PositiveFloat | None = Field(description="Largest L2 norm of the gradient; null does not clip it.")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         description="Decay per step of the averaged weights that are evaluated and kept; null keeps no average."
     )
@@ -423,11 +432,13 @@ class Distill(Section):
         description="The student's teacher; external is a model or an ensemble in models/external."
     )
     alpha: Share = Field(description="Weight of the teacher's predictions; the labels have the rest.")
-    temperature: Rate = Field(description="Temperature that softens the predictions of both (arXiv:1503.02531).")
-    beta: Rate | None = Field(
+    temperature: PositiveFloat = Field(
+        description="Temperature that softens the predictions of both (arXiv:1503.02531)."
+    )
+    beta: PositiveFloat | None = Field(
         description="Weight of the wrong classes in decoupled distillation (arXiv:2203.08679); null takes the plain KL."
     )
-    attention_transfer: Decay = Field(
+    attention_transfer: NonNegativeFloat = Field(
         description="Weight of the layers' attention maps (arXiv:1612.03928), which all count alike, so another shape "
         "needs another weight; 0 leaves them out."
     )
@@ -435,7 +446,7 @@ class Distill(Section):
 
 
 class Evaluate(Section):
-    batch_size: Positive = Field(description="Number of images in a step, also in the measured throughput.")
+    batch_size: PositiveInt = Field(description="Number of images in a step, also in the measured throughput.")
     calibration_bins: Annotated[int, Field(ge=2)] = Field(
         description="Number of bins of the expected calibration error (arXiv:1706.04599)."
     )

@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, FiniteFloat, PositiveInt
 
 from leanresnet.compute.device import exact_float32
 from leanresnet.config.load import load_section
-from leanresnet.config.schema import Evaluate, Finite, Positive, Rate, Section, Share
+from leanresnet.config.schema import Evaluate, PositiveFloat, Section, Share
 from leanresnet.data.splits import load_splits
 from leanresnet.errors import DataError
 from leanresnet.evaluation import figures
@@ -21,6 +21,10 @@ from leanresnet.training.loader import EvalBatches
 from leanresnet.training.results import Outputs
 from leanresnet.training.validation import Metrics
 
+# The files that `write_report` writes.
+FILES = ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png")
+TEST, SPEED, PREDICTIONS, CONFUSION, MISTAKES = FILES
+
 
 class Report(Section):
     """The content of test.json: the keys are the names of MLflow's metrics.
@@ -30,25 +34,25 @@ class Report(Section):
 
     model_config = ConfigDict(extra="ignore")
 
-    parameters: Positive = Field(alias="model/parameters")
-    macs: Positive = Field(alias="model/macs")
-    size_bytes: Positive = Field(alias="model/size_bytes")
-    validation_loss: Finite = Field(alias="val/evaluated_loss")
+    parameters: PositiveInt = Field(alias="model/parameters")
+    macs: PositiveInt = Field(alias="model/macs")
+    size_bytes: PositiveInt = Field(alias="model/size_bytes")
+    validation_loss: FiniteFloat = Field(alias="val/evaluated_loss")
     validation_accuracy: Share = Field(alias="val/evaluated_accuracy")
     validation_teacher_agreement: Share = Field(alias="val/evaluated_teacher_agreement")
-    validation_teacher_gap: Finite = Field(alias="val/evaluated_teacher_gap")
-    test_loss: Finite = Field(alias="test/loss")
+    validation_teacher_gap: FiniteFloat = Field(alias="val/evaluated_teacher_gap")
+    test_loss: FiniteFloat = Field(alias="test/loss")
     test_accuracy: Share = Field(alias="test/accuracy")
     test_teacher_agreement: Share = Field(alias="test/teacher_agreement")
-    test_teacher_gap: Finite = Field(alias="test/teacher_gap")
+    test_teacher_gap: FiniteFloat = Field(alias="test/teacher_gap")
     calibration_error: Share = Field(alias="test/calibration_error")
 
 
 class Speed(Section):
     """The content of speed.json: milliseconds for one image, and images per second for a batch."""
 
-    latency_ms: Rate = Field(alias="speed/latency_ms")
-    throughput: Rate = Field(alias="speed/throughput")
+    latency_ms: PositiveFloat = Field(alias="speed/latency_ms")
+    throughput: PositiveFloat = Field(alias="speed/throughput")
 
 
 def load_report(results: Path) -> Report:
@@ -58,12 +62,12 @@ def load_report(results: Path) -> Report:
         StorageError: if test.json cannot be read or is not JSON.
         DataError: if it does not hold a report.
     """
-    return load_section(results / "test.json", Report, "an evaluation's report")
+    return load_section(results / TEST, Report, "an evaluation's report")
 
 
 def load_speed(results: Path) -> Speed:
     """Return the measured speed in a model's folder of results; the errors are those of `load_report`."""
-    return load_section(results / "speed.json", Speed, "an evaluation's speed")
+    return load_section(results / SPEED, Speed, "an evaluation's speed")
 
 
 def write_report(
@@ -116,20 +120,19 @@ def write_report(
         "test/calibration_error": predictions.calibration_error(settings.calibration_bins),
     }
     results = outputs.results
-    save_json(report, results / "test.json")
-    save_json({f"speed/{name}": value for name, value in speed.items()}, results / "speed.json")
+    save_json(report, results / TEST)
+    save_json({f"speed/{name}": value for name, value in speed.items()}, results / SPEED)
     rows = [[split.classes[t], split.classes[p]] for t, p in zip(split.labels, predictions.chosen, strict=True)]
-    save_csv(["true", "predicted"], rows, results / "confusion.csv")
+    save_csv(["true", "predicted"], rows, results / PREDICTIONS)
     matrix = figures.confusion_matrix(results.name, predictions.confusion(), split.classes)
-    save_figure(matrix, results / "confusion.png")
-    save_figure(figures.mistakes(results.name, split, predictions, settings.mistakes), results / "mistakes.png")
+    save_figure(matrix, results / CONFUSION)
+    save_figure(figures.mistakes(results.name, split, predictions, settings.mistakes), results / MISTAKES)
     return model
 
 
 def report_files(outputs: Outputs) -> list[Path]:
     """Return the paths of the files that `write_report` writes."""
-    names = ("test.json", "speed.json", "confusion.csv", "confusion.png", "mistakes.png")
-    return [outputs.results / name for name in names]
+    return [outputs.results / name for name in FILES]
 
 
 def read_predictions(path: Path) -> list[tuple[str, str]]:
@@ -150,7 +153,7 @@ def read_predictions(path: Path) -> list[tuple[str, str]]:
 
 def accuracy_by_class(results: Path) -> Metrics:
     """Return the share of the test images of each class that were predicted right; errors: `read_predictions`."""
-    pairs = read_predictions(results / "confusion.csv")
+    pairs = read_predictions(results / PREDICTIONS)
     images = Counter(true for true, _ in pairs)
     right = Counter(true for true, predicted in pairs if true == predicted)
     return {name: right[name] / count for name, count in images.items()}

@@ -1,6 +1,6 @@
 """The training of one model from the splits to the written and tracked outputs.
 
-The commands `train` and `distill` both call `run_experiment`. They differ only in the `TrainingTask`.
+The commands `train` and `distill` both call `run_training`. They differ only in the `TrainingTask`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,8 @@ from leanresnet.errors import ConfigError, warn
 from leanresnet.files import file_hashes
 from leanresnet.jobs.oom import run_or_name_batch
 from leanresnet.jobs.progress import Progress
-from leanresnet.jobs.workdir import FINISHED_KEPT, SnapshotCallback, TrainingWorkdir, load_state, open_workdir
+from leanresnet.jobs.snapshots import SnapshotCallback, load_state
+from leanresnet.jobs.workdir import FINISHED_KEPT, TrainingWorkdir, open_workdir
 from leanresnet.models import checkpoint
 from leanresnet.models.complexity import check_budget
 from leanresnet.signals import at_a_sudden_end, before_a_compilation, stop_requests
@@ -33,14 +34,14 @@ from leanresnet.training.tasks import TrainingTask, describe_provenance
 from leanresnet.training.validation import Metrics
 
 
-def run_experiment(
+def run_training(
     name: str,
     recipe: Recipe,
     task: TrainingTask,
     data: tuple[Path, Path],
     outputs: Outputs,
     device: torch.device,
-    seconds: float,
+    snapshot_seconds: float,
     extend: bool = False,
 ) -> None:
     """Train `recipe`, write the model with the weights of the best epoch and the results, and report to MLflow.
@@ -55,7 +56,7 @@ def run_experiment(
         data: the files of the training and of the validation split.
         outputs: the folders to write to.
         device: the device of this process.
-        seconds: time between two snapshots.
+        snapshot_seconds: time between two snapshots.
         extend: resume from the finished training with the same values but fewer epochs, as a child of its run.
 
     Raises:
@@ -85,7 +86,12 @@ def run_experiment(
         training = Training(recipe, task, train, validation, device, processes)
         if not processes.is_main_process:
             processes.follow()
-            _run(training, None, lambda metrics, step: None, SnapshotCallback(None, seconds, requested, processes))
+            _run(
+                training,
+                None,
+                lambda metrics, step: None,
+                SnapshotCallback(None, snapshot_seconds, requested, processes),
+            )
             return
 
         def asked_while_waiting() -> Signals | None:
@@ -94,7 +100,7 @@ def run_experiment(
 
         with open_workdir(provenance, asked_while_waiting) as work:
             processes.announce(waits=False)
-            snapshot_callback = SnapshotCallback(work.snapshots, seconds, requested, processes)
+            snapshot_callback = SnapshotCallback(work.snapshots, snapshot_seconds, requested, processes)
             start, environment_diff = load_state(work.snapshots, device, processes)
             if start is None and (extend or work.extended_from):
                 start, environment_diff = _extend(work, training)

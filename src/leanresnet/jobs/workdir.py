@@ -9,24 +9,19 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 import leanresnet
-from leanresnet.compute.device import describe
-from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext
-from leanresnet.errors import StoppedError, StorageError, warn
+from leanresnet.errors import StoppedError, warn
 from leanresnet.files import not_written, save_text, workspace
 from leanresnet.jobs.snapshots import Snapshots
 from leanresnet.tracking.journal import check_id
-from leanresnet.training.state import TrainState
 
 # The code that determines the weights. A test compares it with the dependencies of the training stages in dvc.yaml.
 CODE = ("compute", "config", "data/splits.py", "files.py", "models", "training")
@@ -178,93 +173,6 @@ def _changed(folder: Path) -> float:
         return folder.stat().st_mtime
     except FileNotFoundError:  # the _tidy of another training has removed it
         return 0.0
-
-
-class SnapshotCallback:
-    """A callback that saves the state of a training every `seconds`, and saves and stops it when a signal asks for it.
-
-    If a periodic snapshot cannot be saved, a warning is printed and the training continues. In several processes, all
-    stop after the same step when one of them gets a signal, and only the first one saves.
-
-    Args:
-        snapshots: where to save; None in all processes but the first.
-        seconds: time between two snapshots.
-        requested: returns the signal that asks the process to stop, or None.
-        world: the processes of the training.
-    """
-
-    def __init__(
-        self,
-        snapshots: Snapshots | None,
-        seconds: float,
-        requested: Callable[[], Signals | None],
-        world: DistributedContext = SINGLE_PROCESS,
-    ) -> None:
-        self._snapshots = snapshots
-        self._seconds = seconds
-        self._requested = requested
-        self._world = world
-        self._saved_at = time.monotonic()
-        self._saved: tuple[int, int] | None = None
-        self._latest: TrainState | None = None
-
-    def __call__(self, train_state: TrainState) -> None:
-        self._latest = train_state
-        signal = self._world.any_rank_signal(self._requested())
-        if signal is not None:
-            self._save(train_state)
-            place = f"epoch {train_state.epoch}, step {train_state.step}"
-            raise StoppedError(f"stopped by {signal.name} after {place}; the same command resumes from there", signal)
-        if time.monotonic() - self._saved_at >= self._seconds:
-            self.save(train_state)
-            self._saved_at = time.monotonic()
-
-    def save_latest(self) -> None:
-        """Save the state after the last step, if there was one; call this only between two steps."""
-        if self._latest is not None:
-            self.save(self._latest)
-
-    def save(self, train_state: TrainState) -> None:
-        """Save the state; if it cannot be written, print a warning."""
-        try:
-            self._save(train_state)
-        except StorageError as error:
-            warn(f"not saved, training continues: {error}")
-
-    def _save(self, train_state: TrainState) -> None:
-        # The callback runs after each batch of validation too, between which the state does not change.
-        if self._snapshots is not None and self._saved != (train_state.epoch, train_state.step):
-            fingerprint = _fingerprint(train_state.device, self._world)
-            self._snapshots.save({"progress": train_state.state_dict(), "fingerprint": fingerprint})
-            self._saved = (train_state.epoch, train_state.step)
-
-
-def load_state(
-    snapshots: Snapshots, device: torch.device, world: DistributedContext = SINGLE_PROCESS
-) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the state to resume from, and how the environment that saved it differs from this one.
-
-    Each is None if there is no state, or no difference.
-
-    Raises:
-        SnapshotError: if there are snapshots and all of them are damaged.
-    """
-    kept = snapshots.load()
-    if kept is None:
-        return None, None
-    here, there = _fingerprint(device, world), kept["fingerprint"]
-    changed = [f"{name}: {there.get(name)}, now {value}" for name, value in here.items() if there.get(name) != value]
-    return kept["progress"], "; ".join(changed) or None
-
-
-def _fingerprint(device: torch.device, world: DistributedContext) -> dict[str, Any]:
-    """Return what the bytes of a result may depend on, besides code, values and data."""
-    return {
-        "torch": str(torch.__version__),
-        "device": describe(device),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "processes": world.size,
-    }
 
 
 def _warn_of_other_code(work: TrainingWorkdir, root: Path, key: str, epochs: int) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, FiniteFloat, PositiveInt, StringConstraints, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leanresnet.config.load import load_section
-from leanresnet.config.schema import Finite, Hex32, Hex64, Loose, Model, Positive, Section
+from leanresnet.config.schema import Hex32, Hex64, Loose, Model, Section
 from leanresnet.errors import DataError
 from leanresnet.files import file_hashes, save_json, save_safetensors
 from leanresnet.models.complexity import count_macs, count_parameters
@@ -43,8 +43,8 @@ class Description(Section):
     model_config = ConfigDict(extra="allow")
 
     sha256: Hex64
-    parameters: Positive
-    macs: Positive
+    parameters: PositiveInt
+    macs: PositiveInt
     classes: Annotated[tuple[Name, ...], Field(min_length=2), Loose]
     name: Name
     model: Model | None = None
@@ -70,7 +70,7 @@ class Origin(Section):
 
     name: Name
     stage: Name
-    params: dict[str, str | int | Finite | bool]
+    params: dict[str, str | int | FiniteFloat | bool]
     dataset: Name
     train_md5: Hex32
     validation_md5: Hex32

@@ -9,7 +9,8 @@ from leanresnet.config.schema import Params
 from leanresnet.errors import ConfigError
 
 DEFAULT = "default"
-RECIPES = (("train", "baseline"), ("train", "teacher"), ("distill", "student"))
+# The keys of the recipes, by the names of their models.
+RECIPES = {"baseline": "train.baseline", "teacher": "train.teacher", "student": "distill.student"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _merged(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
     base = own.pop("base", None if name == DEFAULT else DEFAULT)
     values = _merged(str(base), folder, (*above, name)) if base is not None else {}
     recipe = own.pop("recipe", {})
-    for section, model in RECIPES:
+    for section, model in (key.split(".") for key in RECIPES.values()):
         values = merge(values, {section: {model: recipe}})
     merged: dict[str, Any] = merge(values, own)
     return merged

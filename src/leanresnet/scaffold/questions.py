@@ -20,7 +20,7 @@ from leanresnet.scaffold.presets import load_preset, merge
 REFERENCE = "reference"
 # DVC stores an experiment as a git reference, of which its name is a part.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
-Taught = Literal["baseline", "student"]
+Trained = Literal["baseline", "student"]
 
 
 class Scale(NamedTuple):
@@ -45,7 +45,7 @@ class Run(Section):
 
     name: Name = Field(description="Name of the experiment, after the name of the question.")
     scale: ScaleName | None = Field(None, description="The only scale at which it runs.")
-    model: Taught | None = Field(None, description="The model that is trained, if it is not the question's.")
+    model: Trained | None = Field(None, description="The model that is trained, if it is not the question's.")
     seeds: Annotated[tuple[Seed, ...], Loose] = Field(
         (), description="Seeds; the name of an experiment ends with its seed."
     )
@@ -60,7 +60,7 @@ class Question(Section):
     """The content of a file in experiments/."""
 
     title: Annotated[str, StringConstraints(pattern=r"\?$")] = Field(description="The question in one sentence.")
-    model: Taught = Field(description="The model that it is about.")
+    model: Trained = Field(description="The model that it is about.")
     scales: Annotated[tuple[ScaleName, ...], Field(min_length=1), Loose] = Field(
         ("cpu", "gpu"), description="The scales at which it can be asked."
     )

@@ -10,12 +10,13 @@ from leanresnet.config.documents import write_yaml
 from leanresnet.config.load import did_you_mean
 from leanresnet.config.schema import Params, Section
 from leanresnet.errors import ConfigError
+from leanresnet.scaffold.presets import RECIPES
 
 # The column in which comments start in params.yaml. DVC keeps it when it changes a value.
 COLUMN = 36
 SCHEMA_FILE = "params.schema.json"
 # The recipe that carries the comments in params.yaml, and those that refer to it.
-DESCRIBED, REFERRING = "train.baseline", ("train.teacher", "distill.student")
+DESCRIBED, *REFERRING = RECIPES.values()
 REPEATED = tuple(f"{each}." for each in REFERRING)
 
 

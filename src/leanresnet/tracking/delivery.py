@@ -38,7 +38,7 @@ def sync(root: Path) -> tuple[int, int]:
     for journal in journals:
         try:
             # An evaluation may add to the run of a journal that was not received.
-            if left and _adds(journal):
+            if left and journal.adds:
                 left += 1
                 continue
             if journal.events:
@@ -56,14 +56,9 @@ def sync(root: Path) -> tuple[int, int]:
     return arrived, left
 
 
-def _adds(journal: Journal) -> bool:
-    """Return whether the journal is that of an evaluation, which adds to the run of a training."""
-    return bool(journal.events) and journal.begin.weights is not None
-
-
 def _missing_end(journal: Journal) -> list[Event]:
     """Return an end event if the process of a training died before it wrote one."""
-    if not journal.events or _adds(journal) or isinstance(journal.events[-1], End):
+    if not journal.events or journal.adds or isinstance(journal.events[-1], End):
         return []
     return [End(status="KILLED", time=journal.events[-1].time)]
 
@@ -130,7 +125,7 @@ class Sender:
         if self._deliver is None:
             # Other journals must be sent before an evaluation. That may log models, for which torch adds an
             # environment variable, so it happens when the evaluation only waits.
-            if _adds(self._journal) and not closing:
+            if self._journal.adds and not closing:
                 return
             self._send_others()
             self._deliver = tracking.MlflowWriter(self._journal)
@@ -145,7 +140,7 @@ class Sender:
         The rest is sent at the end of the training, because logging a model changes torch's random state for a moment,
         and the training draws from it.
         """
-        if _adds(self._journal):
+        if self._journal.adds:
             sync(workspace())
             return
         for other in left_behind():

@@ -16,6 +16,8 @@ JOURNAL_TAG = "leanresnet.journal"
 WEIGHTS_TAG = "leanresnet.weights_sha256"
 EXPERIMENT_TAG = "dvc.experiment"
 USER_TAG = "user"
+# Folders of a run's artifacts: the two files of its model, and those of its results.
+CHECKPOINT, RESULTS = "checkpoint", "results"
 JOURNAL_ID = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
 
 

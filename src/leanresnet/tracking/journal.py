@@ -48,13 +48,18 @@ class Journal:
         return first
 
     @property
+    def adds(self) -> bool:
+        """Whether it is the journal of an evaluation, which adds to the run of a training."""
+        return bool(self.events) and self.begin.weights is not None
+
+    @property
     def made(self) -> Weights | None:
-        """The weights that a training reported; None for an evaluation and for a training that has not ended.
+        """The weights that a training reported; None for an evaluation, and for a training that has reported none.
 
         Raises:
             StorageError: if the events are damaged or too many.
         """
-        if not self.events or self.begin.weights is not None:
+        if not self.events or self.adds:
             return None
         reported = [each.tags for each in self.events if isinstance(each, SetTags)]
         sha256 = [tags[WEIGHTS_TAG] for tags in reported if WEIGHTS_TAG in tags]

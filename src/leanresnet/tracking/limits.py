@@ -15,7 +15,7 @@ DATASET_NAME, DATASET_DIGEST = 500, 36
 CUT = " [cut]"
 
 
-def fitted(value: object, length: int) -> str:
+def truncated(value: object, length: int) -> str:
     """Return `value` as text of at most `length` characters; a longer text is cut and marked with `CUT`.
 
     NUL, which PostgreSQL does not store, and lone surrogates, which no database stores, are replaced by U+FFFD.
@@ -37,15 +37,15 @@ def name(text: str) -> str:
 
 def model_name(text: str) -> str:
     """Return a name of a logged model that MLflow accepts; a character that it refuses is replaced by `_`."""
-    return re.sub(r"[/:.%\"']", "_", fitted(text, NAME))
+    return re.sub(r"[/:.%\"']", "_", truncated(text, NAME))
 
 
 def tags(values: Mapping[str, object]) -> dict[str, str]:
-    return {name(key): fitted(value, TAG) for key, value in values.items()}
+    return {name(key): truncated(value, TAG) for key, value in values.items()}
 
 
 def params(values: Mapping[str, object]) -> dict[str, str]:
-    return {name(key): fitted(value, PARAM) for key, value in values.items()}
+    return {name(key): truncated(value, PARAM) for key, value in values.items()}
 
 
 def metrics(values: Mapping[str, float]) -> dict[str, float]:

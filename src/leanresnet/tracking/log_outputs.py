@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PositiveInt
 
 from leanresnet.compute.device import describe
 from leanresnet.config.load import load_section
-from leanresnet.config.schema import Positive, Section, Share
+from leanresnet.config.schema import Section, Share
 from leanresnet.evaluation.report import accuracy_by_class, load_report, load_speed, report_files
 from leanresnet.files import file_hashes
 from leanresnet.models import checkpoint
 from leanresnet.models.checkpoint import Checkpoint
 from leanresnet.models.resnet import ResNet
 from leanresnet.tracking import run as reporting
-from leanresnet.tracking.events import WEIGHTS_TAG
+from leanresnet.tracking.events import CHECKPOINT, RESULTS, WEIGHTS_TAG
 from leanresnet.tracking.run import Run
 from leanresnet.training.results import Outputs, read_history
 
@@ -27,7 +27,7 @@ class Best(Section):
 
     model_config = ConfigDict(extra="ignore")
 
-    best_epoch: Positive
+    best_epoch: PositiveInt
     accuracy: Share = Field(alias="val/accuracy")
 
 
@@ -86,10 +86,10 @@ def log_training(
     for split, use in (("train", "training"), ("validation", "validation")):
         run.log_dataset(*_data(about["dataset"], split, about[f"{split}_md5"]), use, (classes or {}).get(split))
     for path in (outputs.model / checkpoint.WEIGHTS, outputs.model / checkpoint.DESCRIPTION):
-        run.log_artifact(path, "checkpoint")
+        run.log_artifact(path, CHECKPOINT)
     for path in (outputs.history, outputs.summary, outputs.curves):
-        run.log_artifact(path, "results")
-    run.log_model("checkpoint")
+        run.log_artifact(path, RESULTS)
+    run.log_model(CHECKPOINT)
     teacher = about["teacher_sha256"]
     note = f"{model.parameters:,} parameters, {model.macs / 1e6:.1f} million MACs."
     run.log_note(note, (about["params"]["distill.teacher"], teacher) if teacher else None)
@@ -128,7 +128,7 @@ def log_report(run: Run, outputs: Outputs, test: tuple[str, str] | None = None) 
     by_class = accuracy_by_class(outputs.results)
     run.log_metrics({f"test/accuracy_of/{name}": value for name, value in by_class.items()})
     for path in report_files(outputs):
-        run.log_artifact(path, "results")
+        run.log_artifact(path, RESULTS)
 
 
 def _data(dataset: str, split: str, md5: str) -> tuple[str, str]:

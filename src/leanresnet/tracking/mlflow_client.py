@@ -69,7 +69,6 @@ class MlflowWriter:
         self._journal = journal
         self._experiment = self._client.get_experiment_by_name(EXPERIMENT).experiment_id
         begin = journal.begin
-        self._adds = begin.weights is not None
         run = self._run_of_journal(journal.id)
         self._is_new = run is not None
         if run is None and begin.weights is not None:
@@ -81,7 +80,7 @@ class MlflowWriter:
                 raise StorageError(f"{training.folder}: not received yet, and it is the training of this model")
             self._is_new = True
             tags = limits.tags({**begin.tags, **_mlflows_tags(begin), JOURNAL_TAG: journal.id})
-            run = self._client.create_run(self._experiment, begin.time, tags, limits.fitted(begin.name, limits.NAME))
+            run = self._client.create_run(self._experiment, begin.time, tags, limits.truncated(begin.name, limits.NAME))
         self._run_id = str(run.info.run_id)
         histories = [self._client.get_metric_history(self._run_id, name) for name in run.data.metrics]
         logged = sorted((each for history in histories for each in history), key=lambda each: each.timestamp)
@@ -133,7 +132,7 @@ class MlflowWriter:
         of_model: dict[str, str] = {}
         model = find_model(self._client, self._experiment, self._run_id) if event.dataset else None
         if event.dataset and model is not None:
-            name, digest = _fitted_dataset(*event.dataset)
+            name, digest = _dataset(*event.dataset)
             of_model = {"model_id": model.model_id, "dataset_name": name, "dataset_digest": digest}
         metrics = [Metric(name, value, event.time, step, **of_model) for name, value in fresh]
         self._client.log_batch(self._run_id, metrics=metrics)
@@ -144,7 +143,7 @@ class MlflowWriter:
         if (name, event.step) not in self._logged:
             return True
         time, last = self._logged[name, event.step]
-        return self._adds and event.time > time and value != last
+        return self._journal.adds and event.time > time and value != last
 
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -156,7 +155,7 @@ class MlflowWriter:
         from mlflow.entities import Dataset as DatasetEntity
         from mlflow.entities import DatasetInput, InputTag
 
-        name, digest = _fitted_dataset(event.name, event.digest)
+        name, digest = _dataset(event.name, event.digest)
         profile = None
         if event.classes is not None:
             profile = json.dumps({"num_rows": sum(event.classes.values()), "rows_by_class": event.classes})
@@ -204,15 +203,15 @@ class MlflowWriter:
         return None
 
 
-def _fitted_dataset(name: str, digest: str) -> tuple[str, str]:
-    return limits.fitted(name, limits.DATASET_NAME), limits.fitted(digest, limits.DATASET_DIGEST)
+def _dataset(name: str, digest: str) -> tuple[str, str]:
+    return limits.truncated(name, limits.DATASET_NAME), limits.truncated(digest, limits.DATASET_DIGEST)
 
 
 def _mlflows_tags(begin: Begin) -> dict[str, str]:
     """Return the tags for which MLflow's page has columns: the user, and the source with its version."""
     tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": f"dvc.yaml:{begin.tags.get('dvc.stage', begin.name)}"}
     if USER_TAG in begin.tags:
-        tags["mlflow.user"] = limits.fitted(begin.tags[USER_TAG], limits.NAME)
+        tags["mlflow.user"] = limits.truncated(begin.tags[USER_TAG], limits.NAME)
     # The code of a run that is recorded from its outputs is not known.
     if begin.weights is None and re.fullmatch("[0-9a-f]{40,64}", begin.tags.get("git.commit", "")):
         tags["mlflow.source.git.commit"] = begin.tags["git.commit"]

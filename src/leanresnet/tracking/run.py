@@ -103,6 +103,7 @@ class Run:
     def begin(
         self, name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], weights: Weights | None = None
     ) -> None:
+        """Report the start. With `weights`, (name of the model, SHA-256), the run adds to the one that made them."""
         tags = {**source.source_tags(), **tags}
         self._report(Begin(name=name, params=dict(params), tags=tags, weights=weights))
 

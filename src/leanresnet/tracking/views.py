@@ -114,10 +114,10 @@ def parallel(params: Iterable[str], metrics: Iterable[str]) -> dict[str, Any]:
     return {"type": "PARALLEL", "selectedParams": list(params), "selectedMetrics": list(metrics)}
 
 
-# The views by the keys of their tags. The first one is what MLflow's page opens on.
-VIEWS = {
-    "results": View("results", metric(TEST), RESULTS),
-    "charts": View(
+# The first one is what MLflow's page opens on.
+VIEWS = (
+    View("results", metric(TEST), RESULTS),
+    View(
         "charts",
         metric(TEST),
         RESULTS,
@@ -130,7 +130,7 @@ VIEWS = {
         ),
         opens_charts=True,
     ),
-    "sweep": View(
+    View(
         "sweep",
         metric(VALIDATION),
         SWEEP,
@@ -142,29 +142,26 @@ VIEWS = {
         ),
         opens_charts=True,
     ),
-}
+)
 
 
 def missing(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the tags that an experiment with these tags lacks. A view that it has may have been edited, and stays."""
     now = time_ns() // 1_000_000
     return {
-        f"{TAG}{key}": json.dumps(
-            {"name": view.name, "createdAt": now, "updatedAt": now, "state": _compact(view.state())},
-            separators=(",", ":"),
+        f"{TAG}{view.name}": _compact(
+            {"name": view.name, "createdAt": now, "updatedAt": now, "state": _compact(view.state())}
         )
-        for key, view in VIEWS.items()
-        if f"{TAG}{key}" not in tags
+        for view in VIEWS
+        if f"{TAG}{view.name}" not in tags
     }
 
 
-def _compact(state: dict[str, Any]) -> str:
-    return json.dumps(state, separators=(",", ":"))
+def _compact(content: dict[str, Any]) -> str:
+    return json.dumps(content, separators=(",", ":"))
 
 
 def addresses(experiment_id: str) -> dict[str, str]:
     """Return the addresses of the views by their names, relative to that of MLflow's page."""
     table = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
-    return {
-        view.name: f"{table}{key}{'&compareRunsMode=CHART' if view.opens_charts else ''}" for key, view in VIEWS.items()
-    }
+    return {view.name: f"{table}{view.name}{'&compareRunsMode=CHART' if view.opens_charts else ''}" for view in VIEWS}

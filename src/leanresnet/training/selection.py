@@ -120,14 +120,14 @@ class ProxySelection:
             "net": self.net.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "tally": self._meter.state_dict(),
+            "meter": self._meter.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        self._meter = EpochMeter.from_state(state["tally"], next(self.net.parameters()).device)
+        self._meter = EpochMeter.from_state(state["meter"], next(self.net.parameters()).device)
 
 
 def proxy_objective(net: nn.Module, label_smoothing: float) -> ProxyObjective:

@@ -201,7 +201,7 @@ class TrainState:
         if self.device.type == "cuda":
             draws["cuda"] = torch.cuda.get_rng_state(self.device)
         results = {name: getattr(self, name) for name in RESULTS}
-        return {**state, "tally": self.meter.state_dict(), "draws": draws, **results}
+        return {**state, "meter": self.meter.state_dict(), "draws": draws, **results}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state`, which may be the final state of a training with fewer epochs."""
@@ -209,7 +209,7 @@ class TrainState:
             part.load_state_dict(state[name])
         for name in RESULTS:
             setattr(self, name, state[name])
-        self.meter = EpochMeter.from_state(state["tally"], self.device)
+        self.meter = EpochMeter.from_state(state["meter"], self.device)
         self.seed_draws()
         if self.step == 0:
             # The epoch has not begun, so its learning rate comes from the schedule of this training.

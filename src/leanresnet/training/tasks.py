@@ -76,6 +76,7 @@ def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> Tra
                 check_teacher(f"{where}: distill", settings, net.model, "an external model")
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    own = {key: value for key, value in flatten(settings, "distill.").items() if not key.startswith("distill.student.")}
     return TrainingTask(
         stage="distill",
         key=f"{where}: distill.student",
@@ -88,13 +89,7 @@ def distillation_task(settings: Distill, teacher: Checkpoint, where: str) -> Tra
             settings.attention_transfer,
         ),
         measures=TeacherComparison(teacher.net).measures(),
-        params={
-            "distill.teacher": teacher.about["name"],
-            "distill.alpha": settings.alpha,
-            "distill.temperature": settings.temperature,
-            "distill.beta": "none" if settings.beta is None else settings.beta,
-            "distill.attention_transfer": settings.attention_transfer,
-        },
+        params={**own, "distill.teacher": teacher.about["name"]},
         teacher_sha256=teacher.sha256,
     )
 

@@ -149,7 +149,7 @@ def test_the_line_says_why_nothing_was_compiled(
     assert step.failure is None
     assert float(step(torch.zeros(()))) == 1
     assert step.failure is not None
-    line = f"leanresnet: torch.compile failed ({reason}); training continues without it\n"
+    line = f"warning: torch.compile failed ({reason}); training continues without it\n"
     assert capsys.readouterr().err == line
 
 

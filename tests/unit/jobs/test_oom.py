@@ -25,7 +25,7 @@ import torch
 from helpers import synthetic_split, tiny_recipe
 from leanresnet.data.splits import save_split
 from leanresnet.errors import MemoryLimitError
-from leanresnet.jobs.train_job import run_experiment
+from leanresnet.jobs.train_job import run_training
 from leanresnet.training.results import Outputs
 from leanresnet.training.tasks import TrainingTask
 from leanresnet.training.losses import CrossEntropy
@@ -38,7 +38,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 350 * 2**20, resource.RLIM_INFINI
 task = TrainingTask("train@baseline", "params.yaml: train.baseline", CrossEntropy(0.0))
 recipe = tiny_recipe(batch_size=2000)
 try:
-    run_experiment(
+    run_training(
         "baseline", recipe, task, (Path("train"), Path("validation")), Outputs(Path("m"), Path("r")),
         torch.device("cpu"), 60.0,
     )

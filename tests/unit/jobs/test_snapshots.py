@@ -1,15 +1,18 @@
-"""States on disk: the newest whole one is found, whatever happened to the others."""
+"""States on disk: when they are saved, and that the newest whole one is found, whatever happened to the others."""
 
+import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import files_up_to
 
-from leanresnet.errors import SnapshotError, StorageError
-from leanresnet.jobs.snapshots import Snapshots
+from leanresnet.errors import SnapshotError, StoppedError, StorageError
+from leanresnet.jobs import snapshots as module
+from leanresnet.jobs.snapshots import SnapshotCallback, Snapshots
 
 
 def filled(folder: Path, count: int = 3) -> Snapshots:
@@ -121,3 +124,66 @@ def test_a_disk_that_takes_no_more_is_one_line_with_path_and_bytes_and_costs_no_
     assert "File too large" in message
     assert int(message.split("takes ")[1].split(" bytes")[0].replace(",", "")) > 4000
     assert {path: path.read_bytes() for path in snapshots.folder.iterdir()} == before
+
+
+class At:
+    """A progress that stands somewhere."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, epoch: int, step: int) -> None:
+        self.epoch, self.step = epoch, step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": [self.epoch, self.step]}
+
+
+def places(snapshots: Snapshots) -> Any:
+    state = snapshots.load()
+    return state and state["progress"]["place"]
+
+
+def test_a_state_is_saved_after_the_period_and_each_place_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    snapshots = Snapshots(tmp_path / "kept")
+    snapshot_callback = SnapshotCallback(snapshots, 60, lambda: None)
+    saved = []
+    for seconds, train_state in (
+        (10, At(1, 1)),
+        (59, At(1, 2)),
+        (60, At(1, 3)),
+        (61, At(2, 0)),
+        (119, At(2, 1)),
+        (120, At(2, 2)),
+    ):
+        now = 100.0 + seconds
+        snapshot_callback(train_state)  # type: ignore[arg-type]
+        saved.append(places(snapshots))
+    assert saved == [None, None, [1, 3], [1, 3], [1, 3], [2, 2]]
+    always = SnapshotCallback(Snapshots(tmp_path / "always"), 0, lambda: None)
+    for _ in range(3):
+        always(At(1, 3))  # type: ignore[arg-type]
+    assert len(Snapshots(tmp_path / "always").paths()) == 1
+
+
+def test_a_state_that_cannot_be_saved_costs_a_line_but_a_stop_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Snapshots, state: Mapping[str, Any]) -> None:
+        raise StorageError("kept: cannot be written (No space left on device)")
+
+    asked: list[signal.Signals] = []
+    snapshot_callback = SnapshotCallback(Snapshots(tmp_path / "kept"), 0, lambda: asked[0] if asked else None)
+    with monkeypatch.context() as patched:
+        patched.setattr(Snapshots, "save", full)
+        snapshot_callback(At(1, 1))  # type: ignore[arg-type]
+        error = capsys.readouterr().err
+        assert (error.count("\n"), "No space left" in error) == (1, True)
+        asked.append(signal.SIGTERM)
+        with pytest.raises(StorageError):
+            snapshot_callback(At(1, 2))  # type: ignore[arg-type]
+    with pytest.raises(StoppedError, match=r"^stopped by SIGTERM after epoch 1, step 2; ") as caught:
+        snapshot_callback(At(1, 2))  # type: ignore[arg-type]
+    assert caught.value.exit_code == 143
+    assert places(Snapshots(tmp_path / "kept")) == [1, 2]

@@ -1,34 +1,18 @@
-"""What a training keeps while it lasts, and when it is asked to stop."""
+"""The folder of a training: which one it is, who waits for it, and how long it is kept."""
 
 import signal
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from filelock import FileLock
 
 from leanresnet.errors import StoppedError, StorageError
 from leanresnet.jobs import workdir
-from leanresnet.jobs.snapshots import Snapshots
-from leanresnet.jobs.workdir import FINISHED_KEPT, SnapshotCallback, open_workdir
+from leanresnet.jobs.workdir import FINISHED_KEPT, open_workdir
 
-CPU = torch.device("cpu")
 MADE_BY = {"params": {"epochs": 3}}
-
-
-class At:
-    """A progress that stands somewhere."""
-
-    device = CPU
-
-    def __init__(self, epoch: int, step: int) -> None:
-        self.epoch, self.step = epoch, step
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"place": [self.epoch, self.step]}
 
 
 @pytest.fixture(autouse=True)
@@ -36,57 +20,6 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def places(snapshots: Snapshots) -> Any:
-    state = snapshots.load()
-    return state and state["progress"]["place"]
-
-
-def test_a_state_is_saved_after_the_period_and_each_place_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(workdir.time, "monotonic", lambda: now)
-    snapshots = Snapshots(Path("kept"))
-    snapshot_callback = SnapshotCallback(snapshots, 60, lambda: None)
-    saved = []
-    for seconds, train_state in (
-        (10, At(1, 1)),
-        (59, At(1, 2)),
-        (60, At(1, 3)),
-        (61, At(2, 0)),
-        (119, At(2, 1)),
-        (120, At(2, 2)),
-    ):
-        now = 100.0 + seconds
-        snapshot_callback(train_state)  # type: ignore[arg-type]
-        saved.append(places(snapshots))
-    assert saved == [None, None, [1, 3], [1, 3], [1, 3], [2, 2]]
-    always = SnapshotCallback(Snapshots(Path("always")), 0, lambda: None)
-    for _ in range(3):
-        always(At(1, 3))  # type: ignore[arg-type]
-    assert len(Snapshots(Path("always")).paths()) == 1
-
-
-def test_a_state_that_cannot_be_saved_costs_a_line_but_a_stop_needs_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(self: Snapshots, state: Mapping[str, Any]) -> None:
-        raise StorageError("kept: cannot be written (No space left on device)")
-
-    asked: list[signal.Signals] = []
-    snapshot_callback = SnapshotCallback(Snapshots(Path("kept")), 0, lambda: asked[0] if asked else None)
-    with monkeypatch.context() as patched:
-        patched.setattr(Snapshots, "save", full)
-        snapshot_callback(At(1, 1))  # type: ignore[arg-type]
-        error = capsys.readouterr().err
-        assert (error.count("\n"), "No space left" in error) == (1, True)
-        asked.append(signal.SIGTERM)
-        with pytest.raises(StorageError):
-            snapshot_callback(At(1, 2))  # type: ignore[arg-type]
-    with pytest.raises(StoppedError, match=r"^stopped by SIGTERM after epoch 1, step 2; ") as caught:
-        snapshot_callback(At(1, 2))  # type: ignore[arg-type]
-    assert caught.value.exit_code == 143
-    assert places(Snapshots(Path("kept"))) == [1, 2]
 
 
 def test_the_folder_depends_on_the_values_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

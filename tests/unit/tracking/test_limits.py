@@ -43,13 +43,13 @@ def test_no_check_of_mlflow_is_stricter() -> None:
 
 
 def test_text_that_fits_is_kept_and_other_text_is_cut_with_a_mark() -> None:
-    assert limits.fitted("a" * 10, 10) == "a" * 10
-    assert limits.fitted("a" * 11, 10) == "aaaa [cut]"
-    assert limits.fitted(1.5, 10) == "1.5"
+    assert limits.truncated("a" * 10, 10) == "a" * 10
+    assert limits.truncated("a" * 11, 10) == "aaaa [cut]"
+    assert limits.truncated(1.5, 10) == "1.5"
 
 
 def test_what_a_database_cannot_store_is_replaced() -> None:
-    assert limits.fitted("a\0b\udcffc", 10) == "a\ufffdb\ufffdc"
+    assert limits.truncated("a\0b\udcffc", 10) == "a\ufffdb\ufffdc"
 
 
 def test_a_name_that_mlflow_takes_stays_as_it_is() -> None:

@@ -14,7 +14,7 @@ from leanresnet.compute.distributed import SINGLE_PROCESS
 from leanresnet.config.schema import Recipe
 from leanresnet.files import file_hashes
 from leanresnet.jobs import train_job
-from leanresnet.jobs.workdir import SnapshotCallback
+from leanresnet.jobs.snapshots import SnapshotCallback
 from leanresnet.models.checkpoint import save_model
 from leanresnet.signals import stop_requests
 from leanresnet.training.fit import Training
@@ -91,7 +91,7 @@ def test_a_batch_is_tried_at_the_size_of_the_last_epoch_and_without_a_search_for
 def task_of(monkeypatch: pytest.MonkeyPatch, *command: str) -> TrainingTask:
     """What a command hands to the experiment, which does not run."""
     handed: list[TrainingTask] = []
-    monkeypatch.setattr(train_job, "run_experiment", lambda name, recipe, task, *rest: handed.append(task))
+    monkeypatch.setattr(train_job, "run_training", lambda name, recipe, task, *rest: handed.append(task))
     done = CliRunner().invoke(cli, [*command, "--device", "cpu"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return handed[0]

@@ -177,7 +177,7 @@ def test_a_state_says_where_it_is() -> None:
     places = []
     for stop_at in range(1, OFFERS + 1):
         state = Trial({"name": "sgd"}, {"name": "constant"}).run(stop_at=stop_at)
-        places.append((state["epoch"], len(state["tally"]["losses"])))
+        places.append((state["epoch"], len(state["meter"]["losses"])))
     assert places[:7] == [(1, 1), (1, 2), (1, 3), (1, 3), (1, 3), (2, 0), (2, 1)]
     assert places[-1] == (4, 0)
 
@@ -185,7 +185,7 @@ def test_a_state_says_where_it_is() -> None:
 def test_the_time_of_a_training_is_that_of_all_its_parts() -> None:
     first, second = (Trial({"name": "sgd"}, {"name": "constant"}) for _ in range(2))
     state = first.run(stop_at=8)
-    state["seconds"], state["tally"]["seconds"] = 1000.0, 100.0
+    state["seconds"], state["meter"]["seconds"] = 1000.0, 100.0
     second.run(start=state)
     metrics = dict(second.logged)
     assert 1100 < metrics[2]["train_seconds"] < 1110
