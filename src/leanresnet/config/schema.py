@@ -100,7 +100,8 @@ class Model(Section):
     """A network of models/resnet.py: the study's sizes N, B_i, C_i, F_i, K_i and P, and the kinds of its layers."""
 
     layers: Annotated[int, Field(ge=1, le=6)] = Field(
-        description="Number of residual layers N; each after the first halves the feature map."
+        description="Number of residual layers N. Each halves the feature map, but with downsample = stride, "
+        "the first one does not."
     )
     blocks: BlocksPerLayer = Field(
         description="Number of residual blocks in each layer, B_i; 0 needs downsample = pool."
@@ -219,7 +220,10 @@ class Schedule(Section):
     warmup_epochs: NonNegativeFloat = Field(
         description="Length of the linear warm-up in epochs, also a fraction; with onecycle, of its rising half."
     )
-    final_ratio: Share = Field(description="Lowest learning rate over the peak; onecycle needs more than 0.")
+    final_ratio: Share = Field(
+        description="Last learning rate over the peak; step, multistep and constant ignore it, and onecycle needs more "
+        "than 0."
+    )
     factor: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="What step, multistep and plateau multiply the learning rate by."
     )
@@ -230,7 +234,7 @@ class Schedule(Section):
         description="multistep: epochs of the reductions, in increasing order."
     )
     patience: NonNegativeInt = Field(
-        description="plateau: epochs without a lower validation loss before a reduction, counted after the warm-up."
+        description="plateau: epochs without a lower validation loss before another one reduces the learning rate."
     )
     restart_epochs: PositiveInt = Field(
         description="cosine_restarts: number of epochs before the first restart, counted after the warm-up."
@@ -414,10 +418,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> "Recipe":
-        if self.schedule.warmup_epochs >= self.epochs:
+    def _schedule_fits(self) -> "Recipe":
+        schedule, warmup = self.schedule, f"schedule.warmup_epochs = {self.schedule.warmup_epochs:g}"
+        if schedule.warmup_epochs >= self.epochs:
+            raise ValueError(f"{warmup}, expected: less than epochs = {self.epochs}")
+        if schedule.name == "step" and schedule.warmup_epochs + schedule.step_epochs >= self.epochs:
             raise ValueError(
-                f"schedule.warmup_epochs = {self.schedule.warmup_epochs:g}, expected: less than epochs = {self.epochs}"
+                f"schedule.step_epochs = {schedule.step_epochs} after {warmup}, expected: a reduction before epochs = "
+                f"{self.epochs}"
+            )
+        first = min(schedule.milestones, default=self.epochs)
+        if schedule.name == "multistep" and not schedule.warmup_epochs <= first < self.epochs:
+            raise ValueError(
+                f"schedule.milestones = {list(schedule.milestones)} with {warmup}, expected: the first one after the "
+                f"warm-up and before epochs = {self.epochs}"
             )
         return self
 

@@ -79,7 +79,8 @@ def _build_network(recipe: Recipe, model: Model, stochastic_depth: float, train:
         recipe.seed,
         recipe.bn_momentum,
         recipe.initialization,
-        train.images[:WHITENING_IMAGES].to(device),
+        # Taken at equal distances, because the images of a folder are sorted by class.
+        train.images[:: -(-len(train) // WHITENING_IMAGES)].to(device),
         stochastic_depth,
         len(train.classes),
     ).to(device)

@@ -243,6 +243,33 @@ def test_onecycle_alone_needs_a_final_ratio() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (
+            {"name": "step", "step_epochs": 23},
+            "step_epochs = 23 after schedule.warmup_epochs = 7.5, expected: a reduction",
+        ),
+        (
+            {"name": "multistep", "milestones": []},
+            "milestones = [] with schedule.warmup_epochs = 7.5, expected: the first",
+        ),
+        ({"name": "multistep", "milestones": [30]}, "milestones = [30] with"),
+        ({"name": "multistep", "milestones": [7, 20]}, "milestones = [7, 20] with"),
+    ],
+)
+def test_a_schedule_that_would_not_reduce_the_learning_rate_after_its_warm_up_is_refused(
+    changes: dict[str, Any], said: str
+) -> None:
+    assert said in refusal({f"{BASE}.schedule.{key}": value for key, value in changes.items()})
+
+
+@pytest.mark.parametrize("changes", [{"name": "step", "step_epochs": 22}, {"name": "multistep", "milestones": [8, 40]}])
+def test_a_schedule_that_reduces_the_learning_rate_once_is_accepted(changes: dict[str, Any]) -> None:
+    params = accepted(put(DEFAULT, {f"{BASE}.schedule.{key}": value for key, value in changes.items()}))
+    assert params.train.baseline.schedule.name == changes["name"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         ({"blocks": [0, 3, 2, 3]}, "blocks = [0, 3, 2, 3] with downsample = stride, expected: >= 1 in each layer"),
         ({"downsample": "pool"}, "pool = 4 does not divide the last feature map of 2x2, expected: [1, 2]"),
     ],

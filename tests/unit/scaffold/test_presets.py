@@ -84,6 +84,18 @@ def test_a_student_has_the_label_smoothing_of_the_baseline_and_a_teacher_has_non
     assert recipes["teacher"].label_smoothing == (0.1 if name in SMOOTHED_TEACHERS else 0.0)
 
 
+@every_preset
+def test_each_schedule_fits_the_epochs_of_the_preset(name: str) -> None:
+    """So that it is a fair choice: the values of a schedule that a preset does not use count when a user names it."""
+    for recipe in load_preset(name, PRESETS).params.recipes().values():
+        schedule = recipe.schedule
+        reductions = (recipe.epochs - schedule.warmup_epochs) / schedule.step_epochs
+        assert 1 < reductions <= 4
+        assert schedule.warmup_epochs <= schedule.milestones[0] <= schedule.milestones[-1] < recipe.epochs
+        assert schedule.warmup_epochs + schedule.patience + 1 < recipe.epochs
+        assert schedule.warmup_epochs + schedule.restart_epochs < recipe.epochs
+
+
 def test_the_released_params_are_the_default() -> None:
     """As they were committed: a user may change the file, which is what it is for."""
     done = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True)

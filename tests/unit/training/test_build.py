@@ -4,13 +4,14 @@ import time
 
 import pytest
 import torch
-from helpers import pooling_model, synthetic_split, tiny_recipe
+from helpers import pooling_model, random_images, synthetic_split, tiny_recipe
 from torch import Tensor, nn
 
 from leanresnet.analysis.estimate import training_seconds
 from leanresnet.compute.compilation import CompiledFunction
 from leanresnet.compute.distributed import DistributedContext
 from leanresnet.config.schema import Recipe
+from leanresnet.data.splits import Split
 from leanresnet.models.resnet import build_model
 from leanresnet.training import build as module
 from leanresnet.training.build import build_training
@@ -38,6 +39,19 @@ def recipe(**changes: object) -> Recipe:
         "seed": 5,
     }
     return Recipe.model_validate(plain | parts | changes)
+
+
+def test_a_whitening_stem_learns_from_all_classes_of_images_that_are_sorted_by_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "WHITENING_IMAGES", 50)
+    grey = random_images(60, seed=1)[:, :1].div(20, rounding_mode="floor").add(120).expand(-1, 3, -1, -1)
+    images = torch.cat([grey, random_images(60)])
+    split = Split(images, torch.arange(2).repeat_interleave(60), ("a", "b"), "folder")
+    net = build_training(recipe(), CrossEntropy(0.0), split, CPU).net
+    with torch.no_grad():
+        outputs = net.stem(net.normalize(images))[:, :12]
+    assert outputs.transpose(0, 1).flatten(1).var(1).max() < 1.2
 
 
 def test_a_recipe_is_put_together_with_nothing_left_out() -> None:

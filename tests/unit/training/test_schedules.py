@@ -68,11 +68,6 @@ def test_multistep_reduces_at_its_epochs_whatever_the_warmup(warmup_epochs: floa
     assert found == pytest.approx(warmed_up(by_hand, warmup)[:warmup] + by_hand[warmup:])
 
 
-def test_a_milestone_inside_the_warmup_holds_from_its_end() -> None:
-    found = rates(schedule_settings(name="multistep", warmup_epochs=4, milestones=(3, 5), factor=0.1))
-    assert found[19:26] == pytest.approx([PEAK * 20 / 21, *[PEAK * 0.1] * 5, PEAK * 0.01])
-
-
 def cosine_with_restarts(floor: float, first: int, mult: int) -> list[float]:
     found: list[float] = []
     period = first
