@@ -92,9 +92,13 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
         have_run = _dvc("exp", "list", "--name-only").split()
         failed = [each.name for each in chosen if each.name not in have_run]
         from leanresnet.analysis.comparison import compare, select
+        from leanresnet.analysis.dvc_lock import outputs_of_experiments
 
+        outputs, shown = outputs_of_experiments(Path()), {known[name].question for name in have_run if name in known}
         for question in asked:
-            runs = select([], [question, REFERENCE])
+            if not {question, REFERENCE} & shown:
+                continue
+            runs = select([], [question, REFERENCE], outputs)
             # A reference whose model was there before it was asked for has no run of its own.
             of_reference = [run.run_id for run in runs if (run.label, run.model) == (REFERENCE, known[REFERENCE].model)]
             found = compare(runs, against=of_reference[-1] if of_reference else None)
@@ -129,8 +133,15 @@ def _init_repository(message: str) -> None:
         return
     _dvc("repro", "split", shown=True)
     _dvc("config", "core.no_scm", "false")
-    author = ("-c", "user.name=leanresnet", "-c", "user.email=leanresnet@localhost")
-    for command in (("init",), ("add", "--all"), (*author, "commit", "--quiet", "--message", message)):
+    # The commit needs nothing of the user's own configuration, such as a name, a key to sign with, or a hook.
+    settings = (
+        "user.name=leanresnet",
+        "user.email=leanresnet@localhost",
+        "commit.gpgsign=false",
+        "core.hooksPath=/dev/null",
+    )
+    own = [part for setting in settings for part in ("-c", setting)]
+    for command in (("init",), ("add", "--all"), (*own, "commit", "--quiet", "--message", message)):
         if git(Path(), *command) is None:
             raise StorageError(f"{Path.cwd()}: git {' '.join(command)} failed")
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # The parts of a workspace in the order in which they are created, so a workspace with dvc.yaml is complete.
 PARTS = (".gitignore", ".dvcignore", ".dvc", "src/leanresnet", "params.schema.json", "params.yaml", "dvc.yaml")
+# A folder that is a repository already has its own; what they leave out is left out there too.
+IGNORES = (".gitignore", ".dvcignore")
 
 # The content of .dvc/.gitignore. DVC writes it only if the folder is a git repository when `dvc init` runs.
 UNTRACKED = "/config.local\n/tmp\n/cache\n"
@@ -29,7 +31,7 @@ def init(folder: Path, preset: str) -> None:
     from pipeline.workspace import released
 
     loaded = load_preset(preset, released("presets"))
-    for name in ("params.yaml", "dvc.yaml", ".dvc"):
+    for name in ("params.yaml", "dvc.yaml", ".dvc", "src/leanresnet"):
         if (folder / name).exists():
             raise ConfigError(f"{folder / name}: exists already, expected: a folder without it")
     try:
@@ -38,12 +40,24 @@ def init(folder: Path, preset: str) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as made:
             _make(Path(made), loaded)
             for name in PARTS:
-                if not (folder / name).exists():
+                if name in IGNORES and (folder / name).exists():
+                    _add_lines(folder / name, Path(made, name).read_text(encoding="utf-8"))
+                elif not (folder / name).exists():
                     (folder / name).parent.mkdir(exist_ok=True)
                     Path(made, name).rename(folder / name)
     except OSError as error:
         raise not_written(error.filename or folder, error) from error
     click.echo(f"{folder}: ready; run `dvc repro` there")
+
+
+def _add_lines(path: Path, text: str) -> None:
+    """Append the lines of `text` that a file lacks."""
+    from leanresnet.files import save_text
+
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    missing = [line for line in text.splitlines() if line not in lines]
+    if missing:
+        save_text("\n".join([*lines, *missing]) + "\n", path)
 
 
 def _make(folder: Path, preset: "Preset") -> None:

@@ -96,6 +96,5 @@ def search(
         return
     for each in chosen:
         click.echo(f"{each.name:44} {each.parameters:>12,} parameters  {each.macs / 1e6:>8,.1f} million MACs")
-    click.echo(
-        f"{counted:,} architectures counted in {seconds:.1f} s; {len(found):,} with {least:.0%} to 100% of {most:,}"
-    )
+    share = f"{len(found):,} with {100 * least:g} to 100 % of {most:,}"
+    click.echo(f"{counted:,} architectures counted in {seconds:.1f} s; {share}")

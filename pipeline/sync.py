@@ -11,8 +11,8 @@ def sync(folder: Path | None) -> None:
     """Send to MLflow what runs reported while it was away.
 
     Models that DVC restored from its cache are logged too.
-    FOLDER is this workspace by default. To log the runs of another machine, copy its .work/journals into an
-    empty folder and pass that folder; it is only read.
+    FOLDER is this workspace by default. To log the runs of another machine, copy its .work/journals to
+    FOLDER/.work/journals; FOLDER is only read.
     """
     from leanresnet.analysis.backfill import log_restored
     from leanresnet.errors import StorageError
@@ -20,6 +20,8 @@ def sync(folder: Path | None) -> None:
     from leanresnet.tracking.delivery import sync as send_journals
 
     root = folder or workspace()
+    if folder and not (folder / ".work" / "journals").is_dir():
+        raise click.UsageError(f"{folder}: no journals, expected: a folder with .work/journals in it")
     arrived, left = send_journals(root)
     click.echo(f"{arrived} logged, {left} left")
     if left:

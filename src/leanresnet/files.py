@@ -45,7 +45,9 @@ def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
         partial.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise not_written(error.filename or path, error, size) from error
+        # The name of the partial file is of no use to the reader.
+        place = Path(error.filename or path)
+        raise not_written(path if place.parent == path.parent else place, error, size) from error
     finally:
         if partial is not None:
             # On a disk that has become read-only, the partial file cannot be removed.

@@ -66,6 +66,12 @@ def test_only_accuracies_on_the_newest_validation_split_compare() -> None:
     assert best([run(0.9, split="easy"), run(0.5), run(0.6), run(0.4)]).run_id == "0.6"
 
 
+def test_accuracies_on_the_validation_split_of_the_workspace_compare_if_there_are_any() -> None:
+    ours, theirs = run(0.5, split="ours"), run(0.9, split="theirs")
+    assert best([ours, theirs], {"ours", "another file"}) is ours
+    assert best([ours, theirs], {"another file"}) is theirs
+
+
 def complete(**changes: str) -> RunRecord:
     """A candidate of which a model card can be written."""
     known = run(0.5)
@@ -89,12 +95,39 @@ def test_a_candidate_of_somebody_else_does_not_stop_the_others(
     monkeypatch.setattr(registry, "find_finished", lambda: found)
     monkeypatch.setattr(registry, "register", lambda run, *_: registered.append(run) or "7")
     monkeypatch.setattr(registry, "upload", lambda *_: None)
+    monkeypatch.setattr(registry, "download", lambda *_: None)
     (line,) = register_champion(tmp_path)
     assert registered == [ours]
     assert line.startswith("leanresnet-known version 7 @champion: run 0.5 ")
     lacking, named = capsys.readouterr().err.splitlines()
     assert lacking.startswith("warning: run 0.8 : left out, it lacks model, dataset, dvc.stage, ")
     assert named == 'warning: run 0.5 : left out, its data set is called "a/b\' or"'
+
+
+def test_a_lineage_with_the_stages_is_not_replaced_by_one_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a workspace without git, the next training replaces what dvc.lock says of the champion."""
+    cards: list[str | None] = []
+    texts: list[str] = []
+
+    def register(run: RunRecord, name: str, alias: str, description: str | None) -> str:
+        cards.append(description)
+        return "1"
+
+    monkeypatch.setattr(registry, "find_finished", lambda: [complete(dataset="a")])
+    monkeypatch.setattr(registry, "register", register)
+    monkeypatch.setattr(registry, "upload", lambda run_id, path, folder: texts.append(path.read_text()))
+    monkeypatch.setattr(
+        registry, "download", lambda run_id, artifact, folder: folder / "lineage.txt" if texts else None
+    )
+    lock = tmp_path / "dvc.lock"
+    for weights in ("known", "known", "another"):
+        outs = [{"path": "models/a/model.safetensors", "md5": weights}]
+        lock.write_text(json.dumps({"schema": "2.0", "stages": {"train@a": {"outs": outs}}}))
+        register_champion(tmp_path)
+    assert [text.count("dvc.lock of this workspace") for text in texts] == [1, 1]
+    assert [card is None for card in cards] == [False, False, True]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The questions in experiments/: every run that they queue is valid and fits, before hours are spent on it."""
 
+import os
 import subprocess
 from functools import cache
 from itertools import pairwise
@@ -34,6 +35,7 @@ from pipeline import experiments as command
 from pipeline.init import UNTRACKED
 from pipeline.search import search
 
+SOMEBODY = ("-c", "user.name=tests", "-c", "user.email=tests@example.org")
 QUESTIONS, PRESETS = ROOT / "experiments", ROOT / "presets"
 every_scale = pytest.mark.parametrize("scale", SCALES)
 ASKED = [
@@ -136,11 +138,34 @@ def test_a_list_has_a_line_a_run_for_a_job_array(tmp_path: Path) -> None:
     assert lines[3][1:] == ["evaluate@student", "distill.teacher=teacher", "distill.student.seed=0"]
 
 
+@pytest.mark.parametrize("values", ["", "distill.teacher=baseline train.baseline.seed=1"])
+def test_a_task_of_a_job_array_runs_its_line(values: str, tmp_path: Path) -> None:
+    space, programs, asked = tmp_path / "space", tmp_path / "bin", tmp_path / "asked"
+    space.mkdir()
+    programs.mkdir()
+    for name in ("dvc", "leanresnet"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {asked}\n')
+        (programs / name).chmod(0o755)
+    (space / "runs").write_text(f"other evaluate@teacher\nmine evaluate@baseline {values}\n")
+    for arguments in (("init",), ("add", "--all"), (*SOMEBODY, "commit", "--message", "a workspace")):
+        assert git(space, *arguments) is not None
+    environment = {
+        "SLURM_SUBMIT_DIR": str(space),
+        "SLURM_ARRAY_TASK_ID": "2",
+        "PATH": f"{programs}:{os.environ['PATH']}",
+    }
+    subprocess.run(["bash", ROOT / "team/slurm", "runs"], cwd=space, env=outside_environment(**environment), check=True)
+    settings = "".join(f"--set-param {value} " for value in values.split())
+    ran = [line for line in asked.read_text().splitlines() if line.startswith("dvc exp run")]
+    assert ran == [f"dvc exp run --name mine {settings}evaluate@baseline"]
+
+
 class Queue:
     """DVC that notes what it is asked for, and gets a model that is called after its experiment."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.have_run = ""
 
     def __call__(self, *arguments: str, shown: bool = False) -> subprocess.CompletedProcess[str]:
         values = dict(pairwise(arguments))
@@ -154,7 +179,7 @@ class Queue:
         elif "--queue" in arguments:
             beside = f" with {values['--copy-paths']}" if "--copy-paths" in values else ""
             self.asked.append(f"{arguments[-1]} {values['--name']}{beside}")
-        return subprocess.CompletedProcess(arguments, 0, "", "")
+        return subprocess.CompletedProcess(arguments, 0, self.have_run if arguments[:2] == ("exp", "list") else "", "")
 
 
 @pytest.fixture
@@ -205,25 +230,35 @@ def test_several_models_teach_as_their_ensemble(queue: Queue, monkeypatch: pytes
     assert queue.asked == ["run", "get a-2", "get a-1", "evaluate@student a-3 with models/external", "run"]
 
 
+@pytest.mark.parametrize(("have_run", "tables"), [("reference\n", 1), ("", 0)])
 def test_experiments_that_fail_are_named_at_the_end(
-    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    have_run: str, tables: int, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DVC's own exit code is 0."""
+    """DVC's own exit code is 0. If all of them fail, there is no table."""
+    queue.have_run = have_run
     (tmp_path / ".experiments/cpu").mkdir(parents=True)
     (tmp_path / ".experiments/cpu/dvc.yaml").touch()
     monkeypatch.setattr(command, "_init_repository", lambda message: None)
-    monkeypatch.setattr("leanresnet.analysis.comparison.select", lambda targets, questions: [])
+    monkeypatch.setattr("leanresnet.analysis.comparison.select", lambda targets, experiments, outputs: [])
     shown = SimpleNamespace(markdown=lambda: "the table", notes=[], write=lambda out: None)
     monkeypatch.setattr("leanresnet.analysis.comparison.compare", lambda runs, against: shown)
     (tmp_path / "params.yaml").touch()
     done = CliRunner().invoke(command.run, ["depth", "--scale", "cpu"])
-    assert "the table" in done.output
+    assert done.output.count("the table") == tables
     assert isinstance(done.exception, StorageError)
     assert "depth-" in str(done.exception)
     assert "failed, so the tables lack them" in str(done.exception)
 
 
-def test_the_workspace_becomes_a_repository_once(queue: Queue, tmp_path: Path) -> None:
+def test_the_workspace_becomes_a_repository_once(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever the user's own configuration asks of a commit."""
+    own = tmp_path_factory.mktemp("own")
+    (own / "commit-msg").write_text("#!/bin/sh\nexit 1\n")
+    (own / "commit-msg").chmod(0o755)
+    (own / "config").write_text(f"[commit]\n\tgpgsign = true\n[gpg]\n\tprogram = none\n[core]\n\thooksPath = {own}\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(own / "config"))
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/cache").mkdir()
     (tmp_path / ".dvc/cache/data").touch()

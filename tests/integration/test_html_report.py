@@ -44,6 +44,7 @@ def test_the_command_writes_one_file_that_needs_no_other_and_logs_it(checkout: C
     assert addresses
     assert all(address.startswith(("data:", "#")) for address in addresses)
     assert "<script" not in page
+    assert "<h1>2 runs compared</h1>" in page
     assert INK not in page
     # The curves, accuracy over three costs, and the differences in confusion.
     assert page.count("<svg") == 5

@@ -89,12 +89,27 @@ def test_what_no_run_made_is_named(checkout: Checkout, tmp_path: Path) -> None:
             trace(checkout.folder, target)
 
 
-def test_a_name_in_a_command_is_quoted_for_the_shell() -> None:
+def test_code_behind_a_link_is_fetched_first(tmp_path: Path) -> None:
+    checkout, workspace = tmp_path / "the checkout", tmp_path / "workspace"
+    (checkout / "src/leanresnet").mkdir(parents=True)
+    (workspace / "src").mkdir(parents=True)
+    (workspace / "src/leanresnet").symlink_to(checkout / "src/leanresnet")
+    tags = {"dvc.stage": "train@a", "dvc.weights_md5": "0", "git.commit": 40 * "a"}
+    run = RunRecord("1", "name", "FINISHED", tags, {}, {}, list)
+    fetch = f"    git -C '{checkout}' checkout {40 * 'a'}"
+    assert fetch not in _commands(run, None, "ab", workspace)
+    (checkout / ".git").mkdir()
+    assert _commands(run, None, "ab", workspace)[1:] == [fetch, "    dvc repro train@a"]
+    tags["git.commit"] = "unknown"
+    assert fetch not in _commands(run, None, "ab", workspace)
+
+
+def test_a_name_in_a_command_is_quoted_for_the_shell(tmp_path: Path) -> None:
     tags = {"dvc.stage": "train@a; touch x", "dvc.weights_md5": "0"}
     run = RunRecord("1", "name", "FINISHED", tags, {}, {}, list)
-    assert _commands(run, None, "ab")[-1] == "    dvc repro 'train@a; touch x'"
+    assert _commands(run, None, "ab", tmp_path)[-1] == "    dvc repro 'train@a; touch x'"
     outs = [{"path": "models/$(touch x)'/model.safetensors", "md5": "0"}]
     found = Locked(None, "train@a; touch x", {"train@a; touch x": Stage.model_validate({"outs": outs})})
-    *_, stage, check = _commands(run, found, "ab")
+    *_, stage, check = _commands(run, found, "ab", tmp_path)
     assert shlex.split(stage) == ["dvc", "repro", "train@a; touch x"]
     assert shlex.split(check)[1] == "ab  models/$(touch x)'/model.safetensors"

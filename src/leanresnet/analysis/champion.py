@@ -3,11 +3,12 @@
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from textwrap import indent
 
 from leanresnet.analysis import runs
+from leanresnet.analysis.dvc_lock import find_locked, outputs, read_lock
 from leanresnet.analysis.lineage import TRAINING_TAGS, describe
 from leanresnet.analysis.runs import EVALUATED, RunRecord
 from leanresnet.errors import DataError, warn
@@ -30,7 +31,8 @@ def register_champion(root: Path) -> list[str]:
     A candidate that lacks tags or metrics is left out with a warning.
 
     Args:
-        root: the workspace, whose dvc.lock and commits are searched for the lineage.
+        root: the workspace, whose dvc.lock names its validation split, and is searched for the lineage, as are the
+            commits.
 
     Returns:
         A line of text for each champion.
@@ -50,13 +52,18 @@ def register_champion(root: Path) -> list[str]:
             by_dataset[dataset].append(run)
     if not by_dataset:
         raise DataError("no champion: no finished run, expected: an evaluated model within its budget")
-    lines = []
+    lines, ours = [], outputs(read_lock(root))
     for dataset, candidates in by_dataset.items():
-        run, name = best(candidates), f"leanresnet-{dataset}"
-        version = runs.register(run, name, ALIAS, card(run, describe(run, root, params=False)))
+        run, name = best(candidates, ours), f"leanresnet-{dataset}"
         with tempfile.TemporaryDirectory() as folder:
-            save_text(describe(run, root) + "\n", Path(folder, LINEAGE))
-            runs.upload(run.run_id, Path(folder, LINEAGE), FOLDER)
+            # The lineage of an earlier call has the stages, if the dvc.lock that had them has been replaced since.
+            kept = runs.download(run.run_id, f"{FOLDER}/{LINEAGE}", Path(folder))
+            if kept and find_locked(run.tags["dvc.weights_md5"], root) is None:
+                version = runs.register(run, name, ALIAS, None)
+            else:
+                version = runs.register(run, name, ALIAS, card(run, describe(run, root, params=False)))
+                save_text(describe(run, root) + "\n", Path(folder, LINEAGE))
+                runs.upload(run.run_id, Path(folder, LINEAGE), FOLDER)
         figures = f"validation {run.metrics[EVALUATED]:.2%}, test {run.metrics['test/accuracy']:.2%}"
         lines.append(plain(f"{name} version {version} @{ALIAS}: run {run.run_id} {run.label}, {figures}"))
     return lines
@@ -70,16 +77,18 @@ def is_candidate(run: RunRecord) -> bool:
     return run.metrics["model/parameters"] <= int(budget)
 
 
-def best(candidates: Sequence[RunRecord]) -> RunRecord:
+def best(candidates: Sequence[RunRecord], ours: Collection[str] = ()) -> RunRecord:
     """Return the run with the highest validation accuracy, then with the fewest parameters, then the oldest.
 
-    The test accuracy is never used. Only runs with the validation split of the newest run are compared, because
-    accuracies on different splits cannot be compared.
+    The test accuracy is never used. Only runs with the same validation split are compared, because accuracies on
+    different splits cannot be compared: the split of the workspace, or of the newest run if no candidate has that.
 
     Args:
         candidates: the runs, the newest last.
+        ours: md5 of the files of the workspace, of which one may be its validation split.
     """
-    split = candidates[-1].tags.get("dvc.validation_md5")
+    own = [run for run in candidates if run.tags.get("dvc.validation_md5") in ours]
+    split = (own or candidates)[-1].tags.get("dvc.validation_md5")
     comparable = [run for run in candidates if run.tags.get("dvc.validation_md5") == split]
     return max(comparable, key=lambda run: (run.metrics[EVALUATED], -run.metrics["model/parameters"]))
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,7 +75,9 @@ class Comparison:
         return table, picture
 
 
-def select(targets: Sequence[str], experiments: Sequence[str]) -> list[RunRecord]:
+def select(
+    targets: Sequence[str], experiments: Sequence[str], outputs: Collection[str] | None = None
+) -> list[RunRecord]:
     """Return the runs to compare; without targets and experiments, all finished runs.
 
     Runs that lack what a comparison needs are left out with a warning.
@@ -83,13 +85,14 @@ def select(targets: Sequence[str], experiments: Sequence[str]) -> list[RunRecord
     Args:
         targets: run ids, files of weights, or folders of models.
         experiments: names of DVC experiments; a name stands for the experiments `<name>` and `<name>-...`.
+        outputs: see `runs.find_experiments`.
 
     Raises:
         DataError: if MLflow has no such run, or none of the runs can be compared.
         StorageError: if MLflow cannot be reached.
     """
     records = [find(target) for target in targets]
-    records += [run for name in experiments for run in runs.find_experiments(name)]
+    records += [run for name in experiments for run in runs.find_experiments(name, outputs)]
     if not targets and not experiments:
         records = runs.find_finished()
     if not records:
@@ -123,7 +126,11 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True, against: str | N
     records = _without_repeats(records)
     groups = over_seeds(records) if by_seed else [[run] for run in records]
     # If a seed ran twice, a run is left out, and does not count for the columns either.
-    records = [run for group in groups for run in group]
+    shown = [run for group in groups for run in group]
+    if len(shown) < len(records):
+        left = f"{len(records) - len(shown)} of {len(records)} runs are left out"
+        warn(f"{left}, because others have the same params and the same seed; `--group-by none` shows them")
+    records = shown
     validation = runs.validation_of(records)
     groups.sort(key=lambda group: mean(group, validation) or 0.0, reverse=True)
     counted = any(len(group) > 1 for group in groups)
@@ -166,13 +173,17 @@ def differing(records: Sequence[RunRecord]) -> list[str]:
 
 
 def over_seeds(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Group runs that differ only in their seed, sorted by seed; if a seed ran twice, the last run is taken."""
+    """Group runs that differ only in their seed, sorted by seed.
+
+    If a seed ran twice, the run that was evaluated is taken, then the newest.
+    """
     groups: dict[tuple[object, ...], dict[str, RunRecord]] = {}
     for run in records:
         compared = {key: value for key, value in run.params.items() if key != "seed"}
         made_from = (run.tags.get(tag) for tag in MADE_FROM.values())
         seeds = groups.setdefault((run.model, *made_from, *sorted(compared.items())), {})
-        seeds[run.params.get("seed", "0")] = run
+        seed = run.params.get("seed", "0")
+        seeds[seed] = max(run, seeds.get(seed, run), key=lambda each: (runs.EVALUATED in each.metrics, each.started))
     # Sorting by length and text orders numbers, and accepts the seeds of other programs, which may not be numbers.
     return [[seeds[seed] for seed in sorted(seeds, key=lambda text: (len(text), text))] for seeds in groups.values()]
 

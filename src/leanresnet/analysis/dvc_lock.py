@@ -1,6 +1,7 @@
 """A reader of dvc.lock, in which DVC records the dependencies and outputs of each stage, also in earlier commits."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -140,8 +141,8 @@ class Locked:
 def find_locked(weights_md5: str, root: Path) -> Locked | None:
     """Return the stage that wrote these weights, or None.
 
-    The workspace's dvc.lock is searched first, then those of the commits, from the newest on. A damaged dvc.lock of a
-    commit is skipped.
+    The workspace's dvc.lock is searched first, then those of the commits of all branches and of DVC's experiments, from
+    the newest on. A damaged dvc.lock of a commit is skipped.
 
     Raises:
         DataError: if the workspace's dvc.lock is not one that DVC writes.
@@ -150,7 +151,7 @@ def find_locked(weights_md5: str, root: Path) -> Locked | None:
     found = _stage_of(weights_md5, read_lock(root))
     if found:
         return Locked(_newest_commit(root), *found)
-    for commit in (git(root, "log", f"-S{weights_md5}", "--format=%H", "--", LOCK) or "").split():
+    for commit in (git(root, "log", "--all", f"-S{weights_md5}", "--format=%H", "--", LOCK) or "").split():
         try:
             # `git log -S` also lists commits that removed the weights, in whose dvc.lock they are not found.
             found = _stage_of(weights_md5, read_stages(git(root, "show", f"{commit}:./{LOCK}") or ""))
@@ -159,6 +160,20 @@ def find_locked(weights_md5: str, root: Path) -> Locked | None:
         if found:
             return Locked(commit, *found)
     return None
+
+
+def outputs(stages: dict[str, Stage]) -> set[str]:
+    """Return the md5 of all outputs of the stages."""
+    return {md5 for stage in stages.values() for md5 in stage.digests("outs").values()}
+
+
+def outputs_of_experiments(root: Path) -> set[str]:
+    """Return the md5 of all outputs of the DVC experiments in a workspace; a damaged dvc.lock is skipped."""
+    found: set[str] = set()
+    for ref in (git(root, "for-each-ref", "--format=%(refname)", "refs/exps") or "").split():
+        with suppress(DataError):
+            found |= outputs(read_stages(git(root, "show", f"{ref}:./{LOCK}") or ""))
+    return found
 
 
 def _stage_of(weights_md5: str, stages: dict[str, Stage]) -> tuple[str, dict[str, Stage]] | None:

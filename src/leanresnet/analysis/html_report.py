@@ -36,6 +36,7 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
         StorageError: if the file cannot be written.
     """
     groups = comparison.groups
+    count = sum(map(len, groups))
     drawn = {"Validation by epoch": charts.curves(groups)} if groups[0][0].validation() else {}
     for cost in charts.COSTS:
         if charts.costs_differ(groups, cost):
@@ -49,6 +50,7 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
     )
     text = environment.get_template("comparison.html").render(
         comparison=comparison,
+        runs="1 run" if count == 1 else f"{count} runs",
         numbers=NUMBERS,
         study=STUDY,
         colors=[charts.color(number) for number in range(len(groups))],

@@ -1,5 +1,7 @@
 """The lineage of a model: everything that it was made from, and the commands that make it again."""
 
+import os
+import re
 from pathlib import Path
 from shlex import quote
 
@@ -13,6 +15,7 @@ from leanresnet.text import plain
 from leanresnet.tracking.connection import tracking_uri
 from leanresnet.tracking.events import WEIGHTS_TAG
 
+COMMIT = "[0-9a-f]{40,64}"
 # Tags and metrics of a run that wrote a model.
 TRAINING_TAGS = (
     *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", "dvc.weights_md5", WEIGHTS_TAG),
@@ -77,7 +80,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
     lines += _stages(found) if found else []
     if params:
         lines += ["", "params", *_params(run, found)]
-    return "\n".join(plain(line) for line in (*lines, "", *_commands(run, found, sha256)))
+    return "\n".join(plain(line) for line in (*lines, "", *_commands(run, found, sha256, root)))
 
 
 def _model(run: RunRecord) -> str:
@@ -109,19 +112,30 @@ def _params(run: RunRecord, found: Locked | None) -> list[str]:
     return found.params().splitlines() if found else [f"{key}: {value}" for key, value in run.params.items()]
 
 
-def _commands(run: RunRecord, found: Locked | None, sha256: str) -> list[str]:
+def _commands(run: RunRecord, found: Locked | None, sha256: str, root: Path) -> list[str]:
     if found is None:
         return [
             f"rebuild: {LOCK} has these weights neither here nor in a commit; with the code above and these params,",
+            *_checkout(run, root),
             f"    dvc repro {quote(run.tags['dvc.stage'])}",
         ]
     weights = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags["dvc.weights_md5"])
     return [
         "rebuild, or restore what DVC's cache still has",
+        *_checkout(run, root),
         *([f"    git checkout {found.commit}"] if found.commit else []),
         f"    dvc repro {quote(found.stage)}",
         f"    echo {quote(f'{sha256}  {weights}')} | sha256sum --check",
     ]
+
+
+def _checkout(run: RunRecord, root: Path) -> list[str]:
+    """Return the command that fetches the code of a run, if the workspace only has a link to a checkout."""
+    link = root / "src" / "leanresnet"
+    checkout = Path(os.path.realpath(link)).parents[1]
+    if not link.is_symlink() or not (checkout / ".git").exists() or not re.fullmatch(COMMIT, run.tags["git.commit"]):
+        return []
+    return [f"    git -C {quote(str(checkout))} checkout {run.tags['git.commit']}"]
 
 
 def lineage(target: str, root: Path) -> str:

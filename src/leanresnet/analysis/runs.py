@@ -3,7 +3,7 @@
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,7 @@ class RunRecord:
         metrics: the last value of each metric.
         validation: a function that requests the validation accuracy of each epoch from MLflow. It is a function
             because only a few of many runs are drawn.
+        started: when it began, in milliseconds since 1970.
     """
 
     run_id: str
@@ -47,6 +48,7 @@ class RunRecord:
     params: dict[str, str]
     metrics: dict[str, float]
     validation: Callable[[], list[float]]
+    started: int = 0
 
     @property
     def experiment(self) -> str:
@@ -76,8 +78,12 @@ def validation_of(runs: Iterable[RunRecord]) -> str:
     return EVALUATED if all(EVALUATED in run.metrics for run in runs) else TRAINED
 
 
-def find_experiments(name: str) -> list[RunRecord]:
+def find_experiments(name: str, outputs: Collection[str] | None = None) -> list[RunRecord]:
     """Return the finished runs of the DVC experiments `name` and `name-...`, the newest of each model.
+
+    Args:
+        outputs: md5 of files among which the weights of a run have to be; None for any weights. Another workspace may
+            have logged experiments of the same names to the same server.
 
     Raises:
         StorageError: if MLflow cannot be reached.
@@ -86,7 +92,8 @@ def find_experiments(name: str) -> list[RunRecord]:
         return []
     found = _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{name}%' and attributes.status = 'FINISHED'")
     asked = [run for run in found if run.experiment == name or run.experiment.startswith(f"{name}-")]
-    return list({(run.experiment, run.model): run for run in asked}.values())
+    ours = [run for run in asked if outputs is None or run.tags.get("dvc.weights_md5") in outputs]
+    return list({(run.experiment, run.model): run for run in ours}.values())
 
 
 def find_finished() -> list[RunRecord]:
@@ -144,11 +151,14 @@ def upload(run_id: str, path: Path, folder: str) -> None:
         raise StorageError(f"{tracking_uri()}: MLflow does not accept {path} for run {run_id} ({error})") from error
 
 
-def register(run: RunRecord, name: str, alias: str, description: str) -> str:
+def register(run: RunRecord, name: str, alias: str, description: str | None) -> str:
     """Register the run's model under `name`, let `alias` refer to it, and return its version.
 
     A model that is registered again keeps its version. A model that was deleted in MLflow is logged again, from the
     checkpoint among the run's artifacts.
+
+    Args:
+        description: of the version; None keeps the one that it has.
 
     Raises:
         DataError: if the run has neither a model nor a checkpoint.
@@ -169,14 +179,15 @@ def register(run: RunRecord, name: str, alias: str, description: str) -> str:
         raise StorageError(f"{tracking_uri()}: MLflow does not register run {run.run_id} ({error})") from error
 
 
-def _register(mlflow: Any, run: RunRecord, name: str, alias: str, description: str) -> str:
+def _register(mlflow: Any, run: RunRecord, name: str, alias: str, description: str | None) -> str:
     client = mlflow.MlflowClient()
     model = f"models:/{_model_of(mlflow, client, run.run_id)}"
     versions = [each for each in client.search_model_versions(f"name = '{name}'") if each.source == model]
     if not versions:
         versions = [mlflow.register_model(model, name)]
     version = str(min(int(each.version) for each in versions))
-    client.update_model_version(name, version, limits.truncated(description, limits.DESCRIPTION))
+    if description is not None:
+        client.update_model_version(name, version, limits.truncated(description, limits.DESCRIPTION))
     client.set_registered_model_alias(name, alias, version)
     return version
 
@@ -216,7 +227,8 @@ def _recorded(client: Any, run: Any) -> RunRecord:
     tags, metrics = dict(run.data.tags), dict(run.data.metrics)
     params = {current_key(key): value for key, value in run.data.params.items()}
     validation = partial(_validation, client, run.info.run_id)
-    return RunRecord(run.info.run_id, run.info.run_name, run.info.status, tags, params, metrics, validation)
+    info = run.info
+    return RunRecord(info.run_id, info.run_name, info.status, tags, params, metrics, validation, info.start_time)
 
 
 def _validation(client: Any, run_id: str) -> list[float]:

@@ -57,21 +57,21 @@ def enumerate_models(
         skip_kernels: sizes of the shortcuts' convolutions K, the same in all layers. If no shortcut has a convolution,
             only the first size is used.
     """
-    if base.downsample == "pool":
-        skip_kernels = skip_kernels[:1]
     channels = [each for each in channels if each >= base.squeeze_excite]
     if not channels:
         return
     for count in layers:
         if base.model_copy(update={"layers": count}).last_map == 0:
             continue
+        # With strides, the first layer has none.
+        skips = skip_kernels[:1] if base.downsample == "pool" or count == 1 else skip_kernels
         template = {**base.model_dump(), "layers": count}
         shape = {"blocks": (1,) * count, "channels": (max(channels),) * count, "pool": 1}
         odd = {"kernels": (3,) * count, "skip_kernels": (1,) * count}
         whole = Model.model_validate({**template, **shape, **odd})
         whole = whole.model_copy(update={"pool": whole.last_map})
         for widths in combinations_with_replacement(sorted(channels), count):
-            for depths, kernel, skip_kernel in product(product(blocks, repeat=count), kernels, skip_kernels):
+            for depths, kernel, skip_kernel in product(product(blocks, repeat=count), kernels, skips):
                 # These are valid by construction, and validating each of them would take most of the time.
                 yield whole.model_copy(
                     update={

@@ -97,6 +97,18 @@ def test_a_question_finds_its_finished_runs_the_newest_of_each_model(
     assert newest.params == {"lr": "0.4", "max_parameters": "7"}
 
 
+def test_experiments_of_the_same_name_in_another_workspace_are_not_this_ones(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "reference")
+    for epochs in (15, 300):
+        with reporting.start_run("name", {"epochs": epochs}, {"model": "baseline"}) as run:
+            run.set_tags({"dvc.weights_md5": f"weights of {epochs}"})
+    (ours,) = find_experiments("reference", {"weights of 15", "a table"})
+    assert ours.params["epochs"] == "15"
+    assert find_experiments("reference", set()) == []
+
+
 def test_a_comparison_is_written_as_a_table_and_a_picture(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     track(monkeypatch, "depth-1", "baseline", [0.5])
     track(monkeypatch, "reference", "baseline", [0.7])
@@ -353,10 +365,15 @@ def test_seeds_are_one_point_at_their_mean_so_that_the_luckiest_makes_no_front()
     assert axes.lines[0].get_xydata().tolist() == [[1e6, 70], [2e6, 80]]
 
 
-def test_of_a_seed_that_ran_twice_the_last_counts() -> None:
-    runs = [recorded("a", 0.5, seed="0"), recorded("b", 0.6, seed="1"), recorded("c", 0.7, seed="0")]
-    (row,) = compare(runs).rows
-    assert row[3] == "65.00% ± 7.07"
+def test_of_a_seed_that_ran_twice_the_evaluated_run_counts_then_the_newest(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the order in which they are named."""
+    older, newer, last = (replace(recorded(str(each), each, seed="0"), started=each) for each in (1, 2, 3))
+    del last.metrics["val/evaluated_accuracy"]
+    for runs in ([older, newer, last], [last, newer, older]):
+        (row,) = compare(runs).rows
+        assert row[0] == "2"
+        left = "2 of 3 runs are left out, because others have the same params and the same seed"
+        assert capsys.readouterr().err == f"warning: {left}; `--group-by none` shows them\n"
 
 
 def test_a_model_that_was_trained_again_keeps_its_evaluation() -> None:
@@ -373,7 +390,7 @@ def test_a_model_that_was_trained_again_keeps_its_evaluation() -> None:
     ]
     assert table.header[2] == "validation"
     again.tags[WEIGHTS_TAG] = "1" * 64
-    assert compare([first, again]).header[2] == "validation in training"
+    assert [row[:4] for row in compare([first, again]).rows] == [["a", "baseline", "50.00%", "49.00%"]]
 
 
 def test_validation_is_one_measure_in_a_table_and_a_chart_and_is_named() -> None:

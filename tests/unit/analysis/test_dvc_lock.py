@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from leanresnet.analysis.backfill import log_restored
-from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked, read_lock, read_stages
+from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked, outputs_of_experiments, read_lock, read_stages
 from leanresnet.errors import DataError, StorageError
 
 WHOLE = {
@@ -96,6 +96,34 @@ def test_a_commit_with_a_damaged_lock_is_passed_over(tmp_path: Path) -> None:
     found = find_locked("3weights", tmp_path)
     assert found is not None
     assert found.commit is not None
+
+
+def test_models_of_experiments_and_of_other_branches_are_found(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=tests", "-c", "user.email=tests@example.org"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    commits = []
+    for weights in ("of main", "of a branch", "of an experiment", "of another"):
+        outs = [{"path": "models/a/model.safetensors", "md5": weights}]
+        write(tmp_path, {"schema": "2.0", "stages": {"train@a": {"outs": outs}}})
+        git("add", LOCK)
+        git("commit", "--quiet", "--message", weights)
+        commits.append(git("rev-parse", "HEAD"))
+    git("branch", "side", commits[1])
+    # As DVC keeps them.
+    git("update-ref", "refs/exps/aa/bbcc/slow", commits[2])
+    git("update-ref", "refs/exps/exec/EXEC_HEAD", commits[3])
+    git("reset", "--quiet", "--hard", commits[0])
+    for weights, commit in zip(("of main", "of a branch", "of an experiment"), commits, strict=False):
+        found = find_locked(weights, tmp_path)
+        assert found is not None
+        assert found.commit == commit
+    assert outputs_of_experiments(tmp_path) == {"of an experiment", "of another"}
 
 
 @pytest.mark.parametrize("folder", ["/elsewhere", "../elsewhere"])

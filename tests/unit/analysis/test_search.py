@@ -53,6 +53,13 @@ def test_layers_that_leave_no_map_are_left_out_and_shortcuts_that_are_not_there_
     assert all(Model.model_validate(m.model_dump()) == m for m in found)
 
 
+def test_one_layer_with_strides_has_no_shortcut_and_comes_once() -> None:
+    sizes = SIZES | {"layers": (1, 2), "channels": (8,), "blocks": (1,), "skip_kernels": (1, 3)}
+    found = list(enumerate_models(tiny_model(), **sizes))
+    assert [model.skip_kernels for model in found if model.layers == 1] == [(1,)] * len(SIZES["kernels"])
+    assert {model.skip_kernels for model in found if model.layers == 2} == {(1, 1), (3, 3)}
+
+
 def test_those_near_the_budget_come_by_cost() -> None:
     sizes = sorted(count_parameters(model) for model in models())
     budget = sizes[len(sizes) // 2] + 1
