@@ -19,7 +19,7 @@ import psycopg2
 import yaml
 from conftest import outside_environment
 from imports import ROOT
-from waiting import PATIENCE
+from waiting import PATIENCE, free_port
 
 Server = subprocess.Popen[bytes]
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -111,12 +111,6 @@ def replaced(text: str, places: dict[str, str]) -> str:
     for old, new in places.items():
         text = text.replace(old, new)
     return text
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import ClassVar
 import click
 import psutil
 from conftest import HELD, outside_environment
-from mlflow.tracking import MlflowClient
+from databases import client_of, runs_of
 from test_resume import Whole, assert_is_whole, die, is_dead, newest, prepare, results, the_run, train
 from test_snapshots import DAMAGES
 from waiting import wait_for
@@ -182,8 +182,7 @@ def _queue(demo: Demo, workers: int) -> tuple[int, int]:
     assert ended() == ["Success"] * workers
     demo.run(folder, "dvc", "queue", "stop")
     demo.run(folder, "leanresnet", "sync")
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    client, found = client_of(folder), runs_of(folder)
     assert sorted(int(run.data.params["seed"]) for run in found) == list(range(workers))
     for run in found:
         assert run.info.status == "FINISHED"

@@ -1,5 +1,6 @@
-"""Waiting for an event itself, on a machine of any speed."""
+"""Waiting for an event itself, on a machine of any speed, and a port to wait at."""
 
+import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,3 +17,9 @@ def wait_for(found: Callable[[], T], pause: float = 0.05) -> T:
         assert time.monotonic() < end, "waited in vain"
         time.sleep(pause)
     return result
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

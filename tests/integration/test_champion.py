@@ -2,26 +2,24 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import Checkout, outside_environment
-from databases import place_database
+from databases import client_of, place_database
 from filelock import FileLock, Timeout
 from forked import run_program
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
-from test_tracking import client_of, runs_by_model
-from waiting import PATIENCE, wait_for
+from test_tracking import runs_by_model
+from waiting import PATIENCE, free_port, wait_for
 
 from leanresnet.analysis import runs as registry
 from leanresnet.analysis.champion import MEASURED, best, is_candidate, register_champion
@@ -155,9 +153,7 @@ def test_the_best_within_the_budget_is_registered_once_with_its_card(checkout: C
 
 @pytest.fixture
 def served(checkout: Checkout, crowned: str) -> Iterator[str]:
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"sqlite:///{checkout.folder / 'mlflow.db'}"
     environment = outside_environment(MLFLOW_TRACKING_URI=uri, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false")
     model = ["--model-uri", f"models:/{NAME}@champion", "--env-manager", "local", "--port", str(port)]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from conftest import HELD, Checkout, copy_checkout, edited, new_checkout, outside_environment, shell_in
+from databases import runs_of
 from forked import path_of_forks
 from helpers import put
 from imports import ROOT
@@ -228,11 +229,11 @@ def test_a_student_teaches_the_next_one(checkout: Checkout) -> None:
 @pytest.fixture(scope="module")
 def short(checkout: Checkout) -> int:
     """An experiment of this name, run in a temporary copy; how many runs the workspace got by it."""
-    runs = count_runs(checkout.folder)
+    runs = len(runs_of(checkout.folder))
     # Of its own: what another test has trained, DVC takes from its cache.
     overrides = ["-S", "distill.student.epochs=2", "-S", "distill.student.schedule.warmup_epochs=1"]
     checkout.shell("dvc", "exp", "run", "--temp", "--name", "short", *overrides)
-    return count_runs(checkout.folder) - runs
+    return len(runs_of(checkout.folder)) - runs
 
 
 def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(
@@ -257,14 +258,6 @@ def test_an_experiment_in_a_temporary_copy_logs_to_the_workspace(
     page = Path(shell("dvc", "plots", "show").stdout.strip().removeprefix("file://")).read_text()
     assert "val/accuracy" in page
     assert "charts need scripts" in page
-
-
-def count_runs(folder: Path) -> int:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("leanresnet")
-    return len(client.search_runs([experiment.experiment_id]))
 
 
 def test_a_workspace_from_an_archive_without_git(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Checkout
-from test_tracking import client_of, runs_by_model
+from databases import client_of
+from test_tracking import runs_by_model
 
 from leanresnet.analysis.charts import confusion_difference
 from leanresnet.analysis.comparison import compare, select

@@ -7,9 +7,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import preset_text
-from databases import place_database
+from databases import place_database, runs_of
 from helpers import put
-from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from leanresnet.config.documents import read_yaml, write_yaml
@@ -87,10 +86,8 @@ def test_a_folder_goes_through_the_whole_pipeline(workspace: Path, monkeypatch: 
     before = counts()
     run_pipeline(NAMES)
     assert counts() == before
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    (experiment,) = (each for each in client.search_experiments() if each.name == "leanresnet")
-    runs = client.search_runs([experiment.experiment_id], "tags.model = 'student'")
-    assert {f"test/accuracy_of/{name}" for name in NAMES} <= runs[0].data.metrics.keys()
+    student = next(run for run in runs_of(workspace) if run.data.tags["model"] == "student")
+    assert {f"test/accuracy_of/{name}" for name in NAMES} <= student.data.metrics.keys()
     said = CliRunner().invoke(cli, ["predict", str(images / "猫" / "1.png"), "--device", "cpu"]).output
     assert all(name in said for name in NAMES)
     monkeypatch.delenv("LEANRESNET_FOLDER")

@@ -17,7 +17,7 @@ from helpers import CLASSES, random_images, synthetic_split, tiny_model, tiny_ne
 from imports import ROOT
 from PIL import Image
 from streamlit.testing.v1 import AppTest
-from waiting import PATIENCE, wait_for
+from waiting import PATIENCE, free_port, wait_for
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -154,9 +154,7 @@ def answers(port: int) -> bool:
 @pytest.fixture(scope="module")
 def served(models: Path) -> Iterator[Served]:
     """The command; what its process asks of another machine would reach `outside`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     outside = socket.create_server(("127.0.0.1", 0))
     outside.setblocking(False)
     proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"

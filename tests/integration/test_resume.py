@@ -18,12 +18,11 @@ import psutil
 import pytest
 import yaml
 from conftest import Checkout, outside_environment, preset_text
-from databases import place_database
+from databases import client_of, place_database, runs_of
 from forked import path_of_forks, run_program
 from helpers import files_up_to, read_only, synthetic_split, tiny_model, tiny_recipe
 from imports import ROOT
 from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
 from waiting import PATIENCE, wait_for
 
 from leanresnet import signals as interruption
@@ -119,8 +118,8 @@ def results(folder: Path) -> dict[str, str]:
 
 def the_run(folder: Path) -> tuple[Run, dict[str, list[tuple[int, float]]]]:
     """The only run, and (step, value) of each of its metrics but times and the load of the machine."""
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    client = client_of(folder)
+    (run,) = runs_of(folder)
     names = [name for name in run.data.metrics if "second" not in name and not name.startswith("system/")]
     return run, {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in names}
 
@@ -182,8 +181,7 @@ def test_killed_between_and_inside_saves_it_ends_the_same(whole: Whole, tmp_path
     assert newest(folder) == 9
     assert train(folder, LOG_MODEL=1) == (0, "")
     assert_is_whole(folder, whole)
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    assert len(client.search_logged_models([the_run(folder)[0].info.experiment_id])) == 1
+    assert len(client_of(folder).search_logged_models([the_run(folder)[0].info.experiment_id])) == 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -267,9 +265,8 @@ def test_another_value_does_not_go_on_from_this_state_and_the_dead_run_is_marked
     params["train"]["baseline"]["optimizer"]["lr"] *= 2
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     assert train(folder) == (0, "")
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
-    new, dead = sorted(runs, key=lambda run: -float(run.data.params["optimizer.lr"]))
+    client = client_of(folder)
+    new, dead = sorted(runs_of(folder), key=lambda run: -float(run.data.params["optimizer.lr"]))
     assert (new.info.status, dead.info.status) == ("FINISHED", "KILLED")
     history = client.get_metric_history(new.info.run_id, "train/loss")
     assert [metric.step for metric in history] == list(range(1, EPOCHS + 1))
@@ -308,9 +305,8 @@ def test_a_larger_epochs_goes_on_from_the_finished_model_only_when_asked(whole: 
     # Asked, and killed on the way: it goes on without being asked again.
     assert train(folder, LEANRESNET_EXTEND="1", SIGNAL_AT=5, SIGNAL=int(signal.SIGKILL))[0] == -signal.SIGKILL
     assert train(folder) == (0, "")
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
-    child, parent = sorted(runs, key=lambda run: -int(run.data.params["epochs"]))
+    client = client_of(folder)
+    child, parent = sorted(runs_of(folder), key=lambda run: -int(run.data.params["epochs"]))
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     losses = [m.value for m in client.get_metric_history(child.info.run_id, "train/loss")]
     assert losses[:EPOCHS] == [value for _, value in whole.metrics["train/loss"]]
@@ -456,6 +452,5 @@ def test_a_killed_dvc_leaves_no_stage_behind_and_the_next_goes_on(checkout: Chec
     # DVC has the outputs now: to run the stage again is to train again.
     environment |= {"LEANRESNET_SNAPSHOT_SECONDS": "60"}
     subprocess.run([*repro, "--force", "--single-item"], cwd=folder, env=environment, check=True, capture_output=True)
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    assert len(client.search_runs([run.info.experiment_id])) == 2
+    assert len(runs_of(folder)) == 2
     assert json.loads((folder / "models/baseline/model.json").read_text()) == about

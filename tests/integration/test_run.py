@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 from conftest import outside_environment
-from databases import place_database
+from databases import client_of, place_database, runs_of
 from forked import run_code
 from helpers import files_up_to, read_only
 from mlflow.entities import Run as RunRecord
 from mlflow.tracking import MlflowClient
-from waiting import PATIENCE, wait_for
+from waiting import PATIENCE, free_port, wait_for
 
 from leanresnet.errors import StoppedError, StorageError
 from leanresnet.tracking import connection
@@ -50,11 +50,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def client() -> MlflowClient:
-    return MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    return client_of(Path.cwd())
 
 
 def recorded() -> list[RunRecord]:
-    return client().search_runs([client().get_experiment_by_name("leanresnet").experiment_id])
+    return runs_of(Path.cwd())
 
 
 def steps(run: RunRecord, name: str = "loss") -> list[tuple[int, float]]:
@@ -183,9 +183,7 @@ def mlflow_server(port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_server_that_dies_midway_has_all_of_the_run_after_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with start_run("name", {"lr": 0.1}, {}) as run:
         with mlflow_server(port):

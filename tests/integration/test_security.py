@@ -19,7 +19,7 @@ from databases import place_database
 from forked import run_program
 from imports import ROOT
 from test_resume import COMMAND, prepare
-from waiting import PATIENCE, wait_for
+from waiting import PATIENCE, free_port, wait_for
 
 from leanresnet.errors import redacted
 from leanresnet.tracking.connection import connect
@@ -80,9 +80,7 @@ def test_an_address_in_a_message_keeps_its_secrets() -> None:
 @contextmanager
 def ui(folder: Path) -> Iterator[tuple[int, int]]:
     """Its port and its process, as soon as it has printed the addresses of the page."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     printed = folder / "printed.txt"
     with printed.open("w") as file:
         process = subprocess.Popen(

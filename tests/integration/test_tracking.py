@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Checkout, outside_environment
-from databases import place_database
+from databases import client_of, place_database, runs_of
 from forked import run_code, run_program
 from imports import ROOT
 from mlflow.data.schema import TensorDatasetSchema
@@ -27,10 +27,6 @@ from leanresnet.tracking.connection import connect, tracking_uri
 MODELS = ("baseline", "teacher", "student")
 # Of each model of the demo.
 EPOCHS = load_preset("demo", ROOT / "presets").params.train.baseline.epochs
-
-
-def client_of(folder: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
 
 
 def runs_by_model(folder: Path) -> dict[str, Run]:
@@ -244,8 +240,7 @@ def test_processes_share_a_fresh_database(tmp_path: Path) -> None:
     done = run_code(AT_ONCE, cwd=tmp_path, env=outside_environment())
     assert (done.returncode, done.stderr) == (0, "")
     client = client_of(tmp_path)
-    found = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
-    assert [len(client.get_metric_history(run.info.run_id, "m")) for run in found] == [20] * 8
+    assert [len(client.get_metric_history(run.info.run_id, "m")) for run in runs_of(tmp_path)] == [20] * 8
 
 
 MAKES_A_DATABASE = """

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Shell, shell_in
-from databases import place_database
+from databases import place_database, runs_of
 from helpers import put, tiny_model
 from imports import ROOT
-from mlflow.tracking import MlflowClient
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
@@ -67,8 +66,7 @@ def test_the_demo_runs_in_an_empty_folder(environment: Path, shell: Shell, tmp_p
     for command in ("download", "split", "train teacher", "distill", "evaluate"):
         assert f"> leanresnet {command} " in said
     report = json.loads((space / "results" / "student" / "test.json").read_text())
-    client = MlflowClient(f"sqlite:///{space / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("leanresnet").experiment_id])
+    runs = runs_of(space)
     assert {run.data.tags["model"]: run.info.status for run in runs} == dict.fromkeys(
         ("teacher", "student"), "FINISHED"
     )
