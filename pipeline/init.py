@@ -41,7 +41,7 @@ def init(folder: Path, preset: str) -> None:
             _make(Path(made), loaded)
             for name in PARTS:
                 if name in IGNORES and (folder / name).exists():
-                    _add_lines(folder / name, Path(made, name).read_text(encoding="utf-8"))
+                    _add_lines(folder / name, Path(made, name).read_bytes())
                 elif not (folder / name).exists():
                     (folder / name).parent.mkdir(exist_ok=True)
                     Path(made, name).rename(folder / name)
@@ -50,14 +50,14 @@ def init(folder: Path, preset: str) -> None:
     click.echo(f"{folder}: ready; run `dvc repro` there")
 
 
-def _add_lines(path: Path, text: str) -> None:
-    """Append the lines of `text` that a file lacks."""
-    from leanresnet.files import save_text
+def _add_lines(path: Path, content: bytes) -> None:
+    """Append the lines of `content` that a file lacks."""
+    from leanresnet.files import save_bytes
 
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    missing = [line for line in text.splitlines() if line not in lines]
+    lines = path.read_bytes().splitlines()
+    missing = [line for line in content.splitlines() if line not in lines]
     if missing:
-        save_text("\n".join([*lines, *missing]) + "\n", path)
+        save_bytes(b"\n".join([*lines, *missing, b""]), path)
 
 
 def _make(folder: Path, preset: "Preset") -> None:

@@ -327,7 +327,7 @@ def test_an_init_that_failed_can_be_tried_again(
     folder = tmp_path / "space"
     for name in there:
         folder.mkdir(exist_ok=True)
-        (folder / name).write_text("mine\n")
+        (folder / name).write_bytes(b"mine \xe9\n")
     with monkeypatch.context() as patched:
         patched.setattr(workspace, "dvc", lambda *_, **__: subprocess.CompletedProcess([], 1, "", "ERROR: no disk\n"))
         failed = CliRunner().invoke(cli, ["init", str(folder)])
@@ -337,10 +337,10 @@ def test_an_init_that_failed_can_be_tried_again(
     made = {"params.yaml", "params.schema.json", "dvc.yaml", "src", ".dvc", ".gitignore", ".dvcignore"}
     assert {path.name for path in folder.iterdir()} == made | set(there)
     for name in there:
-        lines = (folder / name).read_text().splitlines()
-        assert lines[0] == "mine"
+        lines = (folder / name).read_bytes().splitlines()
+        assert lines[0] == b"mine \xe9"
         # In a repository that has its own, git and DVC leave out the data and the models all the same.
-        assert set(lines[1:]) == (set() if name == "notes.txt" else set((ROOT / name).read_text().splitlines()))
+        assert set(lines[1:]) == (set() if name == "notes.txt" else set((ROOT / name).read_bytes().splitlines()))
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from leanresnet.files import file_hashes
 from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.text import plain
 from leanresnet.tracking.connection import tracking_uri
-from leanresnet.tracking.events import WEIGHTS_TAG
+from leanresnet.tracking.events import COMMIT, WEIGHTS_TAG
 
-COMMIT = "[0-9a-f]{40,64}"
 # Tags and metrics of a run that wrote a model.
 TRAINING_TAGS = (
     *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", "dvc.weights_md5", WEIGHTS_TAG),

@@ -18,6 +18,7 @@ EXPERIMENT_TAG = "dvc.experiment"
 USER_TAG = "user"
 # Folders of a run's artifacts: the two files of its model, and those of its results.
 CHECKPOINT, RESULTS = "checkpoint", "results"
+COMMIT = r"[0-9a-f]{40,64}"
 JOURNAL_ID = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
 
 

@@ -16,6 +16,7 @@ from leanresnet.errors import StorageError
 from leanresnet.tracking import limits
 from leanresnet.tracking.connection import EXPERIMENT, connect, page
 from leanresnet.tracking.events import (
+    COMMIT,
     JOURNAL_TAG,
     USER_TAG,
     WEIGHTS_TAG,
@@ -213,7 +214,7 @@ def _mlflows_tags(begin: Begin) -> dict[str, str]:
     if USER_TAG in begin.tags:
         tags["mlflow.user"] = limits.truncated(begin.tags[USER_TAG], limits.NAME)
     # The code of a run that is recorded from its outputs is not known.
-    if begin.weights is None and re.fullmatch("[0-9a-f]{40,64}", begin.tags.get("git.commit", "")):
+    if begin.weights is None and re.fullmatch(COMMIT, begin.tags.get("git.commit", "")):
         tags["mlflow.source.git.commit"] = begin.tags["git.commit"]
     return tags
 
