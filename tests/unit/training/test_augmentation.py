@@ -1,5 +1,7 @@
 """Policies, cutout and mixing: against one image at a time, and against torchvision."""
 
+from statistics import median
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,17 @@ from torchvision.transforms import v2
 from leanresnet.config.schema import Augmentation
 from leanresnet.data.splits import Split
 from leanresnet.training import loader as module
-from leanresnet.training.augmentation import POLICY, POLICY_GROUP, apply_policy, cut_out, draw, mix_pairs, seed_of
+from leanresnet.training.augmentation import (
+    POLICY,
+    POLICY_GROUP,
+    apply_policy,
+    crop_and_flip,
+    cut_out,
+    draw,
+    mix_pairs,
+    pad,
+    seed_of,
+)
 from leanresnet.training.loader import TrainBatches
 from leanresnet.training.loop import objective_of
 from leanresnet.training.losses import CrossEntropy
@@ -114,17 +126,41 @@ def test_a_policy_is_drawn_anew_each_epoch_and_leaves_the_global_random_state() 
     assert not torch.equal(first, apply_policy(images, "trivial_augment", seed=1, epoch=1))
 
 
-def test_an_epoch_crops_what_the_policy_made() -> None:
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+@pytest.mark.parametrize("seed", [0, 5])
+def test_an_epoch_crops_what_the_policy_made(seed: int, mode: str) -> None:
     split = split_of(random_images(40))
-    settings = augmentation_settings(flip=0.0, crop_padding=0, auto_augment="trivial_augment")
+    settings = augmentation_settings(flip=0.0, crop_padding=4, padding_mode=mode, auto_augment="trivial_augment")
+    batches = TrainBatches(split, 40, settings, seed)
     for number in (1, 2, 3):
-        expected = apply_policy(split.images, "trivial_augment", 0, number)[draw(40, settings, 0, number).order]
-        assert torch.equal(epoch_of(settings, split, number)[0], expected)
+        draws = draw(40, settings, seed, number)
+        padded = pad(apply_policy(split.images, "trivial_augment", seed, number), 4, mode)
+        expected = crop_and_flip(padded, draws.order, draws.rows, draws.columns, draws.flips)
+        assert torch.equal(next(batches.epoch(number))[0], expected)
 
 
 def mixed(kind: str, step: int = 0, share: float = 1.0) -> tuple[Tensor, Tensor]:
     settings = augmentation_settings(mix=kind, mix_alpha=1.0, mix_share=share)
     return mix_pairs(random_images(40), LABELS, settings, 0, 1, step, 10)
+
+
+def test_the_share_of_a_pair_is_drawn_with_its_alpha_anew_for_each_seed_epoch_and_step() -> None:
+    images = random_images(8)
+
+    def share(alpha: float, seed: int = 0, epoch: int = 1, step: int = 0) -> float:
+        settings = augmentation_settings(mix="mixup", mix_alpha=alpha, mix_share=1.0)
+        return float(mix_pairs(images, LABELS[:8], settings, seed, epoch, step, 10)[1].max())
+
+    # The Beta distribution of a large alpha is narrow around one half, and most of a small one's mass is at the ends.
+    assert max(share(1e4, step=step) for step in range(10)) < 0.55
+    assert median(share(0.05, step=step) for step in range(10)) > 0.95
+    assert len({share(1.0), share(1.0, seed=1), share(1.0, epoch=2), share(1.0, step=1)}) == 4
+
+
+def test_images_have_holes_also_where_batches_are_mixed() -> None:
+    split = split_of(random_images(40))
+    unmixed = augmentation_settings(cutout=8, mix="cutmix", mix_share=0.0)
+    assert torch.equal(epoch_of(unmixed, split)[0], epoch_of(augmentation_settings(cutout=8), split)[0])
 
 
 def test_mixup_weighs_pixels_as_labels() -> None:

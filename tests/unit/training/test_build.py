@@ -54,6 +54,14 @@ def test_a_whitening_stem_learns_from_all_classes_of_images_that_are_sorted_by_c
     assert outputs.transpose(0, 1).flatten(1).var(1).max() < 1.2
 
 
+def test_the_network_has_the_classes_of_the_data_and_the_batches_the_seed_of_the_recipe() -> None:
+    split = Split(TRAIN.images, TRAIN.labels % 3, ("a", "b", "c"), "other")
+    made = [build_training(recipe(seed=seed), CrossEntropy(0.0), split, CPU) for seed in (5, 6)]
+    images, labels = zip(*(next(each.batches.epoch(2)) for each in made), strict=True)
+    assert made[0].net(images[0]).shape == (20, 3)
+    assert not torch.equal(labels[0], labels[1])
+
+
 def test_a_recipe_is_put_together_with_nothing_left_out() -> None:
     made = build_training(recipe(), CrossEntropy(0.0), TRAIN, CPU)
     mean, std = TRAIN.channel_statistics

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leanresnet.config.schema import Augmentation, ProgressiveResizing
 from leanresnet.data.splits import Split
-from leanresnet.training.augmentation import AugmentationDraws, crop_and_flip, draw
+from leanresnet.training.augmentation import AugmentationDraws, crop_and_flip, draw, draw_flips
 from leanresnet.training.loader import EvalBatches, TrainBatches
 
 
@@ -89,6 +89,20 @@ def test_an_alternating_flip_mirrors_every_image_in_one_of_two_epochs() -> None:
     assert torch.equal(mirrored[1], mirrored[3])
     # 200 expected, deviation 10
     assert 160 < int(mirrored[0].sum()) < 240
+
+
+def test_an_alternating_flip_mirrors_its_share_in_odd_epochs_and_other_images_with_another_seed() -> None:
+    settings = augmentation_settings(flip=0.25, flip_mode="alternating")
+    # The deviation is 0.01.
+    assert [float(draw(2000, settings, 0, epoch).flips.float().mean()) for epoch in (1, 2)] == pytest.approx(
+        [0.25, 0.75], abs=0.05
+    )
+    assert not torch.equal(draw_flips(100, 0.5, 0), draw_flips(100, 0.5, 1))
+
+
+def test_a_hole_has_its_centre_at_any_pixel() -> None:
+    rows, columns = draw(2000, augmentation_settings(), 0, 1).holes.T
+    assert set(rows.tolist()) == set(columns.tolist()) == set(range(32))
 
 
 def test_small_epochs_scale_the_augmented_images_down() -> None:

@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,12 +11,16 @@ from helpers import MEAN, STD, augmentation_settings, optimizer_settings, schedu
 from torch import Tensor, nn
 
 from leanresnet.compute.device import autocast
+from leanresnet.config.schema import Sam
 from leanresnet.errors import DivergedError
 from leanresnet.models.resnet import build_model
+from leanresnet.training import loop as module
+from leanresnet.training.augmentation import seed_of
 from leanresnet.training.loader import EvalBatches, TrainBatches
 from leanresnet.training.loop import Criterion, StepConfig, fit, objective_of, train_one_epoch
 from leanresnet.training.losses import CrossEntropy
 from leanresnet.training.optimizers import build_optimizer
+from leanresnet.training.sam import SharpnessAware
 from leanresnet.training.schedules import LearningRate, build_schedule
 from leanresnet.training.state import TrainState
 from leanresnet.training.validation import MEASURES, Measure, Metrics, evaluate
@@ -312,6 +316,97 @@ def test_epochs_differ_in_what_they_show() -> None:
 def test_nothing_is_printed_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     Training(epochs=2).run()
     assert capfd.readouterr() == ("", "")
+
+
+def test_training_is_in_training_mode_after_an_evaluation() -> None:
+    training = Training()
+    training.net.eval()
+    before = training.net.stem[1].running_mean.clone()
+    train_one_epoch(training.net, training.train.epoch(1), training.loop)
+    assert all(module.training for module in training.net.modules())
+    assert not torch.equal(training.net.stem[1].running_mean, before)
+
+
+def test_each_forward_pass_is_in_the_precision_of_the_recipe() -> None:
+    """Of training, of both passes of SAM, of the averaged network's statistics, and of validation."""
+    training, found = Training(precision="bf16", epochs=1), []
+    sam = SharpnessAware(training.net, Sam(rho=0.05, adaptive=False))
+    training.loop = StepConfig(**vars(training.loop) | {"sam": sam})
+    training.net.stem[0].register_forward_hook(lambda layer, given, output: found.append(output.dtype))
+    training.run(ema_decay=0.5)
+    # 3 steps of two passes, the statistics of 3 batches, and 2 batches of validation.
+    assert found == [torch.bfloat16] * (6 + 3 + 2)
+
+
+def test_the_gradient_of_sam_is_clipped() -> None:
+    training, found = Training(max_grad_norm=0.1), []
+
+    def after() -> None:
+        found.append(float(nn.utils.get_total_norm([p.grad for p in training.net.parameters() if p.grad is not None])))
+
+    changes = {
+        "sam": SharpnessAware(training.net, Sam(rho=0.05, adaptive=False)),
+        "schedule": CountingSchedule(training.loop.schedule, after),
+    }
+    train_one_epoch(training.net, training.train.epoch(1), StepConfig(**vars(training.loop) | changes))
+    assert found == pytest.approx([0.1] * 3, rel=1e-3)
+
+
+def test_the_statistics_of_averaged_weights_come_from_as_many_images_as_they_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whole batches of the epoch, so that there are at least `NORM_IMAGES` of them."""
+    monkeypatch.setattr(module, "NORM_IMAGES", BATCH + 1)
+    counts: list[int] = []
+    compute = module.compute_batch_norm
+
+    def counted(net: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> None:
+        batches = list(images)
+        counts.append(len(batches))
+        compute(net, batches)
+
+    monkeypatch.setattr(module, "compute_batch_norm", counted)
+    Training(epochs=2).run(ema_decay=0.5)
+    assert counts == [2, 2]
+
+
+def test_the_selection_hears_the_validation_loss() -> None:
+    class Everything:
+        """A selection that leaves nothing out."""
+
+        heard: ClassVar[list[float]] = []
+
+        def select(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return images, labels
+
+        def step(self) -> None:
+            pass
+
+        def metrics(self) -> Metrics:
+            return {}
+
+        def end_epoch(self, val_loss: float) -> None:
+            self.heard.append(val_loss)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+    training = Training(epochs=2)
+    training.loop = StepConfig(**vars(training.loop) | {"selection": Everything()})
+    assert Everything.heard == [] != [row["val/loss"] for row in training.run().history] == Everything.heard
+
+
+def test_the_network_draws_anew_in_each_epoch_and_nothing_that_the_images_undergo() -> None:
+    drawn: list[float] = []
+
+    def criterion(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        drawn.append(float(torch.rand(())))
+        return CrossEntropy(0.0)(net, images, labels)
+
+    Training(criterion, epochs=2).run()
+    assert len(set(drawn)) == 6
+    of_images = torch.Generator().manual_seed(seed_of(0, 1))
+    assert drawn[0] != float(torch.rand((), generator=of_images))
 
 
 def test_what_the_network_draws_depends_on_the_seed_alone() -> None:

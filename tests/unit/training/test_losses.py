@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import random_images, tiny_net
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from leanresnet.training.losses import CrossEntropy, DistillationLoss, attention_distance, decoupled
 
@@ -103,6 +104,31 @@ def test_decoupled_distillation_of_a_teacher_without_doubt_is_finite() -> None:
     assert logits.grad is not None
     assert bool(loss.isfinite())
     assert bool(logits.grad.isfinite().all())
+
+
+def test_half_precision_logits_of_both_networks_are_compared_in_float32() -> None:
+    half, taught = LOGITS.bfloat16(), TAUGHT.bfloat16()
+    for beta in (None, 4.0):
+        loss = DistillationLoss(Answers(taught), 1.0, 4.0, beta, 0.0)(said(half), INPUTS, LABELS)[0]
+        exact = DistillationLoss(Answers(taught.float()), 1.0, 4.0, beta, 0.0)(said(half.float()), INPUTS, LABELS)[0]
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact, atol=0, rtol=0)
+
+
+def test_half_precision_maps_are_compared_in_float32() -> None:
+    maps, taught = ([random_images(4, seed).bfloat16()] for seed in (1, 2))
+    exact = attention_distance([maps[0].float()], [taught[0].float()])
+    torch.testing.assert_close(attention_distance(maps, taught), exact, atol=0, rtol=0)
+
+
+def test_a_right_class_of_any_size_counts_nothing_among_the_wrong_ones() -> None:
+    """Both say the same of the wrong classes, so the weight of these does not matter."""
+    student, teacher = torch.zeros(6, 10), torch.zeros(6, 10)
+    student[range(6), LABELS] = 12.0
+    student, teacher = (F.log_softmax(each, 1) for each in (student, teacher))
+    with_them, without = (float(decoupled(student, teacher, LABELS, beta)) for beta in (8.0, 0.0))
+    assert without > 1
+    assert with_them == pytest.approx(without, abs=1e-4)
 
 
 def test_alpha_0_is_cross_entropy() -> None:

@@ -228,6 +228,41 @@ def test_the_switch_decides_whether_the_proxy_is_compiled(monkeypatch: pytest.Mo
     assert given == []
 
 
+def test_the_proxy_computes_in_the_precision_of_the_recipe() -> None:
+    made, found = setup(recipe(precision="bf16")), set()
+    assert made.step_config.selection is not None
+    for layer in made.step_config.selection.net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda layer, given, output: found.add(output.dtype))
+    train_one_epoch(made.net, made.batches.epoch(1), made.step_config)
+    assert found == {torch.bfloat16}
+
+
+def test_a_plateau_reduces_the_learning_rate_of_the_proxy_too() -> None:
+    plateau = {"name": "plateau", "warmup_epochs": 0.0, "patience": 0, "factor": 0.1}
+    made = setup(recipe(schedule=recipe().schedule.model_dump() | plateau))
+    selection = made.step_config.selection
+    assert selection is not None
+    train_one_epoch(made.net, made.batches.epoch(1), made.step_config)
+    rate = selection._schedule.value
+    for loss in (1.0, 2.0):
+        selection.end_epoch(loss)
+    assert selection._schedule.value == pytest.approx(0.1 * rate)
+
+
+def test_the_proxys_loss_is_that_of_its_own_epoch() -> None:
+    made = setup(recipe())
+    selection = made.step_config.selection
+    assert selection is not None
+    first, second = list(made.batches.epoch(1))[:2]
+    train_one_epoch(made.net, [first], made.step_config)
+    selection.end_epoch(1.0)
+    with torch.no_grad():
+        expected = F.cross_entropy(selection.net(second[0]), second[1])
+    metrics = train_one_epoch(made.net, [second], made.step_config)
+    assert metrics["proxy_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_an_epoch_reports_the_images_that_it_passes_over() -> None:
     logged: list[Metrics] = []
     made = recipe()

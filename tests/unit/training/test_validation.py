@@ -24,6 +24,19 @@ def test_loss_and_accuracy_are_means_over_the_images(batch_size: int) -> None:
     assert 0 < found["accuracy"] < 1
 
 
+def test_the_loss_of_half_precision_logits_is_that_of_float32() -> None:
+    class Half(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).bfloat16()
+
+    class Rounded(Half):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).float()
+
+    half, rounded = (evaluate(net, EvalBatches(SPLIT, 16)) for net in (Half(0.0), Rounded(0.0)))
+    assert half == rounded
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_runs_in_evaluation_mode_and_restores_the_callers(training: bool) -> None:
     net = tiny_net().train(training)
