@@ -33,6 +33,11 @@ def drawn(name: object) -> str:
     return "".join(letters).replace("$", r"\$")
 
 
+def abbreviated(name: str, most: int = 20) -> str:
+    """Return a name of at most `most` characters; a longer one lacks its middle."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 + most // 2 - most :]}"
+
+
 @cache
 def _glyphs() -> Container[int]:
     from matplotlib.font_manager import findfont, get_font
@@ -43,10 +48,18 @@ def _glyphs() -> Container[int]:
 def aligned(rows: Sequence[Sequence[object]], numbers: Container[int]) -> str:
     """Return rows of cells as lines with aligned columns; the columns with these indices are aligned to the right."""
     cells = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    put = [str.rjust if place in numbers else str.ljust for place in range(len(widths))]
-    lines = (GAP.join(pad(cell, width) for pad, cell, width in zip(put, row, widths, strict=True)) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)
+    widths = [max(map(_columns, column)) for column in zip(*cells, strict=True)]
+
+    def padded(place: int, cell: str) -> str:
+        space = " " * (widths[place] - _columns(cell))
+        return space + cell if place in numbers else cell + space
+
+    return "\n".join(GAP.join(padded(place, cell) for place, cell in enumerate(row)).rstrip() for row in cells)
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes; a wide letter, as in East Asian languages, takes two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def fitted(rows: Sequence[Sequence[object]], numbers: Container[int], width: int) -> str:
@@ -59,11 +72,11 @@ def fitted(rows: Sequence[Sequence[object]], numbers: Container[int], width: int
     cells = [[plain(row[place]) for row in rows[1:]] for place in range(len(names))]
     parts, used = [[0]], 0
     for place in range(1, len(names)):
-        needed = len(GAP) + max(map(len, names[place] + cells[place]))
+        needed = len(GAP) + max(map(_columns, names[place] + cells[place]))
         if len(parts[-1]) > 1 and used + needed > width:
             parts.append([0])
         if len(parts[-1]) == 1:
-            used = max(map(len, names[0] + cells[0]))
+            used = max(map(_columns, names[0] + cells[0]))
         parts[-1].append(place)
         used += needed
     return "\n\n".join(_part(names, cells, places, numbers) for places in parts)

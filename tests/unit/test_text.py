@@ -9,7 +9,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import synthetic_split
+from helpers import random_images, synthetic_split
 from matplotlib.figure import Figure
 
 import pipeline.check as check
@@ -27,7 +27,7 @@ from leanresnet.evaluation import figures as pictures
 from leanresnet.evaluation.predictions import Predictions
 from leanresnet.models import checkpoint
 from leanresnet.serving import inference
-from leanresnet.text import drawn, fitted, markdown, plain
+from leanresnet.text import abbreviated, aligned, drawn, fitted, markdown, plain
 from pipeline.predict import predict
 
 NAMES = {
@@ -199,6 +199,22 @@ def test_stages_and_params_of_dvc_are_lines(
 
 
 TABLE = [["run", "million MACs", "distill.teacher"], ["a", "8.6", "none"], ["longer", "23.9", "teacher"]]
+
+
+def test_wide_letters_take_two_columns_of_a_terminal() -> None:
+    lines = aligned([["run", "accuracy", "x"], ["名前", "9", "y"], ["name", "10", "z"]], {1})
+    assert lines.splitlines() == ["run   accuracy  x", "名前         9  y", "name        10  z"]
+    assert fitted([["run", "accuracy"], ["名前", "9"]], {1}, 14).splitlines()[0] == "run   accuracy"
+    assert "\n\n" in fitted([["run", "a", "accuracy"], ["名前", "9", "1"]], {1}, 14)
+
+
+def test_a_long_name_lacks_its_middle_in_a_picture() -> None:
+    assert abbreviated("12345678901234567890") == "12345678901234567890"
+    assert abbreviated("123456789012345678901") == "1234567890…345678901"
+    names = (f"{60 * 'a'} first", f"{60 * 'a'} second")
+    split = Split(random_images(2), torch.arange(2), names, "folder")
+    titles = [text.get_text() for text in samples(split).axes[0].texts]
+    assert titles == ["aaaaaaaaaa…aaa first", "aaaaaaaaaa…aa second"]
 
 
 def test_a_wide_terminal_shows_all_columns_side_by_side() -> None:

@@ -25,6 +25,8 @@ RED, BLUE = (0.7, 0.09, 0.17), (0.13, 0.4, 0.67)
 DIFFERENCES = LinearSegmentedColormap.from_list(
     "differences", [(0, (*RED, 1)), (0.5, (*RED, 0)), (0.5, (*BLUE, 0)), (1, (*BLUE, 1))]
 )
+# The most groups whose names are inside the chart of the curves; more are named beside it.
+MOST_INSIDE = 10
 # Where the name of a point may stand, in points of 1/72 inch from it; the nearest free place is taken.
 PLACES = [
     (right * distance, up * distance)
@@ -44,7 +46,7 @@ COSTS = {
 def overview(groups: Groups) -> Figure:
     """Draw the curves, and accuracy over parameters and over multiply-accumulates if these differ between runs."""
     costs = [cost for cost in ("parameters", "multiply-accumulates") if costs_differ(groups, cost)]
-    figure = Figure(figsize=(7 + 5 * len(costs), 4.5), layout="constrained")
+    figure = Figure(figsize=_size(groups, 7 + 5 * len(costs), 4.5), layout="constrained")
     axes = figure.subplots(1, 1 + len(costs), squeeze=False)[0]
     _curves(axes[0], groups)
     points = [_trade_off(place, groups, cost) for place, cost in zip(axes[1:], costs, strict=True)]
@@ -60,7 +62,7 @@ def color(number: int) -> str:
 
 def curves(groups: Groups) -> Figure:
     """Draw the validation accuracy of each group by epoch."""
-    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    figure = Figure(figsize=_size(groups, 5.5, 4), layout="constrained")
     _curves(figure.add_subplot(), groups)
     return figure
 
@@ -117,8 +119,16 @@ def _curves(axes: Axes, groups: Groups) -> None:
     axes.set(xlabel="epoch", ylabel="validation accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     # Without handles, matplotlib leaves out curves whose names begin with an underscore.
-    axes.legend(handles=axes.lines, fontsize=7)
+    if len(groups) <= MOST_INSIDE:
+        axes.legend(handles=axes.lines, fontsize=7)
+    else:
+        axes.figure.legend(handles=axes.lines, fontsize=7, loc="outside right upper")
     axes.grid(alpha=0.3)
+
+
+def _size(groups: Groups, width: float, height: float) -> tuple[float, float]:
+    """Return the size in inches of a picture of the curves, which has room for names beside them."""
+    return (width, height) if len(groups) <= MOST_INSIDE else (width + 2, max(height, 0.16 * len(groups) + 0.3))
 
 
 def _trade_off(axes: Axes, groups: Groups, cost: str) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from leanresnet.data.splits import Split
-from leanresnet.text import drawn
+from leanresnet.text import abbreviated, drawn
 
 MOST_CLASSES = 100
 # The side of an image and the height of its title, as shares of a column's width.
@@ -16,7 +16,9 @@ def samples(split: Split) -> Figure:
     """Draw the first image of each class, of at most `MOST_CLASSES` classes."""
     first = split.first_of_classes(MOST_CLASSES)
     columns = 5 if len(first) <= 20 else 10
-    return image_grid(split.images[first], [drawn(split.classes[label]) for label in split.labels[first]], columns)
+    return image_grid(
+        split.images[first], [drawn(abbreviated(split.classes[label])) for label in split.labels[first]], columns
+    )
 
 
 def image_grid(images: Tensor, titles: list[str], columns: int) -> Figure:

@@ -10,7 +10,7 @@ from torch import Tensor
 from leanresnet.data.preview import image_grid
 from leanresnet.data.splits import Split
 from leanresnet.evaluation.predictions import Predictions
-from leanresnet.text import drawn
+from leanresnet.text import abbreviated, drawn
 
 # Of more classes, a matrix shows no numbers, which nobody could read.
 MOST_NUMBERED = 20
@@ -21,7 +21,7 @@ def class_axes(classes: Sequence[str], width: float, height: float) -> tuple[Fig
     least = min(0.16 * len(classes), 40)
     figure = Figure(figsize=(max(width, least), max(height, least)), layout="constrained")
     axes = figure.add_subplot()
-    names, ticks = [drawn(name) for name in classes], range(len(classes))
+    names, ticks = [drawn(abbreviated(name)) for name in classes], range(len(classes))
     size: dict[str, Any] = {"fontsize": 6} if len(classes) > MOST_NUMBERED else {}
     axes.set_xticks(ticks, names, rotation=45, ha="right", **size)
     axes.set_yticks(ticks, names, **size)
@@ -49,10 +49,8 @@ def mistakes(name: str, split: Split, predictions: Predictions, count: int) -> F
     wrong = predictions.mistakes(count)
     confidence, chosen = predictions.probabilities[wrong].max(1)
     triples = zip(chosen.tolist(), confidence.tolist(), split.labels[wrong].tolist(), strict=True)
-    titles = [
-        f"{drawn(split.classes[predicted])} {share:.0%}\nis {drawn(split.classes[true])}"
-        for predicted, share, true in triples
-    ]
+    names = [drawn(abbreviated(each)) for each in split.classes]
+    titles = [f"{names[predicted]} {share:.0%}\nis {names[true]}" for predicted, share, true in triples]
     figure = image_grid(split.images[wrong], titles, columns=6)
     figure.suptitle(drawn(name))
     if not titles:

@@ -85,6 +85,8 @@ class View:
             in_section = {"metricSectionId": self.name, "runsCountToCompare": RUNS_IN_CHART}
             # Without this key, MLflow sorts the sections that it makes from the names of metrics before this one.
             shown["isAccordionReordered"] = True
+            # By default, the charts show the first ten runs alone.
+            shown["runsHiddenMode"] = "SHOW_ALL"
             shown["compareRunSections"] = [{**section, **ours}]
             shown["compareRunCharts"] = [
                 {"uuid": f"{self.name}-{place}", **in_section, **ours, **chart}

@@ -10,7 +10,7 @@ from databases import place_database
 from matplotlib.colors import to_hex
 
 from leanresnet.analysis import runs as registry
-from leanresnet.analysis.charts import confusion_difference, front, overview, trade_off
+from leanresnet.analysis.charts import confusion_difference, curves, front, overview, trade_off
 from leanresnet.analysis.comparison import compare, differing, select
 from leanresnet.analysis.runs import RunRecord, find_experiments, find_run, find_run_of_weights
 from leanresnet.errors import DataError
@@ -314,6 +314,19 @@ def test_what_a_picture_names_is_inside_it() -> None:
     for name in axes.texts:
         box = name.get_window_extent()
         assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
+
+
+@pytest.mark.parametrize("count", [10, 11, 50])
+def test_the_names_of_many_runs_are_in_the_picture_and_leave_room_for_the_curves(count: int) -> None:
+    groups = [[recorded(f"run {number} with a long name", 0.5, lr=str(number))] for number in range(count)]
+    for figure in (curves(groups), overview(groups)):
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        legend = axes.get_legend() or figure.legends[0]
+        assert len(legend.get_texts()) == count
+        box = legend.get_window_extent()
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+        assert min(axes.bbox.width, axes.bbox.height) > 200
 
 
 def test_no_name_of_a_point_covers_another_name_or_point() -> None:

@@ -34,6 +34,8 @@ def test_the_experiment_has_views_and_each_address_opens_one() -> None:
         assert kept["createdAt"] == kept["updatedAt"] > 0
         assert state["columnOrder"] == ["attributes.`Run Name`", *state["selectedColumns"]]
         assert ("compareRunCharts" in state) == address.endswith("&compareRunsMode=CHART")
+        # Otherwise the charts hide all runs but the first ten.
+        assert state.get("runsHiddenMode") == ("SHOW_ALL" if "compareRunCharts" in state else None)
         assert {each["metricSectionId"] for each in state.get("compareRunCharts", [])} <= {name}
 
 
