@@ -52,6 +52,13 @@ def test_the_mode_is_restored() -> None:
     assert not any(module.training for module in net.modules())
 
 
+def test_the_statistics_build_no_graph() -> None:
+    net, graphs = tiny_net(), []
+    net.stem[0].register_forward_hook(lambda layer, given, output: graphs.append(output.requires_grad))
+    compute_batch_norm(net, batches())
+    assert graphs == [False] * 3
+
+
 def test_an_update_is_one_operation_on_the_device_and_the_statistics_are_not_read() -> None:
     net = tiny_net()
     average = MovingAverage(net, 0.9)
