@@ -9,7 +9,7 @@ from helpers import random_images
 from leanresnet.config.schema import SplitSettings
 from leanresnet.data import division
 from leanresnet.data.division import divide
-from leanresnet.data.splits import Split, load_split
+from leanresnet.data.splits import Split, hold_out, load_split
 from leanresnet.errors import DataError
 
 
@@ -22,6 +22,28 @@ def divided(training: Split, settings: SplitSettings, out: Path, monkeypatch: py
     monkeypatch.setattr(division, "read_source", lambda source: (training, training))
     divide(settings, Path("source"), out, out)
     return load_split(out / "train.safetensors")
+
+
+def test_each_file_has_its_part_which_the_seed_determines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, test = unequal(60, 60), unequal(7, 5)
+    monkeypatch.setattr(division, "read_source", lambda source: (whole, test))
+    found = {}
+    for seed in (0, 3):
+        divide(SplitSettings(validation=20, training=40, seed=seed), Path("source"), tmp_path, tmp_path)
+        train, validation, held = (
+            load_split(tmp_path / f"{name}.safetensors") for name in ("train", "validation", "test")
+        )
+        assert (len(train), len(validation), held.digest()) == (40, 20, test.digest())
+        rest, expected = hold_out(whole, 20, seed)
+        assert validation.digest() == expected.digest()
+        assert train.digest() == hold_out(rest, 40, seed)[1].digest()
+        found[seed] = (train.digest(), validation.digest())
+    assert not set(found[0]) & set(found[3])
+
+
+def test_a_digest_depends_on_the_labels_too() -> None:
+    split = unequal(3, 2)
+    assert Split(split.images, split.labels.flip(0), split.classes, split.dataset).digest() != split.digest()
 
 
 def test_a_class_without_training_images_is_an_error_that_names_it(

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import synthetic_split, tiny_model, tiny_net
+from helpers import logits_of, synthetic_split, tiny_model, tiny_net
+from torch.nn import functional as F
 
 from leanresnet.config.schema import Evaluate
 from leanresnet.data.splits import save_split
 from leanresnet.errors import DataError, StorageError
 from leanresnet.evaluation import report
+from leanresnet.evaluation.predictions import predict
 from leanresnet.evaluation.report import accuracy_by_class
 from leanresnet.files import file_hashes, save_csv
 from leanresnet.models import checkpoint
 from leanresnet.tracking import log_outputs
+from leanresnet.training.loader import EvalBatches
 from leanresnet.training.results import Outputs
 
 CPU = torch.device("cpu")
@@ -65,6 +68,46 @@ def test_each_model_is_loaded_once_and_each_picture_has_its_name(
     log_outputs.log_evaluation(evaluated, outputs, CPU, held_out, {})
     assert loaded == [tmp_path / "model", tmp_path / "teacher"]
     assert titles == ["student", "student"]
+
+
+def test_the_report_has_the_figures_of_each_split_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = {"validation": synthetic_split(30, seed=1), "test": synthetic_split(50, seed=2)}
+    for name, split in splits.items():
+        save_split(split, tmp_path / name)
+    origin = {"name": "baseline", "stage": "train@baseline", "dataset": "synthetic", "teacher_sha256": None}
+    digests = {"train_md5": "0" * 32, "validation_md5": file_hashes(tmp_path / "validation")[0]}
+    params = {"params": {"optimizer.name": "sgd", "epochs": 1, "seed": 0}}
+    net = tiny_net(3)
+    about = {**origin, **digests, **params}
+    checkpoint.save_model(net.state_dict(), tiny_model(), splits["test"].classes, about, tmp_path / "model")
+    exact: list[bool] = []
+    monkeypatch.setattr(report, "exact_float32", lambda: entered(exact))
+    measured: list[int] = []
+    measure = report.measure_speed
+    monkeypatch.setattr(
+        report, "measure_speed", lambda net, images, n: measured.append(len(images)) or measure(net, images, n)
+    )
+    outputs = Outputs(tmp_path / "model", tmp_path / "results")
+    settings = Evaluate(batch_size=20, calibration_bins=3, mistakes=4, timing_repeats=3)
+    report.write_report(settings, outputs, tmp_path / "model", tmp_path / "validation", tmp_path / "test", CPU)
+    found = report.load_report(outputs.results).model_dump(by_alias=True)
+    for name, key in (("validation", "val/evaluated_"), ("test", "test/")):
+        logits, labels = logits_of(net, splits[name].images), splits[name].labels
+        chosen = logits.argmax(1)
+        assert found[f"{key}accuracy"] == pytest.approx(float((chosen == labels.numpy()).mean()))
+        assert found[f"{key}loss"] == pytest.approx(float(F.cross_entropy(torch.from_numpy(logits), labels)), rel=1e-5)
+    classes = splits["test"].classes
+    expected = [(classes[true], classes[place]) for true, place in zip(labels.tolist(), chosen, strict=True)]
+    assert report.read_predictions(outputs.results / "confusion.csv") == expected
+    predictions = predict(net, EvalBatches(splits["test"], 20))
+    assert found["test/calibration_error"] == pytest.approx(predictions.calibration_error(3))
+    assert (exact, measured) == ([True], [20])
+
+
+@contextmanager
+def entered(noted: list[bool]) -> Iterator[None]:
+    noted.append(True)
+    yield
 
 
 def test_the_accuracy_of_each_class_is_its_share_of_right_predictions(tmp_path: Path) -> None:

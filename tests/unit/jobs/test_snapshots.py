@@ -10,9 +10,10 @@ import pytest
 import torch
 from helpers import files_up_to
 
+from leanresnet.compute.distributed import DistributedContext
 from leanresnet.errors import SnapshotError, StoppedError, StorageError
 from leanresnet.jobs import snapshots as module
-from leanresnet.jobs.snapshots import SnapshotCallback, Snapshots
+from leanresnet.jobs.snapshots import SnapshotCallback, Snapshots, load_state
 
 
 def filled(folder: Path, count: int = 3) -> Snapshots:
@@ -165,6 +166,33 @@ def test_a_state_is_saved_after_the_period_and_each_place_once(tmp_path: Path, m
     for _ in range(3):
         always(At(1, 3))  # type: ignore[arg-type]
     assert len(Snapshots(tmp_path / "always").paths()) == 1
+
+
+def test_what_a_state_was_saved_with_is_compared_with_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots = Snapshots(tmp_path / "kept")
+    callback = SnapshotCallback(snapshots, 0, lambda: None)
+    callback.save_latest()
+    assert snapshots.paths() == []
+    callback(At(1, 1))  # type: ignore[arg-type]
+    here = torch.device("cpu")
+    assert load_state(snapshots, here) == ({"place": [1, 1]}, None)
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NONE")
+    state, difference = load_state(snapshots, here, DistributedContext(0, 2))
+    assert state == {"place": [1, 1]}
+    assert difference is not None
+    assert [each.partition(":")[0] for each in difference.split("; ")] == ["torch", "instructions", "processes"]
+
+
+def test_the_latest_state_is_saved_on_request(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path / "kept")
+    callback = SnapshotCallback(snapshots, 1e6, lambda: None)
+    callback(At(1, 4))  # type: ignore[arg-type]
+    assert places(snapshots) is None
+    callback.save_latest()
+    assert places(snapshots) == [1, 4]
 
 
 def test_a_state_that_cannot_be_saved_costs_a_line_but_a_stop_needs_it(
