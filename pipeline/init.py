@@ -16,6 +16,10 @@ PARTS = (".gitignore", ".dvcignore", ".dvc", "src/leanresnet", "params.schema.js
 # A folder that is a repository already has its own; what they leave out is left out there too.
 IGNORES = (".gitignore", ".dvcignore")
 
+# An experiment of DVC adds the files of a stage's dependencies to git, and those behind the link to the code would
+# replace it. The pattern matches folders alone, so the link itself is tracked.
+CODE = "/src/leanresnet/\n"
+
 # The content of .dvc/.gitignore. DVC writes it only if the folder is a git repository when `dvc init` runs.
 UNTRACKED = "/config.local\n/tmp\n/cache\n"
 
@@ -75,7 +79,7 @@ def _make(folder: Path, preset: "Preset") -> None:
     save_text(config.replace("[core]\n", "[core]\n    no_scm = true\n", 1), folder / ".dvc" / "config")
     save_text(UNTRACKED, folder / ".dvc" / ".gitignore")
     save_text(released(".dvc/plots.html").read_text(encoding="utf-8"), folder / ".dvc" / "plots.html")
-    save_text(released(".gitignore").read_text(encoding="utf-8"), folder / ".gitignore")
+    save_text(released(".gitignore").read_text(encoding="utf-8") + CODE, folder / ".gitignore")
     save_text(released(".dvcignore").read_text(encoding="utf-8"), folder / ".dvcignore")
     # The stages depend on the code. A link to it is needed because DVC applies .dvcignore to files behind a link in the
     # workspace, but not to paths outside of the workspace.

@@ -318,6 +318,16 @@ def test_init_takes_the_remote_of_a_team_along(tmp_path: Path, checkout_of_init:
     assert workspace.dvc("config", "remote.team.url", folder=folder).stdout == "s3://leanresnet/dvc\n"
     assert (folder / "dvc.yaml").read_text() == (checkout / "dvc.yaml").read_text()
     assert (folder / "src/leanresnet").readlink() == ROOT / "src/leanresnet"
+    # Git tracks the link, and nothing behind it, which an experiment of DVC would add.
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
+    tracked = subprocess.run(["git", "ls-files", "src"], cwd=folder, check=True, capture_output=True, text=True).stdout
+    assert tracked == "src/leanresnet\n"
+    (folder / "src/leanresnet").unlink()
+    (folder / "src/leanresnet").mkdir()
+    (folder / "src/leanresnet/files.py").touch()
+    ignored = subprocess.run(["git", "check-ignore", "src/leanresnet/files.py"], cwd=folder, check=False)
+    assert ignored.returncode == 0
 
 
 @pytest.mark.parametrize("there", [[], [".gitignore", ".dvcignore", "notes.txt"]])
@@ -340,7 +350,9 @@ def test_an_init_that_failed_can_be_tried_again(
         lines = (folder / name).read_bytes().splitlines()
         assert lines[0] == b"mine \xe9"
         # In a repository that has its own, git and DVC leave out the data and the models all the same.
-        assert set(lines[1:]) == (set() if name == "notes.txt" else set((ROOT / name).read_bytes().splitlines()))
+        added = {b"/src/leanresnet/"} if name == ".gitignore" else set()
+        expected = set() if name == "notes.txt" else {*(ROOT / name).read_bytes().splitlines(), *added}
+        assert set(lines[1:]) == expected
 
 
 @pytest.mark.parametrize(
