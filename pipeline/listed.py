@@ -28,27 +28,59 @@ def check_listed() -> None:
     content: Any = read_yaml(stages.read_text(encoding="utf-8"))
     for dep in map(Path, content["stages"].get(stage, {}).get("deps", [])):
         if dep.is_relative_to(LISTED):
-            for file in sorted(_modules(dep, LISTED) | _modules(IMPORTED / dep.relative_to(LISTED), IMPORTED)):
-                if _differ(LISTED / file, IMPORTED / file):
-                    raise leanresnet.errors.ConfigError(f"{LISTED / file}: {_wrong(file)}")
+            file = _different(LISTED, dep.relative_to(LISTED))
+            if file:
+                raise leanresnet.errors.ConfigError(f"{LISTED / file}: {_wrong(file)}")
 
 
 def check_link(folder: Path) -> None:
     """Check that the code on which the stages of a workspace depend is there.
 
-    `leanresnet init` links it to the installed package, which is elsewhere where a clone of the workspace is used.
+    `leanresnet init` links it to the installed package, which is elsewhere where a clone of the workspace is used. git
+    may also have replaced the link by the files that an experiment added behind it.
 
     Raises:
-        ConfigError: if the link leads nowhere; the message has the command that repairs it.
+        ConfigError: if the code is not there, or a copy of it is not complete; the message has the command that repairs
+            it.
     """
     link = folder / LISTED
     if link.is_symlink() and not link.exists():
         wrong = f"a link to {link.readlink()}, which is not on this machine"
-        raise leanresnet.errors.ConfigError(f"{link}: {wrong}, expected: one to the code, after `{_relink(link)}`")
+    elif not link.exists():
+        wrong = "missing"
+    elif _is_copy(link) and (file := _different(link, Path())):
+        wrong = f"not the code that runs, of which {file} differs or is missing"
+    else:
+        return
+    raise leanresnet.errors.ConfigError(f"{link}: {wrong}, expected: a link to the code, after `{_relink(link)}`")
+
+
+def _is_copy(package: Path) -> bool:
+    """Whether a package is neither a link nor that of a checkout."""
+    return not package.is_symlink() and not _is_checkout(package.parents[1])
+
+
+def _is_checkout(folder: Path) -> bool:
+    return (folder / "pyproject.toml").exists()
 
 
 def _relink(link: Path) -> str:
-    return shlex.join(["ln", "-sfn", str(IMPORTED), str(link)])
+    """Return the command that makes the link anew."""
+    if _is_checkout(link.parents[1]):
+        return f"git checkout HEAD -- {shlex.quote(str(link))}"
+    commands = [["ln", "-sfn", str(IMPORTED), str(link)]]
+    if link.is_dir() and not link.is_symlink():
+        # `ln` would put the link into the folder.
+        commands.insert(0, ["rm", "-r", str(link)])
+    elif not link.parent.exists():
+        commands.insert(0, ["mkdir", "-p", str(link.parent)])
+    return " && ".join(map(shlex.join, commands))
+
+
+def _different(package: Path, part: Path) -> Path | None:
+    """Return the first module of a part of a package that differs from the imported one, or None."""
+    files = _modules(package / part, package) | _modules(IMPORTED / part, IMPORTED)
+    return next((file for file in sorted(files) if _differ(package / file, IMPORTED / file)), None)
 
 
 def _modules(place: Path, package: Path) -> set[Path]:
@@ -64,8 +96,8 @@ def _wrong(file: Path) -> str:
     if (package / file).resolve() == IMPORTED / file:
         return f"{IMPORTED / file} was edited since the experiment was queued, expected: one that is queued now"
     checkout = package.resolve().parents[1]
-    if package.is_symlink() and not (checkout / "pyproject.toml").exists():
-        # The link of a workspace to an installed package: linked anew, its stages run again with this code.
+    if not _is_checkout(checkout):
+        # A link to an installed package, or a copy of it: linked anew, the stages run again with this code.
         repair, right = _relink(package), "that code"
     else:
         repair = f"python -m pip install --no-deps --no-build-isolation --editable {shlex.quote(str(checkout))}"

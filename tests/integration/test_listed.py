@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from imports import ROOT
 
 from leanresnet.errors import ConfigError
 from pipeline.cli import cli
-from pipeline.listed import check_listed
+from pipeline.listed import check_link, check_listed
 
 LOSSES = "src/leanresnet/training/losses.py"
 
@@ -104,13 +105,57 @@ def test_what_dvc_does_not_record_may_be_any_code(clone: Path, monkeypatch: pyte
     check_listed()
 
 
-def test_a_clone_of_a_workspace_says_how_its_link_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src/leanresnet").symlink_to(tmp_path / "another machine")
-    (tmp_path / "params.yaml").write_text(preset_text("demo"))
-    (tmp_path / "dvc.yaml").touch()
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace without the code."""
+    folder = tmp_path / "a space"
+    folder.mkdir()
+    (folder / "params.yaml").write_text(preset_text("demo"))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def link_away(space: Path) -> str:
+    (space / "src").mkdir()
+    (space / "src/leanresnet").symlink_to(space / "another machine")
+    return f"a link to {space / 'another machine'}, which is not on this machine"
+
+
+def copy_in_part(space: Path) -> str:
+    shutil.copytree(ROOT / "src/leanresnet", space / "src/leanresnet")
+    (space / "src/leanresnet/text.py").unlink()
+    return "not the code that runs, of which text.py differs or is missing"
+
+
+@pytest.mark.parametrize("lose", [link_away, copy_in_part, lambda space: "missing"])
+def test_check_says_how_a_lost_link_is_renewed(lose: Callable[[Path], str], space: Path) -> None:
+    """As in a clone of a workspace, and where git has replaced the link by the files behind it."""
+    wrong = lose(space)
     refused = str(CliRunner().invoke(cli, ["check"]).exception)
-    assert refused.startswith(f"src/leanresnet: a link to {tmp_path / 'another machine'}, which is not on this machine")
-    subprocess.run(shlex.split(refused.split("`")[1]), check=True)
-    assert Path("src/leanresnet").resolve() == ROOT / "src/leanresnet"
+    assert refused.startswith(f"src/leanresnet: {wrong}, expected: a link to the code, after `")
+    subprocess.run(["sh", "-c", refused.split("`")[1]], check=True)
+    assert Path("src/leanresnet").readlink() == ROOT / "src/leanresnet"
+    check_link(Path())
+
+
+def test_a_copy_of_the_code_that_runs_is_no_error(space: Path) -> None:
+    shutil.copytree(ROOT / "src/leanresnet", space / "src/leanresnet")
+    check_link(Path())
+
+
+def test_a_stage_of_a_copy_says_how_it_is_replaced(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_in_part(space)
+    monkeypatch.setenv("DVC_ROOT", str(space))
+    monkeypatch.setenv("DVC_STAGE", "evaluate@baseline")
+    edit(space / "src/leanresnet/files.py")
+    with pytest.raises(ConfigError) as refused:
+        check_listed()
+    subprocess.run(["sh", "-c", str(refused.value).split("`")[1]], check=True)
+    assert Path("src/leanresnet").readlink() == ROOT / "src/leanresnet"
+
+
+def test_a_checkout_has_its_code_from_git(clone: Path) -> None:
+    shutil.rmtree(clone / "src/leanresnet")
+    with pytest.raises(ConfigError, match=r"leanresnet: missing, .* after `git checkout HEAD -- src/leanresnet`"):
+        check_link(Path())

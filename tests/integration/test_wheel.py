@@ -13,6 +13,8 @@ from databases import place_database, runs_of
 from helpers import put, tiny_model
 from imports import ROOT
 
+from pipeline.init import CODE
+
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 
@@ -53,8 +55,9 @@ def test_the_demo_runs_in_an_empty_folder(environment: Path, shell: Shell, tmp_p
     space = tmp_path / "demo"
     code = packages(environment) / "leanresnet"
     assert (space / "src" / "leanresnet").readlink() == code
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", ".dvcignore"):
         assert (space / name).read_text() == (ROOT / name).read_text()
+    assert (space / ".gitignore").read_text() == (ROOT / ".gitignore").read_text() + CODE
     params = yaml.safe_load((space / "params.yaml").read_text())
     tiny = {"split.training": 200, "evaluate.batch_size": 50}
     for recipe in ("train.teacher", "distill.student"):
