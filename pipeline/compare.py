@@ -65,10 +65,13 @@ def compare(
         return
     from leanresnet.analysis.comparison import compare as side_by_side
     from leanresnet.analysis.comparison import select
+    from leanresnet.analysis.dvc_lock import weights_of_experiments
+    from leanresnet.files import workspace
 
     if against is not None and group_by == "none":
         raise click.UsageError("--against compares seeds, expected: no --group-by none with it")
-    found = side_by_side(select(targets, experiments), group_by == "seed", against)
+    here = weights_of_experiments(workspace()) if experiments else {}
+    found = side_by_side(select(targets, experiments, here), group_by == "seed", against)
     table = found.text(shutil.get_terminal_size().columns) if sys.stdout.isatty() else found.markdown()
     click.echo("\n\n".join([table, *found.notes]))
     if out is not None:

@@ -92,14 +92,14 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
         have_run = _dvc("exp", "list", "--name-only").split()
         failed = [each.name for each in chosen if each.name not in have_run]
         from leanresnet.analysis.comparison import compare, select
-        from leanresnet.analysis.dvc_lock import outputs_of_experiments
+        from leanresnet.analysis.dvc_lock import weights_of_experiments
 
-        outputs, shown = outputs_of_experiments(Path()), {known[name].question for name in have_run if name in known}
+        here, shown = weights_of_experiments(Path()), {known[name].question for name in have_run if name in known}
         for question in asked:
             if not {question, REFERENCE} & shown:
                 continue
-            runs = select([], [question, REFERENCE], outputs)
-            # A reference whose model was there before it was asked for has no run of its own.
+            # A server may have runs of another workspace, whose experiments have the same names.
+            runs = [run for run in select([], [question, REFERENCE], here) if run.experiment in here]
             of_reference = [run.run_id for run in runs if (run.label, run.model) == (REFERENCE, known[REFERENCE].model)]
             found = compare(runs, against=of_reference[-1] if of_reference else None)
             click.echo("\n\n".join([found.markdown(), *found.notes]))

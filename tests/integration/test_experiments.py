@@ -239,7 +239,7 @@ def test_experiments_that_fail_are_named_at_the_end(
     (tmp_path / ".experiments/cpu").mkdir(parents=True)
     (tmp_path / ".experiments/cpu/dvc.yaml").touch()
     monkeypatch.setattr(command, "_init_repository", lambda message: None)
-    monkeypatch.setattr("leanresnet.analysis.comparison.select", lambda targets, experiments, outputs: [])
+    monkeypatch.setattr("leanresnet.analysis.comparison.select", lambda targets, experiments, here: [])
     shown = SimpleNamespace(markdown=lambda: "the table", notes=[], write=lambda out: None)
     monkeypatch.setattr("leanresnet.analysis.comparison.compare", lambda runs, against: shown)
     (tmp_path / "params.yaml").touch()

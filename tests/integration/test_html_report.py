@@ -60,16 +60,16 @@ def test_the_command_writes_one_file_that_needs_no_other_and_logs_it(checkout: C
 
 
 def test_all_finished_runs_are_compared_where_none_is_named(workspace: Path) -> None:
-    assert {run.run_id for run in select([], [])} >= {run.info.run_id for run in runs_by_model(workspace).values()}
+    assert {run.run_id for run in select([], [], {})} >= {run.info.run_id for run in runs_by_model(workspace).values()}
 
 
 def test_a_model_is_named_by_its_place(workspace: Path) -> None:
-    (run,) = select([str(workspace / "models/student")], [])
+    (run,) = select([str(workspace / "models/student")], [], {})
     assert run.model == "student"
 
 
 def test_without_the_test_split_the_page_says_so(workspace: Path, tmp_path: Path) -> None:
-    runs = select([str(workspace / "models" / model) for model in ("baseline", "teacher")], [])
+    runs = select([str(workspace / "models" / model) for model in ("baseline", "teacher")], [], {})
     differ = disagreement(*runs)
     assert differ is not None
     assert differ.truth == [true for true, _ in answers(workspace, "baseline")]
@@ -95,7 +95,7 @@ def test_disagreements_are_counted_by_who_is_right() -> None:
 def test_models_evaluated_on_different_images_are_not_held_against_each_other(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = select([str(workspace / "models" / model) for model in ("baseline", "teacher")], [])
+    runs = select([str(workspace / "models" / model) for model in ("baseline", "teacher")], [], {})
     monkeypatch.setattr("leanresnet.analysis.disagreement._answers", lambda run: ([run.model], ["a"]))
     with pytest.raises(DataError, match="evaluated on different images"):
         disagreement(*runs)

@@ -14,6 +14,7 @@ from leanresnet.analysis.runs import EVALUATED, RunRecord
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_text
 from leanresnet.text import markdown, plain
+from leanresnet.tracking.events import DVC_WEIGHTS_TAG
 
 ALIAS = "champion"
 # Metrics that a candidate needs, and further metrics for its model card.
@@ -58,7 +59,7 @@ def register_champion(root: Path) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             # The lineage of an earlier call has the stages, if the dvc.lock that had them has been replaced since.
             kept = runs.download(run.run_id, f"{FOLDER}/{LINEAGE}", Path(folder))
-            if kept and find_locked(run.tags["dvc.weights_md5"], root) is None:
+            if kept and find_locked(run.tags[DVC_WEIGHTS_TAG], root) is None:
                 version = runs.register(run, name, ALIAS, None)
             else:
                 version = runs.register(run, name, ALIAS, card(run, describe(run, root, params=False)))

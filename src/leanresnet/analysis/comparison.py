@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,9 +75,7 @@ class Comparison:
         return table, picture
 
 
-def select(
-    targets: Sequence[str], experiments: Sequence[str], outputs: Collection[str] | None = None
-) -> list[RunRecord]:
+def select(targets: Sequence[str], experiments: Sequence[str], here: Mapping[str, Collection[str]]) -> list[RunRecord]:
     """Return the runs to compare; without targets and experiments, all finished runs.
 
     Runs that lack what a comparison needs are left out with a warning.
@@ -85,21 +83,24 @@ def select(
     Args:
         targets: run ids, files of weights, or folders of models.
         experiments: names of DVC experiments; a name stands for the experiments `<name>` and `<name>-...`.
-        outputs: see `runs.find_experiments`.
+        here: the weights of the workspace's own experiments, see `runs.find_experiments`.
 
     Raises:
         DataError: if MLflow has no such run, or none of the runs can be compared.
         StorageError: if MLflow cannot be reached.
     """
     records = [find(target) for target in targets]
-    records += [run for name in experiments for run in runs.find_experiments(name, outputs)]
+    records += [run for name in experiments for run in runs.find_experiments(name, here)]
     if not targets and not experiments:
         records = runs.find_finished()
     if not records:
         asked = f"experiment = {', '.join(experiments)}: " if experiments else ""
         raise DataError(f"{asked}no finished run, expected: names from `dvc exp list`, run ids, models")
+    by_id: dict[str, RunRecord] = {}
+    for run in records:
+        by_id.setdefault(run.run_id, run)
     usable = []
-    for run in {run.run_id: run for run in records}.values():
+    for run in by_id.values():
         missing = run.lacks(["model"], COMPARED)
         if missing:
             warn(f"run {run.run_id} {run.label}: left out, it is {run.status} and lacks {', '.join(missing)}")

@@ -11,9 +11,12 @@ from pydantic import BaseModel, Field, ValidationError
 from leanresnet.config.documents import read_yaml, write_yaml
 from leanresnet.errors import DataError
 from leanresnet.files import not_read
+from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.tracking.git import git
 
 LOCK = "dvc.lock"
+# DVC keeps an experiment below the commit that it began at, and its queue in other references.
+EXPERIMENT_REF = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]+/(.+)")
 CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |$)", re.MULTILINE)
 
 
@@ -167,12 +170,20 @@ def outputs(stages: dict[str, Stage]) -> set[str]:
     return {md5 for stage in stages.values() for md5 in stage.digests("outs").values()}
 
 
-def outputs_of_experiments(root: Path) -> set[str]:
-    """Return the md5 of all outputs of the DVC experiments in a workspace; a damaged dvc.lock is skipped."""
-    found: set[str] = set()
-    for ref in (git(root, "for-each-ref", "--format=%(refname)", "refs/exps") or "").split():
-        with suppress(DataError):
-            found |= outputs(read_stages(git(root, "show", f"{ref}:./{LOCK}") or ""))
+def weights_of_experiments(root: Path) -> dict[str, list[str]]:
+    """Return the md5 of the models' weights in each DVC experiment of a workspace, by the experiment's name.
+
+    Of experiments with the same name it is the newest. One with a damaged dvc.lock is skipped.
+    """
+    found: dict[str, list[str]] = {}
+    refs = git(root, "for-each-ref", "--sort=committerdate", "--format=%(refname)", "refs/exps") or ""
+    for ref in refs.split():
+        experiment = EXPERIMENT_REF.fullmatch(ref)
+        if experiment:
+            with suppress(DataError):
+                stages = read_stages(git(root, "show", f"{ref}:./{LOCK}") or "")
+                outs = (out for stage in stages.values() for out in stage.digests("outs").items())
+                found[experiment[1]] = [md5 for path, md5 in outs if Path(path).name == WEIGHTS]
     return found
 
 

@@ -13,11 +13,11 @@ from leanresnet.files import file_hashes
 from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.text import plain
 from leanresnet.tracking.connection import tracking_uri
-from leanresnet.tracking.events import COMMIT, WEIGHTS_TAG
+from leanresnet.tracking.events import COMMIT, DVC_WEIGHTS_TAG, WEIGHTS_TAG
 
 # Tags and metrics of a run that wrote a model.
 TRAINING_TAGS = (
-    *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", "dvc.weights_md5", WEIGHTS_TAG),
+    *("model", "dataset", "dvc.stage", "dvc.train_md5", "dvc.validation_md5", DVC_WEIGHTS_TAG, WEIGHTS_TAG),
     *("device", "torch", "git.commit", "git.dirty"),
 )
 SIZES = ("model/parameters", "model/macs")
@@ -61,10 +61,10 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
         lacks = f"it is {run.status} and lacks {', '.join(missing)}"
         raise DataError(f"run {run.run_id}: {lacks}, expected: a training of leanresnet that wrote a model")
     sha256 = run.tags[WEIGHTS_TAG]
-    found = find_locked(run.tags["dvc.weights_md5"], root)
+    found = find_locked(run.tags[DVC_WEIGHTS_TAG], root)
     parts = {
         "model": _model(run),
-        "weights": f"SHA-256 {sha256}, md5 {run.tags['dvc.weights_md5']}",
+        "weights": f"SHA-256 {sha256}, md5 {run.tags[DVC_WEIGHTS_TAG]}",
         "run": f"{run.run_id} {run.name}, {run.status}, in {redacted(tracking_uri())}",
         "code": _code(run),
         "made on": f"{run.tags['device']}, torch {run.tags['torch']}",
@@ -118,7 +118,7 @@ def _commands(run: RunRecord, found: Locked | None, sha256: str, root: Path) -> 
             *_checkout(run, root),
             f"    dvc repro {quote(run.tags['dvc.stage'])}",
         ]
-    weights = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags["dvc.weights_md5"])
+    weights = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags[DVC_WEIGHTS_TAG])
     return [
         "rebuild, or restore what DVC's cache still has",
         *_checkout(run, root),

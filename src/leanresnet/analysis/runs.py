@@ -3,9 +3,9 @@
 import math
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from leanresnet.errors import DataError, LeanResNetError, StorageError
 from leanresnet.files import workspace
 from leanresnet.tracking import limits
 from leanresnet.tracking.connection import EXPERIMENT, connect, tracking_uri
-from leanresnet.tracking.events import CHECKPOINT, EXPERIMENT_TAG, WEIGHTS_TAG
+from leanresnet.tracking.events import CHECKPOINT, DVC_WEIGHTS_TAG, EXPERIMENT_TAG, WEIGHTS_TAG
 from leanresnet.tracking.mlflow_client import find_model, log_model
 
 # Number of runs per request. A busy server took 15 s for a thousand, which exceeds the timeout of a request.
@@ -25,6 +25,7 @@ PAGE = 100
 # Metrics with the validation accuracy of the weights that a run kept: measured by `evaluate` in float32, and measured
 # by the training in its own precision.
 EVALUATED, TRAINED = "val/evaluated_accuracy", "val/best_accuracy"
+FINISHED = "attributes.status = 'FINISHED'"
 # How often the registration of a model is tried, because it fails if another process registers at the same time.
 TRIES = 3
 
@@ -78,27 +79,47 @@ def validation_of(runs: Iterable[RunRecord]) -> str:
     return EVALUATED if all(EVALUATED in run.metrics for run in runs) else TRAINED
 
 
-def find_experiments(name: str, outputs: Collection[str] | None = None) -> list[RunRecord]:
+def find_experiments(name: str, here: Mapping[str, Collection[str]]) -> list[RunRecord]:
     """Return the finished runs of the DVC experiments `name` and `name-...`, the newest of each model.
 
+    MLflow knows the experiment in which a model was trained. A model that existed before an experiment asked for it is
+    found by its weights, if the experiments trained models of this name otherwise or none at all. The record of its run
+    has the name of the experiment.
+
     Args:
-        outputs: md5 of files among which the weights of a run have to be; None for any weights. Another workspace may
-            have logged experiments of the same names to the same server.
+        here: see `weights_of_experiments`. Other workspaces may have logged experiments of the same names to the same
+            server, so a run of an experiment that is here has to have its weights.
 
     Raises:
         StorageError: if MLflow cannot be reached.
     """
     if "'" in name:  # DVC has no such experiments, and MLflow no escape for it
         return []
-    found = _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{name}%' and attributes.status = 'FINISHED'")
-    asked = [run for run in found if run.experiment == name or run.experiment.startswith(f"{name}-")]
-    ours = [run for run in asked if outputs is None or run.tags.get("dvc.weights_md5") in outputs]
-    return list({(run.experiment, run.model): run for run in ours}.values())
+    found: dict[tuple[str, str], RunRecord] = {}
+    for run in _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{name}%' and {FINISHED}"):
+        theirs = here.get(run.experiment)
+        if _is_of(run.experiment, name) and (theirs is None or run.tags.get(DVC_WEIGHTS_TAG) in theirs):
+            found[run.experiment, run.model] = run
+    models = {model for _, model in found}
+    existed: dict[str, RunRecord | None] = {run.tags.get(DVC_WEIGHTS_TAG, ""): run for run in found.values()}
+    for experiment in (each for each in here if _is_of(each, name)):
+        for md5 in here[experiment]:
+            if md5 not in existed:
+                existed[md5] = _evaluated_or_newest(f"tags.`{DVC_WEIGHTS_TAG}` = '{md5}' and {FINISHED}")
+            earlier = existed[md5]
+            if earlier is not None and (not models or earlier.model in models):
+                named = replace(earlier, tags=earlier.tags | {EXPERIMENT_TAG: experiment})
+                found.setdefault((experiment, earlier.model), named)
+    return list(found.values())
+
+
+def _is_of(experiment: str, name: str) -> bool:
+    return experiment == name or experiment.startswith(f"{name}-")
 
 
 def find_finished() -> list[RunRecord]:
     """Return all finished runs, the oldest first; raise StorageError if MLflow cannot be reached."""
-    return _search("attributes.status = 'FINISHED'")
+    return _search(FINISHED)
 
 
 def find_run(run_id: str) -> RunRecord | None:
@@ -118,8 +139,7 @@ def find_run_of_weights(sha256: str) -> RunRecord | None:
     Raises:
         StorageError: if MLflow cannot be reached.
     """
-    found = _search(f"tags.`{WEIGHTS_TAG}` = '{sha256}'")
-    return max(reversed(found), key=lambda run: EVALUATED in run.metrics, default=None)
+    return _evaluated_or_newest(f"tags.`{WEIGHTS_TAG}` = '{sha256}'")
 
 
 def download(run_id: str, artifact: str, folder: Path) -> Path | None:
@@ -205,6 +225,11 @@ def _model_of(mlflow: Any, client: Any, run_id: str) -> str:
         client.set_terminated(run_id, info.status, info.end_time)
         found = find_model(client, info.experiment_id, run_id)
     return str(found.model_id)
+
+
+def _evaluated_or_newest(query: str) -> RunRecord | None:
+    """Return the newest evaluated run that matches a query, or else the newest one."""
+    return max(reversed(_search(query)), key=lambda run: EVALUATED in run.metrics, default=None)
 
 
 def _search(query: str) -> list[RunRecord]:

@@ -14,6 +14,7 @@ from leanresnet.config.schema import Hex64, Section
 # Names of tags. The first one is set by the journal's writer, the others are reported.
 JOURNAL_TAG = "leanresnet.journal"
 WEIGHTS_TAG = "leanresnet.weights_sha256"
+DVC_WEIGHTS_TAG = "dvc.weights_md5"
 EXPERIMENT_TAG = "dvc.experiment"
 USER_TAG = "user"
 # Folders of a run's artifacts: the two files of its model, and those of its results.

@@ -17,7 +17,7 @@ from leanresnet.models import checkpoint
 from leanresnet.models.checkpoint import Checkpoint
 from leanresnet.models.resnet import ResNet
 from leanresnet.tracking import run as reporting
-from leanresnet.tracking.events import CHECKPOINT, RESULTS, WEIGHTS_TAG
+from leanresnet.tracking.events import CHECKPOINT, DVC_WEIGHTS_TAG, RESULTS, WEIGHTS_TAG
 from leanresnet.tracking.run import Run
 from leanresnet.training.results import Outputs, read_history
 
@@ -74,7 +74,7 @@ def log_training(
         classes: number of images of each class in the splits `train` and `validation`; None if they are not at hand.
     """
     about, summary = model.about, load_section(outputs.summary, Best, "a training's summary")
-    run.set_tags({WEIGHTS_TAG: model.sha256, "dvc.weights_md5": model.md5})
+    run.set_tags({WEIGHTS_TAG: model.sha256, DVC_WEIGHTS_TAG: model.md5})
     run.log_metrics(
         {
             "model/parameters": model.parameters,

@@ -74,7 +74,7 @@ def test_of_runs_with_the_same_weights_an_evaluated_one_is_found(workspace: Path
 
 def test_a_quote_in_a_name_is_no_mistake_of_the_server(workspace: Path) -> None:
     with pytest.raises(DataError, match=r"^experiment = it's: no finished run, expected"):
-        select([], ["it's"])
+        select([], ["it's"], {})
     assert find_run("x'y") is None
 
 
@@ -88,7 +88,7 @@ def test_a_question_finds_its_finished_runs_the_newest_of_each_model(
     track(monkeypatch, "optimizers2-sgd", "baseline", [0.8])
     with pytest.raises(RuntimeError):
         track(monkeypatch, "optimizers-adam", "baseline", [0.9], fail=True)
-    found = {(run.experiment, run.model): run for run in find_experiments("optimizers")}
+    found = {(run.experiment, run.model): run for run in find_experiments("optimizers", {})}
     assert set(found) == {("optimizers-sgd", "baseline"), ("optimizers-sgd", "teacher"), ("optimizers", "baseline")}
     newest = found["optimizers-sgd", "baseline"]
     assert newest.validation() == [0.3, 0.5, 0.4]
@@ -104,15 +104,54 @@ def test_experiments_of_the_same_name_in_another_workspace_are_not_this_ones(
     for epochs in (15, 300):
         with reporting.start_run("name", {"epochs": epochs}, {"model": "baseline"}) as run:
             run.set_tags({"dvc.weights_md5": f"weights of {epochs}"})
-    (ours,) = find_experiments("reference", {"weights of 15", "a table"})
+    (ours,) = find_experiments("reference", {"reference": ["weights of 15", "of another model"]})
     assert ours.params["epochs"] == "15"
-    assert find_experiments("reference", set()) == []
+    assert find_experiments("reference", {"reference": []}) == []
+
+
+def test_a_model_that_existed_before_the_experiment_is_found_by_its_weights(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the run of a workspace, of which DVC took the baseline for one experiment, and the teacher for all."""
+
+    def trained(experiment: str, model: str, lr: float, accuracy: float | None = None) -> None:
+        monkeypatch.setenv("DVC_EXP_NAME", experiment)
+        with reporting.start_run("name", {"lr": lr}, {"model": model}) as run:
+            run.set_tags({"dvc.weights_md5": f"{model} of {lr}"})
+            run.log_metrics({"val/best_accuracy": 0.5, "model/parameters": 1, "model/macs": 1}, 1)
+            if accuracy is not None:
+                run.log_metrics({"val/evaluated_accuracy": accuracy}, 1)
+
+    trained("", "baseline", 0.1, accuracy=0.6)
+    trained("", "teacher", 0.1)
+    trained("", "baseline", 0.1)
+    trained("sweep-b", "baseline", 0.2)
+    monkeypatch.delenv("DVC_EXP_NAME")
+    here = {
+        "sweep-a": ["baseline of 0.1", "teacher of 0.1"],
+        "sweep-b": ["baseline of 0.2", "teacher of 0.1"],
+        "sweep-c": ["baseline of 0.3"],
+        "sweeps": ["baseline of 0.1"],
+    }
+    found = {(run.label, run.model): run for run in select([], ["sweep"], here)}
+    assert {name: run.params["lr"] for name, run in found.items()} == {
+        ("sweep-a", "baseline"): "0.1",
+        ("sweep-b", "baseline"): "0.2",
+    }
+    assert found["sweep-a", "baseline"].metrics["val/evaluated_accuracy"] == 0.6
+    alone = {(run.label, run.model) for run in select([], ["sweep-a"], here)}
+    assert alone == {("sweep-a", "baseline"), ("sweep-a", "teacher")}
+    # Two experiments that have the same model show its run once, under the one that trained it.
+    (shared,) = select([], ["sweep-d", "sweep-b"], {**here, "sweep-d": ["baseline of 0.2"]})
+    assert shared.label == "sweep-d"
+    (shared,) = select([], ["sweep"], {"sweep-d": ["baseline of 0.2"], "sweep-b": ["baseline of 0.2"]})
+    assert shared.label == "sweep-b"
 
 
 def test_a_comparison_is_written_as_a_table_and_a_picture(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     track(monkeypatch, "depth-1", "baseline", [0.5])
     track(monkeypatch, "reference", "baseline", [0.7])
-    found = compare(select([], ["depth", "reference"]))
+    found = compare(select([], ["depth", "reference"], {}))
     found.write(workspace / "out" / "depth")
     text = found.markdown()
     assert (workspace / "out/depth.md").read_text() == text + "\n"
@@ -137,7 +176,7 @@ def test_runs_of_somebody_else_are_left_out_by_name_and_the_others_compared(
         foreign({"model": "theirs", "other": ""}, {"val/best_accuracy": 0.4, **sizes}, seed="first"),
     ]
     monkeypatch.setattr(registry, "find_finished", lambda: runs)
-    found = compare(select([], []))
+    found = compare(select([], [], {}))
     assert [row[:2] for row in found.rows] == [["ours", "baseline"], ["theirs", "theirs"]]
     found.write(tmp_path / "all")
     lines = capsys.readouterr().err.splitlines()
@@ -152,12 +191,12 @@ def test_runs_of_somebody_else_are_left_out_by_name_and_the_others_compared(
 def test_where_no_run_can_be_compared_it_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "find_finished", lambda: [foreign({}, {})])
     with pytest.raises(DataError, match=r"^no run of 1 can be compared, expected: trainings of leanresnet that"):
-        select([], [])
+        select([], [], {})
 
 
 def test_a_question_without_runs_is_a_mistake(workspace: Path) -> None:
     with pytest.raises(DataError, match=r"^experiment = nothing: no finished run, expected: "):
-        select([], ["nothing"])
+        select([], ["nothing"], {})
 
 
 def test_only_params_that_differ_are_shown_and_none_that_follow_from_others() -> None:

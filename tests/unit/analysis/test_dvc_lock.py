@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from leanresnet.analysis.backfill import log_restored
-from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked, outputs_of_experiments, read_lock, read_stages
+from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked, read_lock, read_stages, weights_of_experiments
 from leanresnet.errors import DataError, StorageError
 
 WHOLE = {
@@ -123,7 +123,7 @@ def test_models_of_experiments_and_of_other_branches_are_found(tmp_path: Path) -
         found = find_locked(weights, tmp_path)
         assert found is not None
         assert found.commit == commit
-    assert outputs_of_experiments(tmp_path) == {"of an experiment", "of another"}
+    assert weights_of_experiments(tmp_path) == {"slow": ["of an experiment"]}
 
 
 @pytest.mark.parametrize("folder", ["/elsewhere", "../elsewhere"])
