@@ -312,7 +312,8 @@ def test_a_larger_epochs_goes_on_from_the_finished_model_only_when_asked(whole: 
     assert losses[:EPOCHS] == [value for _, value in whole.metrics["train/loss"]]
     assert len(losses) == EPOCHS + 3
     about = json.loads((folder / "models/baseline/model.json").read_text())
-    assert (about["params"]["epochs"], about["extended_from"]) == (EPOCHS + 3, EPOCHS)
+    assert (about["params"]["epochs"], about["params"]["extended_from"]) == (EPOCHS + 3, EPOCHS)
+    assert child.data.params["extended_from"] == str(EPOCHS)
 
 
 def test_nothing_to_extend_is_one_line(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def over_seeds(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """
     groups: dict[tuple[object, ...], dict[str, RunRecord]] = {}
     for run in records:
-        compared = {key: value for key, value in run.params.items() if key != "seed"}
+        compared = {key: value for key, value in run.params.items() if key not in NOT_COMPARED | {"seed"}}
         made_from = (run.tags.get(tag) for tag in MADE_FROM.values())
         seeds = groups.setdefault((run.model, *made_from, *sorted(compared.items())), {})
         seed = run.params.get("seed", "0")

@@ -125,6 +125,13 @@ class Locked:
         visit(self.stage)
         return order
 
+    def given(self) -> dict[str, str]:
+        """Return the md5 of each file besides the code that these stages depend on and that none of them makes."""
+        stages = [self.stages[name] for name in self.before()]
+        made = {path for stage in stages for path in stage.digests("outs")}
+        deps = {path: md5 for stage in stages for path, md5 in stage.digests("deps").items()}
+        return {path: md5 for path, md5 in deps.items() if path not in made and not path.startswith("src/")}
+
     def outs(self, stage: str) -> dict[str, str]:
         return self.stages[stage].digests("outs")
 

@@ -13,7 +13,8 @@ from leanresnet.files import file_hashes
 from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.text import plain
 from leanresnet.tracking.connection import tracking_uri
-from leanresnet.tracking.events import COMMIT, DVC_WEIGHTS_TAG, WEIGHTS_TAG
+from leanresnet.tracking.events import COMMIT, DVC_WEIGHTS_TAG, PARENT_TAG, WEIGHTS_TAG
+from leanresnet.tracking.git import git
 
 # Tags and metrics of a run that wrote a model.
 TRAINING_TAGS = (
@@ -75,6 +76,10 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
         teacher = runs.find_run_of_weights(run.tags.get("teacher.sha256", ""))
         its_run = f"run {teacher.run_id}" if teacher else "its run is not in this MLflow"
         parts["teacher"] = f"{run.params['distill.teacher']}, {its_run}"
+    if "extended_from" in run.params:
+        parts["extends"] = (
+            f"a training of {run.params['extended_from']} epochs, run {run.tags.get(PARENT_TAG, 'unknown')}"
+        )
     lines = [f"{name:8} {text}" for name, text in parts.items()]
     lines += _stages(found) if found else []
     if params:
@@ -112,29 +117,47 @@ def _params(run: RunRecord, found: Locked | None) -> list[str]:
 
 
 def _commands(run: RunRecord, found: Locked | None, sha256: str, root: Path) -> list[str]:
-    if found is None:
-        return [
-            f"rebuild: {LOCK} has these weights neither here nor in a commit; with the code above and these params,",
-            *_checkout(run, root),
-            f"    dvc repro {quote(run.tags['dvc.stage'])}",
+    """Return the commands as indented lines, after a line that says what they need."""
+    code = _checkout(run, root)
+    stage = quote(found.stage if found else run.tags["dvc.stage"])
+    repro = [f"    dvc repro {stage}"]
+    shorter = run.params.get("extended_from")
+    if shorter:
+        # DVC would restore the shorter training's outputs, but not the state from which it is extended.
+        first = f"run `dvc repro --no-run-cache {stage}`"
+        repro = [
+            f"    # Set the epochs of {run.model} to {shorter} in params.yaml, {first}, and set them back.",
+            f"    LEANRESNET_EXTEND=1 dvc repro {stage}",
         ]
+    if found is None:
+        missing = f"{LOCK} has these weights neither here nor in a commit"
+        return [f"rebuild: {missing}; with the code above and these params,", *code, *repro]
     weights = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags[DVC_WEIGHTS_TAG])
+    rebuild = "rebuild, or restore what DVC's cache still has"
     return [
-        "rebuild, or restore what DVC's cache still has",
-        *_checkout(run, root),
-        *([f"    git checkout {found.commit}"] if found.commit else []),
-        f"    dvc repro {quote(found.stage)}",
+        rebuild if found.commit else f"{rebuild}, with the code above and these params in params.yaml,",
+        *code,
+        *(_fetch("git", root, found.commit) if found.commit else []),
+        *(f"    # No stage makes {path}, which has to have md5 {md5}." for path, md5 in found.given().items()),
+        *repro,
         f"    echo {quote(f'{sha256}  {weights}')} | sha256sum --check",
     ]
 
 
 def _checkout(run: RunRecord, root: Path) -> list[str]:
-    """Return the command that fetches the code of a run, if the workspace only has a link to a checkout."""
+    """Return the commands that fetch the code of a run, if the workspace only has a link to a checkout."""
     link = root / "src" / "leanresnet"
     checkout = Path(os.path.realpath(link)).parents[1]
     if not link.is_symlink() or not (checkout / ".git").exists() or not re.fullmatch(COMMIT, run.tags["git.commit"]):
         return []
-    return [f"    git -C {quote(str(checkout))} checkout {run.tags['git.commit']}"]
+    return _fetch(f"git -C {quote(str(checkout))}", checkout, run.tags["git.commit"])
+
+
+def _fetch(command: str, folder: Path, commit: str) -> list[str]:
+    """Return the commands that fetch a commit; git would keep changed files, with which the model would be another."""
+    changed = git(folder, "status", "--porcelain")
+    stash = [f"    {command} stash --include-untracked"] if changed else []
+    return [*stash, f"    {command} checkout {commit}"]
 
 
 def lineage(target: str, root: Path) -> str:

@@ -106,7 +106,7 @@ def run_training(
                 start, environment_diff = _extend(work, training)
             parent = work.parent(work.extended_from) if work.extended_from else None
             if work.extended_from:
-                provenance["extended_from"] = work.extended_from
+                provenance["params"]["extended_from"] = work.extended_from
             run_id = work.run_id or new_id()
             work.keep_run_id(run_id)
             with start_run(*run_metadata(provenance), run_id) as run, at_a_sudden_end(run.kill):

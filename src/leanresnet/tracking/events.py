@@ -17,6 +17,7 @@ WEIGHTS_TAG = "leanresnet.weights_sha256"
 DVC_WEIGHTS_TAG = "dvc.weights_md5"
 EXPERIMENT_TAG = "dvc.experiment"
 USER_TAG = "user"
+PARENT_TAG = "mlflow.parentRunId"
 # Folders of a run's artifacts: the two files of its model, and those of its results.
 CHECKPOINT, RESULTS = "checkpoint", "results"
 COMMIT = r"[0-9a-f]{40,64}"

@@ -18,6 +18,7 @@ from leanresnet.tracking.connection import EXPERIMENT, connect, page
 from leanresnet.tracking.events import (
     COMMIT,
     JOURNAL_TAG,
+    PARENT_TAG,
     USER_TAG,
     WEIGHTS_TAG,
     Artifact,
@@ -183,7 +184,7 @@ class MlflowWriter:
     def _set_parent(self, event: Parent) -> None:
         parent = self._run_of_journal(event.journal)
         if parent is not None:
-            self._set_tags({"mlflow.parentRunId": str(parent.info.run_id)})
+            self._set_tags({PARENT_TAG: str(parent.info.run_id)})
 
     def _run_of_journal(self, journal_id: str) -> Any:
         """Return the newest run with this tag, or None."""

@@ -428,6 +428,16 @@ def test_of_a_seed_that_ran_twice_the_evaluated_run_counts_then_the_newest(capsy
         assert capsys.readouterr().err == f"warning: {left}; `--group-by none` shows them\n"
 
 
+def test_rows_differ_only_in_what_a_column_shows() -> None:
+    """The budget changes no model. A training that was extended is no repeat of one from the start."""
+    budgets = [recorded(f"budget of {budget}", 0.5, seed=budget, max_parameters=budget) for budget in "12"]
+    (row,) = compare(budgets).rows
+    assert row[0] == "budget of 1"
+    found = compare([recorded("whole", 0.5), recorded("extended", 0.6, extended_from="2")])
+    assert [(row[0], row[-1]) for row in found.rows] == [("extended", "2"), ("whole", "")]
+    assert found.header[-1] == "extended_from"
+
+
 def test_a_model_that_was_trained_again_keeps_its_evaluation() -> None:
     """DVC evaluates it again only if its bytes have changed."""
     first, again = recorded("a", 0.5, lr="1"), recorded("a", 0.5, lr="1")
