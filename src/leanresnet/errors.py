@@ -73,6 +73,24 @@ def require(extra: str, *modules: str) -> None:
             raise ConfigError(f"{module}: not installed, expected: it after `pip install 'leanresnet[{extra}]'`")
 
 
+def cause(error: BaseException) -> str:
+    """Return why another program or machine did not answer, in a few words.
+
+    It is the system's reason, such as ``[Errno 111] Connection refused``, which libraries put at the end of a long
+    message, or else the first line of the message.
+    """
+    if isinstance(error, LeanResNetError):
+        return str(error)
+    reason = str(error).partition("\n")[0]
+    inner = error.__cause__ or error.__context__
+    while inner is not None:
+        # A TimeoutError has no number. Errors of libraries, which have neither, repeat the message of the inner one.
+        if isinstance(inner, TimeoutError) or getattr(inner, "errno", None) is not None:
+            reason = str(inner)
+        inner = inner.__cause__ or inner.__context__
+    return reason
+
+
 def redacted(text: object) -> str:
     """Return `text` as one line, with user, password and query removed from addresses."""
     line = re.sub(r"(\w://)[^\s'\")?]*@", r"\1***@", plain(" ".join(str(text).split())))

@@ -147,6 +147,25 @@ def test_a_server_that_does_not_serve_costs_a_line_and_no_metric(
     assert sync(Path.cwd()) == (0, 0)
 
 
+def test_of_many_runs_that_are_left_a_server_that_is_away_costs_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with refusing() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        for _ in range(3):
+            with start_run("name", {}, {}):
+                pass
+        capsys.readouterr()
+        with add_to_run("again", {}, {}, ("baseline", WEIGHTS)) as run:
+            pass
+        run._sender._thread.join()
+        reason = f"({address}: [Errno 111] Connection refused)"
+        line = f"warning: MLflow has not received all of {{}} {reason}; {{}} keeps it for `leanresnet sync`"
+        assert capsys.readouterr().err == line.format("this run", run._journal.folder) + "\n"
+        assert sync(Path.cwd()) == (0, 4)
+        assert capsys.readouterr().err == line.format("a run", Path.cwd() / journals()[0]) + "\n"
+
+
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

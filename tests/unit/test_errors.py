@@ -1,4 +1,4 @@
-"""What an extra installs, and the line that a user has without it."""
+"""The line that a user has without an extra, and the reason why another program did not answer."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ import torch
 from helpers import tiny_net
 from imports import PACKAGES, ROOT
 
-from leanresnet.errors import ConfigError
+from leanresnet.errors import ConfigError, StorageError, cause
 from leanresnet.serving import export
 from leanresnet.tracking import connection
 from pipeline.cli import cli
@@ -58,3 +58,20 @@ def test_an_extra_installs_what_is_asked_of_it() -> None:
         extra, *modules = re.findall(r'"(\w+)"', call)
         named = {re.split(r"[\[<>=]", requirement)[0] for requirement in EXTRAS[extra]}
         assert all(named & set(installed[module]) for module in modules), call
+
+
+def test_the_cause_of_an_error_is_what_the_system_says() -> None:
+    """Libraries put it at the end of a message of several hundred characters, and some print a query in more lines."""
+    # As requests' errors, which are errors of the system without its number.
+    retried = OSError("Max retries exceeded (Caused by [Errno 111] Connection refused)")
+    retried.__context__ = ConnectionRefusedError(111, "Connection refused")
+    failed = RuntimeError(f"API request failed with {retried}")
+    failed.__cause__ = retried
+    assert cause(failed) == "[Errno 111] Connection refused"
+    assert cause(RuntimeError("not a database\n[SQL: SELECT 1]")) == "not a database"
+    away = RuntimeError("no answer")
+    away.__context__ = TimeoutError("timed out")
+    assert cause(away) == "timed out"
+    ours = StorageError("a/b: not read")
+    ours.__cause__ = FileNotFoundError(2, "No such file")
+    assert cause(ours) == "a/b: not read"

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from leanresnet.config.load import current_key
-from leanresnet.errors import DataError, LeanResNetError, StorageError
+from leanresnet.errors import DataError, LeanResNetError, StorageError, cause
 from leanresnet.files import workspace
 from leanresnet.tracking import limits
 from leanresnet.tracking.connection import EXPERIMENT, connect, tracking_uri
@@ -155,7 +155,7 @@ def download(run_id: str, artifact: str, folder: Path) -> Path | None:
             return None
         return Path(client.download_artifacts(run_id, artifact, str(folder)))
     except Exception as error:
-        message = f"{tracking_uri()}: MLflow does not return {artifact} of run {run_id} ({error})"
+        message = f"{tracking_uri()}: MLflow does not return {artifact} of run {run_id} ({cause(error)})"
         raise StorageError(message) from error
 
 
@@ -168,7 +168,8 @@ def upload(run_id: str, path: Path, folder: str) -> None:
     try:
         connect().MlflowClient().log_artifact(run_id, str(path), folder)
     except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not accept {path} for run {run_id} ({error})") from error
+        message = f"{tracking_uri()}: MLflow does not accept {path} for run {run_id} ({cause(error)})"
+        raise StorageError(message) from error
 
 
 def register(run: RunRecord, name: str, alias: str, description: str | None) -> str:
@@ -196,7 +197,7 @@ def register(run: RunRecord, name: str, alias: str, description: str | None) -> 
     except LeanResNetError:
         raise
     except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not register run {run.run_id} ({error})") from error
+        raise StorageError(f"{tracking_uri()}: MLflow does not register run {run.run_id} ({cause(error)})") from error
 
 
 def _register(mlflow: Any, run: RunRecord, name: str, alias: str, description: str | None) -> str:
@@ -245,7 +246,7 @@ def _search(query: str) -> list[RunRecord]:
             found += page
         return [_recorded(client, run) for run in found]
     except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not answer for {query!r} ({error})") from error
+        raise StorageError(f"{tracking_uri()}: MLflow does not answer for {query!r} ({cause(error)})") from error
 
 
 def _recorded(client: Any, run: Any) -> RunRecord:
@@ -260,6 +261,6 @@ def _validation(client: Any, run_id: str) -> list[float]:
     try:
         history = client.get_metric_history(run_id, "val/accuracy")
     except Exception as error:
-        message = f"{tracking_uri()}: MLflow does not return the epochs of run {run_id} ({error})"
+        message = f"{tracking_uri()}: MLflow does not return the epochs of run {run_id} ({cause(error)})"
         raise StorageError(message) from error
     return [each.value for each in sorted(history, key=lambda each: each.step)]

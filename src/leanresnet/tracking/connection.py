@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
-from leanresnet.errors import StorageError, redacted, require
+from leanresnet.errors import StorageError, cause, redacted, require
 from leanresnet.files import workspace
 from leanresnet.tracking import views
 
@@ -50,7 +50,7 @@ def page_addresses() -> dict[str, str]:
     try:
         experiment = connect().get_experiment_by_name(EXPERIMENT)
     except Exception as error:
-        raise StorageError(f"{tracking_uri()}: MLflow does not answer ({error})") from error
+        raise StorageError(f"{tracking_uri()}: MLflow does not answer ({cause(error)})") from error
     return views.addresses(experiment.experiment_id)
 
 

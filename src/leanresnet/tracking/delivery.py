@@ -8,10 +8,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from leanresnet.errors import redacted, warn
+from leanresnet.errors import cause, warn
 from leanresnet.files import workspace
 from leanresnet.tracking import mlflow_client as tracking
-from leanresnet.tracking.connection import set_environment
+from leanresnet.tracking.connection import connect, set_environment, tracking_uri
 from leanresnet.tracking.events import End, Event
 from leanresnet.tracking.journal import Journal, OwnJournal, brought, left_behind
 
@@ -32,13 +32,13 @@ def sync(root: Path) -> tuple[int, int]:
     Returns:
         Numbers of journals that MLflow received, and that it did not receive.
     """
-    arrived, left = 0, 0
+    arrived, left, is_away = 0, 0, False
     among = None if root.resolve() == workspace() else set[str]()
     journals: Iterator[Journal] = left_behind() if among is None else brought(root)
     for journal in journals:
         try:
             # An evaluation may add to the run of a journal that was not received.
-            if left and journal.adds:
+            if is_away or (left and journal.adds):
                 left += 1
                 continue
             if journal.events:
@@ -51,9 +51,18 @@ def sync(root: Path) -> tuple[int, int]:
                 journal.discard()
             arrived += 1
         except Exception as error:  # as in Sender
-            _warn(error, journal)
+            _warn("a run", cause(error), journal)
             left += 1
+            is_away = not _answers()
     return arrived, left
+
+
+def _answers() -> bool:
+    try:
+        connect()
+    except Exception:
+        return False
+    return True
 
 
 def _missing_end(journal: Journal) -> list[Event]:
@@ -88,7 +97,7 @@ class Sender:
         self._wake.set()
         self._thread.join(seconds)
         if not self.has_arrived and not self._failed:
-            _warn("it does not answer", self._journal)
+            _warn("this run", "it does not answer", self._journal)
         return self.has_arrived
 
     @property
@@ -115,7 +124,7 @@ class Sender:
                     self._wake.set()
                     continue
                 if not self._failed:
-                    _warn(error, self._journal)
+                    _warn("this run", cause(error), self._journal)
                 self._failed, pause = True, min(2 * pause, PAUSE_SECONDS)
             if closing:
                 return
@@ -127,6 +136,8 @@ class Sender:
             # environment variable, so it happens when the evaluation only waits.
             if self._journal.adds and not closing:
                 return
+            # If MLflow is away, this fails once, and not for each journal that was left.
+            connect()
             self._send_others()
             self._deliver = tracking.MlflowWriter(self._journal)
             self.address, self._sent = self._deliver.address, 0
@@ -150,9 +161,9 @@ class Sender:
                     deliver(other.begin)
                     deliver(end)
             except Exception as error:  # as in _work
-                _warn(error, other)
+                _warn("a run", cause(error), other)
 
 
-def _warn(reason: object, journal: Journal) -> None:
-    missing = f"MLflow has not received all of this run ({redacted(reason)[:200]})"
+def _warn(whose: str, reason: str, journal: Journal) -> None:
+    missing = f"MLflow has not received all of {whose} ({tracking_uri()}: {reason})"
     warn(f"{missing}; {journal.folder} keeps it for `leanresnet sync`")
