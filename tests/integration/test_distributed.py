@@ -216,8 +216,10 @@ class TwoThreads:
         tensor.copy_(total)
 
 
-@pytest.mark.parametrize("mean", [0, 1_000, 10_000])
-def test_batch_norm_over_two_shares_is_that_over_the_whole_batch(mean: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("mean", "momentum"), [(0, None), (1_000, 0.3), (10_000, 0.1)])
+def test_batch_norm_over_two_shares_is_that_over_the_whole_batch(
+    mean: int, momentum: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Forwards and backwards, against one process in float64; `mean` is in standard deviations."""
     both = TwoThreads()
     monkeypatch.setattr("leanresnet.compute.distributed.dist", both)
@@ -225,7 +227,7 @@ def test_batch_norm_over_two_shares_is_that_over_the_whole_batch(mean: int, monk
     images, gradient = (torch.randn(8, 3, 5, 5, generator=generator) for _ in range(2))
     images[4:] += 0.5  # the shares differ
     images += mean
-    whole = nn.BatchNorm2d(3)
+    whole = nn.BatchNorm2d(3, momentum=momentum)
     with torch.no_grad():
         whole.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
         whole.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))

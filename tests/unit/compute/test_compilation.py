@@ -222,8 +222,16 @@ def test_a_cpu_replays_nothing_and_computes_the_same_bytes() -> None:
 
 def test_without_replay_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     result = torch.zeros(())
-    monkeypatch.setattr(torch, "compile", lambda function, mode, **_: lambda: mode or result)
+    asked: list[dict[str, object]] = []
+
+    def compiled(function: object, **options: object) -> Callable[[], Tensor]:
+        asked.append(options)
+        return lambda: result
+
+    monkeypatch.setattr(torch, "compile", compiled)
     assert CompiledFunction(lambda: result)() is result
+    # A graph for each shape, and one graph for the whole function.
+    assert asked == [{"dynamic": False, "fullgraph": True, "mode": None}]
 
 
 def test_a_signal_that_came_before_a_compilation_ends_the_training() -> None:

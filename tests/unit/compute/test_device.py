@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from leanresnet.compute import device
-from leanresnet.compute.device import backend_settings, choose_device, exact_float32, has_fast_bf16
+from leanresnet.compute.device import autocast, backend_settings, choose_device, exact_float32, has_fast_bf16
 from leanresnet.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -143,3 +143,29 @@ def test_exact_float32_is_not_tf32() -> None:
     with exact_float32():
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_fast", "computed"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("bf16", False, torch.bfloat16),
+        ("fp32", True, torch.float32),
+    ],
+)
+def test_products_are_computed_in_the_precision_of_the_recipe(
+    precision: str, is_fast: bool, computed: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "has_fast_bf16", lambda place: is_fast)
+    with autocast(CPU, precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == computed
+
+
+def test_a_gpu_that_emulates_bfloat16_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    has_fast_bf16.cache_clear()
+    try:
+        assert not has_fast_bf16(torch.device("cuda"))
+    finally:
+        has_fast_bf16.cache_clear()

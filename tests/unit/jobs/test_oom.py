@@ -8,7 +8,7 @@ from conftest import outside_environment
 from forked import run_code
 from helpers import synthetic_split, tiny_recipe
 
-from leanresnet.compute.distributed import SINGLE_PROCESS
+from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext
 from leanresnet.errors import MemoryLimitError
 from leanresnet.jobs.oom import is_out_of_memory, largest_fit, run_or_name_batch
 from leanresnet.training.fit import Training
@@ -140,3 +140,15 @@ def test_a_command_that_does_not_train_ends_in_one_line_too(
     assert cli.run() == 7
     out_of_memory = "out of memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`)"
     assert capsys.readouterr().err == f"error: {out_of_memory}, expected: more free memory\n"
+
+
+def test_processes_share_the_batch_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tries a half of its own part, here 4 of 8 images of a batch of 16."""
+    tried: list[int] = []
+    monkeypatch.setattr("leanresnet.training.fit.build_training", refuse)
+    monkeypatch.setattr(Training, "try_step", lambda training, images: tried.append(images))
+    task, split = TrainingTask("train@baseline", "params.yaml: train.baseline", CrossEntropy(0.0)), synthetic_split(20)
+    training = Training(tiny_recipe(batch_size=16), task, split, split, torch.device("cpu"), DistributedContext(0, 2))
+    with pytest.raises(MemoryLimitError, match="batch_size = 16: out of memory, expected: 8, which was tried and fits"):
+        run_or_name_batch(training, None, lambda metrics, step: None, lambda train_state: None)
+    assert tried == [4]

@@ -42,12 +42,12 @@ def test_without_a_terminal_there_is_a_line_at_once_and_then_one_in_ten_seconds(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     outputs = Outputs(tmp_path / "models", tmp_path / "results")
-    train(10, outputs, clock, 4.0, []).finish(10, "http://host/#/experiments/1/runs/2")
+    train(10, outputs, clock, 4.0, []).finish(9, "http://host/#/experiments/1/runs/2")
     *lines, summary, run = capsys.readouterr().err.splitlines()
     assert [text.split()[1] for text in lines] == ["1/10", "4/10", "7/10", "10/10"]
     measured = "train loss 0.250 accuracy 4.00%  val loss 0.500 accuracy 8.00%"
     assert lines[1] == f"epoch  4/10  {measured}  lr 0.1  1,234 images/s  00:24 left"
-    assert summary == f"best epoch 10 of 10, validation 20.00%, after 00:40; the model is in {tmp_path / 'models'}"
+    assert summary == f"best epoch 9 of 10, validation 18.00%, after 00:40; the model is in {tmp_path / 'models'}"
     assert run == "run: http://host/#/experiments/1/runs/2"
 
 

@@ -156,12 +156,14 @@ def test_a_state_is_saved_after_the_period_and_each_place_once(tmp_path: Path, m
         (60, At(1, 3)),
         (61, At(2, 0)),
         (119, At(2, 1)),
-        (120, At(2, 2)),
+        (130, At(2, 2)),
+        (189, At(2, 3)),
+        (190, At(2, 4)),
     ):
         now = 100.0 + seconds
         snapshot_callback(train_state)  # type: ignore[arg-type]
         saved.append(places(snapshots))
-    assert saved == [None, None, [1, 3], [1, 3], [1, 3], [2, 2]]
+    assert saved == [None, None, [1, 3], [1, 3], [1, 3], [2, 2], [2, 2], [2, 4]]
     always = SnapshotCallback(Snapshots(tmp_path / "always"), 0, lambda: None)
     for _ in range(3):
         always(At(1, 3))  # type: ignore[arg-type]

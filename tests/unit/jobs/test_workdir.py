@@ -1,5 +1,6 @@
 """The folder of a training: which one it is, who waits for it, and how long it is kept."""
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -48,6 +49,9 @@ def test_a_stopped_training_of_other_code_is_named_once_and_not_resumed(
     error = capsys.readouterr().err
     assert error.startswith(f"warning: {held.snapshots.folder}: saved by other code than the current")
     assert error.count("\n") == 1
+    with open_workdir({"params": {"epochs": 4}}):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("text", ["../../../victim", "", "x' or '1"])
@@ -107,6 +111,39 @@ def test_of_the_finished_the_newest_stay_and_of_the_stopped_all() -> None:
     folders = [finish(epochs) for epochs in range(1, FINISHED_KEPT + 3)]
     assert [folder.exists() for folder in folders] == [False] * 2 + [True] * FINISHED_KEPT
     assert stopped.exists()
+
+
+def test_the_newest_are_those_that_changed_last() -> None:
+    """The names of folders begin with a digest, so their order says nothing."""
+    folders = [finish(epochs) for epochs in range(1, FINISHED_KEPT + 1)]
+    for age, folder in enumerate(folders):
+        os.utime(folder, (1000 - age, 1000 - age))
+    finish(FINISHED_KEPT + 1)
+    assert [folder.exists() for folder in folders] == [True] * (FINISHED_KEPT - 1) + [False]
+
+
+@pytest.mark.parametrize("place", workdir.CODE)
+def test_the_code_is_that_of_each_listed_part(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit, a module that is new, and one that has another name; but no file that is not a module."""
+    package = tmp_path / "leanresnet"
+    for each in workdir.CODE:
+        module = package / each if each.endswith(".py") else package / each / "module.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text("x = 1\n")
+    monkeypatch.setattr(workdir.leanresnet, "__file__", str(package / "__init__.py"))
+    digests = [workdir._code_digest()]
+    module = package / place if place.endswith(".py") else package / place / "module.py"
+    (module.parent / "note.txt").touch()
+    assert workdir._code_digest() == digests[0]
+    module.write_text("x = 2\n")
+    digests.append(workdir._code_digest())
+    if not place.endswith(".py"):
+        (package / place / "deeper").mkdir()
+        module = module.rename(package / place / "deeper" / "module.py")
+        digests.append(workdir._code_digest())
+        (package / place / "new.py").touch()
+        digests.append(workdir._code_digest())
+    assert len(set(digests)) == len(digests)
 
 
 def test_trainings_that_fail_leave_the_newest_folders_only(monkeypatch: pytest.MonkeyPatch) -> None:
