@@ -9,6 +9,7 @@ from helpers import random_images
 from leanresnet.config.schema import SplitSettings
 from leanresnet.data import division
 from leanresnet.data.division import divide
+from leanresnet.data.preview import samples
 from leanresnet.data.splits import Split, hold_out, load_split
 from leanresnet.errors import DataError
 
@@ -27,6 +28,8 @@ def divided(training: Split, settings: SplitSettings, out: Path, monkeypatch: py
 def test_each_file_has_its_part_which_the_seed_determines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, test = unequal(60, 60), unequal(7, 5)
     monkeypatch.setattr(division, "read_source", lambda source: (whole, test))
+    drawn: list[str] = []
+    monkeypatch.setattr(division, "samples", lambda split: drawn.append(split.digest()) or samples(split))
     found = {}
     for seed in (0, 3):
         divide(SplitSettings(validation=20, training=40, seed=seed), Path("source"), tmp_path, tmp_path)
@@ -38,6 +41,7 @@ def test_each_file_has_its_part_which_the_seed_determines(tmp_path: Path, monkey
         assert validation.digest() == expected.digest()
         assert train.digest() == hold_out(rest, 40, seed)[1].digest()
         found[seed] = (train.digest(), validation.digest())
+        assert drawn[-1] == train.digest()
     assert not set(found[0]) & set(found[3])
 
 

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from leanresnet.config.schema import Download
-from leanresnet.data.folder import digest, list_files
+from leanresnet.data.folder import digest, hold_out_test, list_files, read_images
 from leanresnet.data.images import MOST_PIXELS, read_image
 from leanresnet.data.sources import fetch_source, known_size, read_source
+from leanresnet.data.splits import hold_out
 from leanresnet.errors import DataError, StorageError
 
 NAMES = ("a", "big cats", "Straße", "éclair", "猫", "قطة")
@@ -244,3 +245,17 @@ def test_contents_count_and_not_times(folder: Path, tmp_path: Path) -> None:
     before = digest(list_files(folder))
     path.touch()
     assert digest(list_files(folder)) == before
+
+
+def test_accents_are_the_same_however_a_system_composes_them(folder: Path) -> None:
+    found = set()
+    for form in ("NFC", "NFD"):
+        (before,) = (folder / "a").glob("0 *")
+        before.rename(folder / "a" / unicodedata.normalize(form, "0 é.png"))
+        found.add(digest(list_files(folder)))
+    assert len(found) == 1
+
+
+def test_the_images_that_are_held_out_do_not_depend_on_params(folder: Path) -> None:
+    whole = read_images(list_files(folder))
+    assert hold_out_test(whole)[1].digest() == hold_out(whole, 9, seed=0)[1].digest()

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import synthetic_split
+from sklearn.datasets import load_digits
 
 from leanresnet.data.digits import read_digits
 from leanresnet.data.preview import samples
 from leanresnet.data.sources import SIZES
-from leanresnet.data.splits import Split, hold_out, load_split, save_split
+from leanresnet.data.splits import Split, hold_out, load_split, load_splits, save_split
 from leanresnet.errors import ConfigError, DataError
 
 NAMES = tuple("abcdefghij")
@@ -170,8 +171,9 @@ def test_the_samples_are_an_image_of_each_class_that_a_split_has() -> None:
     rare = numbered([3, 0, 2])
     (axes,) = samples(rare).axes
     assert [title.get_text() for title in axes.texts] == [rare.classes[0], rare.classes[2]]
+    first = [rare.labels.tolist().index(label) for label in (0, 2)]
     shown = [np.asarray(image.get_array()) for image in axes.images]
-    expected = rare.images[rare.first_of_classes(2)].permute(0, 2, 3, 1).numpy()
+    expected = rare.images[first].permute(0, 2, 3, 1).numpy()
     assert all(np.array_equal(*pair) for pair in zip(shown, expected, strict=True))
 
 
@@ -192,3 +194,28 @@ def test_the_digits_are_images_like_cifars() -> None:
 
 def test_the_digits_are_the_same_every_time() -> None:
     assert [split.digest() for split in read_digits()] == [split.digest() for split in read_digits()]
+
+
+def test_splits_of_other_classes_do_not_belong_together(tmp_path: Path) -> None:
+    """Two folders of images are both called so."""
+    split = synthetic_split(20)
+    save_split(split, tmp_path / "one")
+    save_split(dataclasses.replace(split, classes=split.classes[::-1]), tmp_path / "other")
+    with pytest.raises(DataError, match=r"other: synthetic of .*, expected: the data set and the classes of .*one, "):
+        load_splits(tmp_path / "one", tmp_path / "other")
+    assert [len(each) for each in load_splits(tmp_path / "one", tmp_path / "one")] == [20, 20]
+
+
+def test_the_digits_that_are_held_out_stay_the_same() -> None:
+    """Their figures are compared over versions."""
+    assert read_digits()[1].labels[:20].tolist() == [1, 4, 8, 6, 5, 9, 9, 1, 3, 2, 2, 2, 0, 7, 4, 8, 1, 5, 3, 9]
+
+
+def test_a_digit_is_scaled_about_its_middle() -> None:
+    """The pixel x of 32 lies at (x + 1/2) / 4 - 1/2 of the 8, and beyond the outermost ones they go on."""
+    grey = load_digits().images[0] * (255 / 16)
+    places = (np.arange(32) + 0.5) / 4 - 0.5
+    rows = np.stack([np.interp(places, np.arange(8), row) for row in grey])
+    expected = torch.from_numpy(np.stack([np.interp(places, np.arange(8), column) for column in rows.T], 1))
+    images = torch.cat([split.images[:, 0] for split in read_digits()])
+    assert (images - expected).abs().flatten(1).amax(1).min() < 0.5 + 1e-3

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import Brightness, logits_of, random_images, softmax, synthetic_split, tiny_net
 from sklearn.metrics import confusion_matrix
+from torch import Tensor, nn
 
 from leanresnet.evaluation.predictions import Predictions, measure_speed, predict
 from leanresnet.training.loader import EvalBatches
@@ -110,3 +111,27 @@ def test_the_median_leaves_out_two_passes_of_warming_up(monkeypatch: pytest.Monk
     monkeypatch.setattr("leanresnet.evaluation.predictions.time.perf_counter", lambda: next(clock))
     speed = measure_speed(Brightness(0.0), random_images(4), repeats=3)
     assert speed == {"latency_ms": 2000.0, "throughput": 4 / 5.0}
+
+
+class Half(nn.Module):
+    """A network in half precision, as under autocast, which notes its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.modes.append(self.training)
+        return (images.flatten(1)[:, :10].float() / 100).half()
+
+
+def test_probabilities_of_logits_in_half_precision_are_float32() -> None:
+    found = predict(Half(), EvalBatches(SPLIT, 10)).probabilities
+    logits = (SPLIT.images.flatten(1)[:, :10].float() / 100).half().float()
+    assert torch.equal(found, logits.softmax(1))
+
+
+def test_speed_is_measured_in_evaluation_mode() -> None:
+    net = Half().train()
+    measure_speed(net, random_images(4), repeats=1)
+    assert not any(net.modes)

@@ -82,13 +82,16 @@ def test_the_report_has_the_figures_of_each_split_in_float32(tmp_path: Path, mon
     checkpoint.save_model(net.state_dict(), tiny_model(), splits["test"].classes, about, tmp_path / "model")
     exact: list[bool] = []
     monkeypatch.setattr(report, "exact_float32", lambda: entered(exact))
-    measured: list[int] = []
+    measured: list[tuple[int, int]] = []
+    shown: list[int] = []
+    draw = report.figures.mistakes
+    monkeypatch.setattr(report.figures, "mistakes", lambda *given: shown.append(given[-1]) or draw(*given))
     measure = report.measure_speed
     monkeypatch.setattr(
-        report, "measure_speed", lambda net, images, n: measured.append(len(images)) or measure(net, images, n)
+        report, "measure_speed", lambda net, images, n: measured.append((len(images), n)) or measure(net, images, n)
     )
     outputs = Outputs(tmp_path / "model", tmp_path / "results")
-    settings = Evaluate(batch_size=20, calibration_bins=3, mistakes=4, timing_repeats=3)
+    settings = Evaluate(batch_size=20, calibration_bins=3, mistakes=4, timing_repeats=5)
     report.write_report(settings, outputs, tmp_path / "model", tmp_path / "validation", tmp_path / "test", CPU)
     found = report.load_report(outputs.results).model_dump(by_alias=True)
     for name, key in (("validation", "val/evaluated_"), ("test", "test/")):
@@ -101,7 +104,7 @@ def test_the_report_has_the_figures_of_each_split_in_float32(tmp_path: Path, mon
     assert report.read_predictions(outputs.results / "confusion.csv") == expected
     predictions = predict(net, EvalBatches(splits["test"], 20))
     assert found["test/calibration_error"] == pytest.approx(predictions.calibration_error(3))
-    assert (exact, measured) == ([True], [20])
+    assert (exact, measured, shown) == ([True], [(20, 5)], [4])
 
 
 @contextmanager
@@ -128,3 +131,21 @@ def test_another_table_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"confusion\.csv: cannot be read"):
         accuracy_by_class(tmp_path)
+
+
+def test_a_model_whose_predictions_are_no_numbers_is_named(tmp_path: Path) -> None:
+    """All of its weights are finite, but not what they give."""
+    split = synthetic_split(20)
+    save_split(split, tmp_path / "split")
+    origin = {"name": "baseline", "stage": "train@baseline", "dataset": "synthetic", "teacher_sha256": None}
+    about = {**origin, "train_md5": "0" * 32, "validation_md5": file_hashes(tmp_path / "split")[0]}
+    about["params"] = {"optimizer.name": "sgd", "epochs": 1, "seed": 0}
+    state = tiny_net(0).state_dict()
+    for name, size in (("model", 1.0), ("other", 1e38)):
+        weights = {key: tensor * size if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+        checkpoint.save_model(weights, tiny_model(), split.classes, about, tmp_path / name)
+    settings = Evaluate(batch_size=20, calibration_bins=3, mistakes=4, timing_repeats=3)
+    for model, teacher in (("other", "model"), ("model", "other")):
+        outputs = Outputs(tmp_path / model, tmp_path / "results")
+        with pytest.raises(DataError, match="other: predictions that are not finite, expected: a model that did not"):
+            report.write_report(settings, outputs, tmp_path / teacher, tmp_path / "split", tmp_path / "split", CPU)

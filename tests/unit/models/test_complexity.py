@@ -294,6 +294,7 @@ def test_a_model_over_its_budget_is_refused_with_a_change_that_fits(budget: int)
     assert excess == f"{4_935_242 - budget:,}"
     before, after = getattr(PAPER, key), tuple(ast.literal_eval(values))
     assert sum(old != new for old, new in zip(before, after, strict=True)) == 1
+    assert sum(before) % 8 == sum(after) % 8 or key == "blocks"
     advised = tiny_model(**PAPER.model_dump() | {key: after})
     assert f"{count_parameters(advised):,}" == promised
     assert count_parameters(advised) <= budget

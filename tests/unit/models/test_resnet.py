@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from leanresnet.config.schema import Model
 from leanresnet.models.blocks import BasicBlock, PreActivationBlock
+from leanresnet.models.convolution import convolution
 from leanresnet.models.resnet import ResNet, Whitening, build_model
 
 
@@ -178,9 +179,12 @@ def test_stochastic_depth_drops_later_blocks_more_often_and_none_in_evaluation()
     assert torch.equal(net.eval()(images), plain.eval()(images))
 
 
-def test_a_dropped_image_goes_by_the_shortcut_and_the_others_make_up_for_it() -> None:
+@pytest.mark.parametrize("kind", [BasicBlock, PreActivationBlock])
+def test_a_dropped_image_goes_by_the_shortcut_and_the_others_make_up_for_it(
+    kind: type[BasicBlock | PreActivationBlock],
+) -> None:
     torch.manual_seed(0)
-    block = BasicBlock(6, 6, 3, 1, 1, activation=lambda x: x, drop=0.25).train()
+    block = kind(6, 6, 3, 1, 1, activation=lambda x: x, drop=0.25).train()
     x = torch.randn(400, 6, 4, 4)
     found = block(x) - x
     block.drop = nn.Identity()
@@ -263,12 +267,15 @@ def test_a_whitening_stem_makes_uncorrelated_outputs_of_unit_variance() -> None:
     covariance = outputs.transpose(0, 1).flatten(1).double().cov()
     half = covariance[:12, :12]
     # Directions of little variance are held down, by 5e-4 (Jordan's value).
-    assert half.diagonal().max() < 1.001
+    patches = F.unfold(net.normalize(images).double(), 2).transpose(0, 1).flatten(1)
+    variances = torch.linalg.eigvalsh(patches.cov(correction=0))
+    torch.testing.assert_close(half.diagonal(), variances / (variances + 5e-4), atol=1e-4, rtol=0)
     assert half.diagonal().median() > 0.9
     torch.testing.assert_close(half - half.diagonal().diag(), torch.zeros(12, 12).double(), atol=1e-3, rtol=0)
     torch.testing.assert_close(covariance[:12, 12:], -half, atol=1e-6, rtol=1e-4)
     assert not net.stem.weight.requires_grad
     assert net.stem.bias.requires_grad
+    assert not net.stem.bias.any()
 
 
 def test_a_whitening_stem_is_computed_on_the_device_of_the_images() -> None:
@@ -357,3 +364,31 @@ def test_training_with_few_channels_does_not_corrupt_memory() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_dirac_filters_are_none_of_squeeze_and_excitation() -> None:
+    model = pooling_model(squeeze_excite=2)
+    plain = dict(build_model(model, MEAN, STD, seed=3).named_modules())
+    dirac = dict(build_model(model, MEAN, STD, seed=3, initialization="dirac").named_modules())
+    squeezes = [name for name in plain if name.endswith((".fc1", ".fc2"))]
+    assert squeezes
+    for name in squeezes:
+        assert torch.equal(dirac[name].weight, plain[name].weight)
+
+
+@pytest.mark.parametrize(("block", "is_active"), [("basic", True), ("preactivation", False)])
+def test_the_stem_is_activated_where_no_block_does_it(block: str, is_active: bool) -> None:
+    net = unsettled(tiny_net(block=block).eval()).float()
+    entering: list[Tensor] = []
+    net.layers[0].register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
+    left = outputs_of(net, ["stem"], random_images(4))["stem"]
+    assert left.min() < 0
+    assert torch.equal(entering[0], left.clamp(min=0) if is_active else left)
+
+
+def test_a_convolution_that_corrupts_memory_is_never_built() -> None:
+    """Its fault is with fewer than 16 input channels, a kernel of 1 and a stride."""
+    plain = nn.Conv2d
+    for inputs, kernel, stride, is_plain in ((8, 1, 2, False), (15, 1, 2, False), (16, 1, 2, True), (8, 1, 1, True)):
+        assert (type(convolution(inputs, 32, kernel, stride)) is plain) is is_plain
+    assert type(convolution(8, 32, 3, 2)) is plain

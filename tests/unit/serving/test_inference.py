@@ -78,11 +78,21 @@ def test_grey_and_coloured_jpegs_become_three_channels(channels: int, tmp_path: 
     assert read_image(path).float().sub(90).abs().max() <= 1
 
 
-def test_more_than_a_batch_is_the_same_as_one_by_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_a_batch_is_the_same_as_one_by_one(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded, images = load_model(model), random_images(7)
     monkeypatch.setattr("leanresnet.serving.inference.BATCH_SIZE", 3)
     one_by_one: list[Tensor] = [probabilities(loaded, image[None])[0] for image in images]
     torch.testing.assert_close(probabilities(loaded, images), torch.stack(one_by_one))
+    paths = [tmp_path / f"{place}.png" for place in range(7)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    found = list(classify(loaded, paths))
+    assert [path for path, _ in found] == paths
+    for (_, answer), shares in zip(found, one_by_one, strict=True):
+        assert isinstance(answer, dict)
+        assert [answer[name] for name in loaded.classes] == pytest.approx(shares.tolist(), rel=1e-5)
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -113,7 +123,8 @@ INK = random_images(1)[0, 0].numpy()
 
 def test_a_grey_image_of_16_bits_is_as_of_8() -> None:
     assert grey_of(encoded(Image.fromarray(INK.astype(np.uint16) * 257))).tolist() == INK.tolist()
-    assert grey_of(encoded(Image.fromarray(np.full((32, 32), 32_896, np.uint16)))).unique().tolist() == [128]
+    for value, nearest in ((128, 0), (129, 1), (32_896, 128), (65_280, 254), (65_535, 255)):
+        assert grey_of(encoded(Image.fromarray(np.full((32, 32), value, np.uint16)))).unique().tolist() == [nearest]
 
 
 @pytest.mark.parametrize("hidden", [0, 255])

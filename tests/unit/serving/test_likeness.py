@@ -32,6 +32,13 @@ def test_all_but_a_hundredth_of_the_known_images_are_known(likeness: Likeness) -
 def test_the_distance_is_the_one_to_the_fifth_neighbour(likeness: Likeness) -> None:
     """Four copies of an image do not make it a known kind; five do."""
     known, odd = synthetic_split(300, noise=0.1).images, torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    for copies, unlike in ((1, True), (6, False)):
+    for copies, unlike in ((4, True), (5, False)):
         found = Likeness(tiny_net().eval(), torch.cat([known, odd.expand(copies, -1, -1, -1)]))
         assert found.is_unlike(odd[0]) is unlike
+
+
+def test_the_limit_is_that_of_the_known_images_from_each_other(likeness: Likeness) -> None:
+    """The nearest image of each is the image itself."""
+    features = likeness._features(synthetic_split(300, noise=0.1).images)
+    fifth = torch.cdist(features, features).sort(1).values[:, 5]
+    assert int((fifth > likeness._limit).sum()) == 3
