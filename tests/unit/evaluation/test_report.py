@@ -131,21 +131,3 @@ def test_another_table_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"confusion\.csv: cannot be read"):
         accuracy_by_class(tmp_path)
-
-
-def test_a_model_whose_predictions_are_no_numbers_is_named(tmp_path: Path) -> None:
-    """All of its weights are finite, but not what they give."""
-    split = synthetic_split(20)
-    save_split(split, tmp_path / "split")
-    origin = {"name": "baseline", "stage": "train@baseline", "dataset": "synthetic", "teacher_sha256": None}
-    about = {**origin, "train_md5": "0" * 32, "validation_md5": file_hashes(tmp_path / "split")[0]}
-    about["params"] = {"optimizer.name": "sgd", "epochs": 1, "seed": 0}
-    state = tiny_net(0).state_dict()
-    for name, size in (("model", 1.0), ("other", 1e38)):
-        weights = {key: tensor * size if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-        checkpoint.save_model(weights, tiny_model(), split.classes, about, tmp_path / name)
-    settings = Evaluate(batch_size=20, calibration_bins=3, mistakes=4, timing_repeats=3)
-    for model, teacher in (("other", "model"), ("model", "other")):
-        outputs = Outputs(tmp_path / model, tmp_path / "results")
-        with pytest.raises(DataError, match="other: predictions that are not finite, expected: a model that did not"):
-            report.write_report(settings, outputs, tmp_path / teacher, tmp_path / "split", tmp_path / "split", CPU)

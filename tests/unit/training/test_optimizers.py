@@ -67,6 +67,8 @@ def test_settings_reach_the_optimizer() -> None:
     assert (group("sgd")["momentum"], group("sgd")["nesterov"]) == (0.7, False)
     assert (group("muon")["momentum"], group("muon")["nesterov"]) == (0.7, False)
     assert group("adadelta")["rho"] == 0.85
+    # A schedule alone changes the learning rate.
+    assert group("adagrad")["lr_decay"] == 0
     assert all(group(name)["betas"] == (0.8, 0.95) for name in ("adam", "radam", "adamw"))
     muon = build_optimizer(net, optimizer_settings(name="muon", **settings))
     assert all(each["betas"] == (0.8, 0.95) for each in muon.param_groups[1:])

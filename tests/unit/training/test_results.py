@@ -1,10 +1,12 @@
 """The files of a training."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from leanresnet.training import results
+from leanresnet.training.curves import curves
 
 
 def test_the_curves_have_the_name_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,3 +15,31 @@ def test_the_curves_have_the_name_of_the_model(tmp_path: Path, monkeypatch: pyte
     row = {f"{split}/{name}": 0.5 for split in ("train", "val") for name in ("loss", "accuracy")}
     results.save_results([row], 1, results.Outputs(tmp_path, tmp_path / "student"))
     assert titles == ["student"]
+
+
+HISTORY = [
+    {
+        f"{split}/{name}": number + offset
+        for offset, split in enumerate(("train", "val"))
+        for name in ("loss", "accuracy")
+    }
+    for number in (0.1, 0.4, 0.3)
+]
+
+
+def test_the_summary_is_the_row_of_the_best_epoch(tmp_path: Path) -> None:
+    outputs = results.Outputs(tmp_path, tmp_path / "student")
+    results.save_results(HISTORY, 2, outputs)
+    assert json.loads(outputs.summary.read_text()) == {"best_epoch": 2, **HISTORY[1]}
+    assert results.read_history(outputs.history) == HISTORY
+
+
+def test_the_curves_are_those_of_both_splits_by_epoch() -> None:
+    for axes, name in zip(curves("student", HISTORY, 2).axes, ("loss", "accuracy"), strict=True):
+        found = {line.get_label(): [list(values) for values in line.get_data()] for line in axes.lines}
+        assert found == {
+            "train": [[1, 2, 3], [row[f"train/{name}"] for row in HISTORY]],
+            "val": [[1, 2, 3], [row[f"val/{name}"] for row in HISTORY]],
+            "best epoch: 2": [[2, 2], [0, 1]],
+        }
+        assert axes.get_ylabel() == name

@@ -238,3 +238,11 @@ def test_no_schedule_warns(name: str, optimizer: str, warmup_epochs: int) -> Non
             schedule.step()
             if step % STEPS == STEPS - 1:
                 schedule.end_epoch(1.0)
+
+
+def test_a_plateau_counts_epochs_from_the_first_that_ends_at_the_peak() -> None:
+    """With equal losses, that one is the best, and each later one reduces the rate."""
+    for warmup_epochs, first in ((0.8, 1), (1, 2)):
+        settings = schedule_settings(name="plateau", warmup_epochs=warmup_epochs, patience=0, factor=0.5)
+        found = rates(settings, [1.0] * EPOCHS)[first * STEPS :: STEPS]
+        assert found[:3] == pytest.approx([PEAK, PEAK / 2, PEAK / 4])
