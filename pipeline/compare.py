@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,11 +67,15 @@ def compare(
     from leanresnet.analysis.comparison import compare as side_by_side
     from leanresnet.analysis.comparison import select
     from leanresnet.analysis.dvc_lock import weights_of_experiments
+    from leanresnet.errors import ConfigError
     from leanresnet.files import workspace
 
     if against is not None and group_by == "none":
         raise click.UsageError("--against compares seeds, expected: no --group-by none with it")
-    here = weights_of_experiments(workspace()) if experiments else {}
+    here: dict[str, list[str]] = {}
+    # The runs of a server can be compared outside of any workspace.
+    with suppress(ConfigError):
+        here = weights_of_experiments(workspace()) if experiments else {}
     found = side_by_side(select(targets, experiments, here), group_by == "seed", against)
     table = found.text(shutil.get_terminal_size().columns) if sys.stdout.isatty() else found.markdown()
     click.echo("\n\n".join([table, *found.notes]))

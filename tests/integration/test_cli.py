@@ -15,9 +15,11 @@ import yaml
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from conftest import Checkout, edited, outside_environment, preset_text
+from databases import place_database
 from forked import run_program
 from imports import ROOT
 
+from leanresnet.errors import DataError
 from leanresnet.scaffold.presets import load_preset, merge
 from leanresnet.serving import inference
 from leanresnet.tracking import connection
@@ -224,6 +226,17 @@ def test_compare_takes_results_or_runs() -> None:
     done = forked("compare", "--against", "a", "--group-by", "none")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--against compares seeds, expected: no --group-by none with it" in done.stderr
+
+
+def test_experiments_are_compared_outside_of_a_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server, whose runs need no folder here."""
+    place_database(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    refused = CliRunner().invoke(cli, ["compare", "--experiment", "mine"]).exception
+    assert isinstance(refused, DataError)
+    assert str(refused).startswith("experiment = mine: no finished run")
 
 
 def test_the_list_of_commands_is_in_whole_sentences() -> None:
