@@ -94,13 +94,14 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
         from leanresnet.analysis.comparison import compare, select
         from leanresnet.analysis.dvc_lock import weights_of_experiments
 
-        here, shown = weights_of_experiments(Path()), {known[name].question for name in have_run if name in known}
+        here, shown = weights_of_experiments(Path()), [known[name] for name in have_run if name in known]
+        models = {each.name: each.model for each in shown}
         for question in asked:
-            if not {question, REFERENCE} & shown:
+            if not {question, REFERENCE} & {each.question for each in shown}:
                 continue
             # A server may have runs of another workspace, whose experiments have the same names.
-            runs = [run for run in select([], [question, REFERENCE], here) if run.experiment in here]
-            of_reference = [run.run_id for run in runs if (run.label, run.model) == (REFERENCE, known[REFERENCE].model)]
+            runs = [run for run in select([], [question, REFERENCE], here) if models.get(run.experiment) == run.model]
+            of_reference = [run.run_id for run in runs if run.experiment == REFERENCE]
             found = compare(runs, against=of_reference[-1] if of_reference else None)
             click.echo("\n\n".join([found.markdown(), *found.notes]))
             found.write(Path("results", question))

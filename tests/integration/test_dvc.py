@@ -312,7 +312,9 @@ def test_a_question_is_asked_through_the_queue(checkout: Checkout, question: str
     assert {"reference", "taught-student"} <= set(checkout.shell("dvc", "exp", "list", "--name-only").stdout.split())
     table = (checkout.folder / "results/taught.md").read_text()
     # The reference's baseline came from the cache, so that it has no training of its own.
-    assert [row.split(" | ")[:2] for row in table.splitlines()[2:]] == [["| taught-student", "student"]]
+    rows = sorted(row.split(" | ")[:2] for row in table.splitlines() if row.startswith("| ") and "---" not in row)
+    assert rows == [["| reference", "baseline"], ["| run", "model"], ["| taught-student", "student"]]
+    assert "paired difference is that of the test accuracy from reference" in table
     assert done.stdout.endswith(table)
     assert (checkout.folder / "results/taught.png").exists()
     taught = tmp_path / "student"
