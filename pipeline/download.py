@@ -28,6 +28,9 @@ def download(params: Path, out: Path, archive: Path | None, sha256: str | None) 
     from leanresnet.data.sources import fetch_source
 
     settings = load_params(params).download
+    local = archive or local_copy(settings.dataset)
+    if sha256 and local is None:
+        raise click.UsageError("--sha256 is that of a local copy, expected: --archive with it")
     if settings.dataset == "cifar10":
         sha256 = sha256 or os.environ.get("LEANRESNET_CIFAR10_SHA256")
-    fetch_source(settings, out, archive or local_copy(settings.dataset), sha256 or None)
+    fetch_source(settings, out, local, sha256 or None)

@@ -409,6 +409,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _drops_some_block(self) -> "Recipe":
+        if self.stochastic_depth and not any(self.model.blocks):
+            raise ValueError(f"stochastic_depth = {self.stochastic_depth} with a model without blocks, expected: 0")
+        return self
+
+    @model_validator(mode="after")
     def _proxy_exists(self) -> "Recipe":
         if self.selection.keep < 1:
             try:

@@ -313,6 +313,13 @@ def test_an_alternating_flip_needs_something_to_alternate() -> None:
     assert "flip = 0 with flip_mode = alternating, expected: between 0 and 1" in refusal(settings)
 
 
+def test_stochastic_depth_needs_a_block_to_drop() -> None:
+    empty = {f"{MODEL}.downsample": "pool", f"{MODEL}.blocks": [0, 0, 0, 0], f"{MODEL}.pool": 2}
+    expected = "stochastic_depth = 0.1 with a model without blocks, expected: 0"
+    assert expected in refusal(empty | {f"{BASE}.stochastic_depth": 0.1})
+    assert accepted(put(DEFAULT, empty | {f"{BASE}.stochastic_depth": 0.0}))
+
+
 def test_a_teacher_has_to_take_the_students_small_images() -> None:
     small = {"distill.student.progressive_resizing.epochs": 2, "train.teacher.model.pool": 2}
     assert "progressive_resizing.epochs = 2 with a teacher that pools 2 of 4 pixels" in refusal(small)
