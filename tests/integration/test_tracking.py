@@ -328,8 +328,8 @@ def test_an_experiment_that_was_deleted_in_mlflow_is_named(space: Path) -> None:
 MODEL = """
 import mlflow
 class Constant(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input, params=None):
-        return "WHO"
+    def predict(self, model_input: list[int], params=None) -> list[str]:
+        return ["WHO" for _ in model_input]
 mlflow.models.set_model(Constant())
 """
 
@@ -357,7 +357,8 @@ def champion_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     mlflow = connect()
     place = mlflow.MlflowClient().get_model_version_download_uri("who", "1")
     assert place.startswith((folder / "mlartifacts").as_uri() + "/")
-    return str(mlflow.pyfunc.load_model("models:/who@champion").predict(0))
+    (said,) = mlflow.pyfunc.load_model("models:/who@champion").predict([0])
+    return str(said)
 
 
 def content(folder: Path) -> dict[str, bytes]:
