@@ -19,6 +19,7 @@ from databases import place_database
 from forked import run_program
 from imports import ROOT
 
+from leanresnet import errors
 from leanresnet.errors import DataError
 from leanresnet.scaffold.presets import load_preset, merge
 from leanresnet.serving import inference
@@ -169,6 +170,56 @@ def test_check_estimates_without_training() -> None:
     done = forked("check", "--preset", "demo", "--estimate")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("s an epoch") == 3
+
+
+def test_an_estimate_is_of_all_epochs_and_of_the_teacher_beside_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leanresnet.analysis.estimate.training_seconds", lambda *given: (10.0, 2.0))
+    monkeypatch.setattr("leanresnet.analysis.estimate.seconds_per_inference", lambda *given: 3.0)
+    params = merge(yaml.safe_load(preset_text("demo")), {"distill": {"student": {"epochs": 10, "batch_size": 16}}})
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    done = CliRunner().invoke(
+        cli, ["check", "--estimate", "--params", str(tmp_path / "params.yaml"), "--device", "cpu"]
+    )
+    rows = [line.split() for line in done.output.splitlines() if " epochs" in line]
+    assert [(row[0], row[1], " ".join(row[5:])) for row in rows] == [
+        ("baseline", "2.0", "18 s for 4 epochs"),
+        ("teacher", "2.0", "18 s for 4 epochs"),
+        ("student", "5.0", "60 s for 10 epochs"),
+    ]
+    assert "training  96 s on " in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "option"),
+    [
+        ("LEANRESNET_NPROC", "two", "--nproc"),
+        ("LEANRESNET_SNAPSHOT_SECONDS", "-1", "--snapshot-seconds"),
+        ("LEANRESNET_EXTEND", "perhaps", "--extend"),
+    ],
+)
+@pytest.mark.parametrize("command", [["train", "baseline"], ["distill", "--teacher", "t"]])
+def test_an_option_of_a_training_can_be_a_variable(name: str, value: str, option: str, command: list[str]) -> None:
+    """So that DVC's stages receive it."""
+    paths = ["--train", "a", "--validation", "b", "--model", "c", "--results", "d"]
+    done = CliRunner().invoke(cli, [*command, *paths], env={name: value})
+    assert (done.exit_code, f"Invalid value for '{option}'" in done.output) == (2, True), done.output
+
+
+def test_each_mistake_has_the_exit_code_of_the_reference() -> None:
+    table = re.findall(r"^\| ([2-8]) \| (\w+)", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
+    of = {int(code): first for code, first in table}
+    names = {
+        errors.ConfigError: "configuration",
+        errors.DataError: "data",
+        errors.DivergedError: "diverged",
+        errors.StorageError: "storage",
+        errors.SnapshotError: "all",
+        errors.MemoryLimitError: "out",
+        errors.LostProcessError: "one",
+    }
+    assert {error.exit_code: first for error, first in names.items()} == of
 
 
 def test_compare_shows_the_models_side_by_side(checkout: Checkout) -> None:
