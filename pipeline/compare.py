@@ -75,7 +75,7 @@ def compare(
     here: dict[str, list[str]] = {}
     # The runs of a server can be compared outside of any workspace.
     with suppress(ConfigError):
-        here = weights_of_experiments(workspace()) if experiments else {}
+        here = weights_of_experiments(workspace(), experiments)
     found = side_by_side(select(targets, experiments, here), group_by == "seed", against)
     table = found.text(shutil.get_terminal_size().columns) if sys.stdout.isatty() else found.markdown()
     click.echo("\n\n".join([table, *found.notes]))

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from leanresnet.scaffold.questions import Experiment
 
 QUESTIONS = released("experiments")
+# DVC writes the process id of each worker of the queue to a file here.
+WORKERS = Path(".dvc/tmp/exps/celery")
 EXTERNAL = Path("models/external")
 
 
@@ -94,14 +97,19 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
         from leanresnet.analysis.comparison import compare, select
         from leanresnet.analysis.dvc_lock import weights_of_experiments
 
-        here, shown = weights_of_experiments(Path()), [known[name] for name in have_run if name in known]
+        shown = [known[name] for name in have_run if name in known]
         models = {each.name: each.model for each in shown}
+        here = weights_of_experiments(Path(), [REFERENCE, *asked])
         for question in asked:
             if not {question, REFERENCE} & {each.question for each in shown}:
                 continue
-            # A server may have runs of another workspace, whose experiments have the same names.
-            runs = [run for run in select([], [question, REFERENCE], here) if models.get(run.experiment) == run.model]
-            of_reference = [run.run_id for run in runs if run.experiment == REFERENCE]
+            runs = [
+                run
+                for run in select([], [question, REFERENCE], here)
+                # A server may have runs of another workspace, whose experiments have the same names.
+                if any(models.get(name) == run.model for name in run.experiments)
+            ]
+            of_reference = [run.run_id for run in runs if REFERENCE in run.experiments]
             found = compare(runs, against=of_reference[-1] if of_reference else None)
             click.echo("\n\n".join([found.markdown(), *found.notes]))
             found.write(Path("results", question))
@@ -158,6 +166,7 @@ def _run_queue(
         have_run: names of the experiments that have run.
         jobs: number of experiments that run at the same time.
     """
+    _stop_workers()
     _dvc("queue", "remove", "--queued", "--failed", "--success")
     run_all = ("exp", "run", "--run-all", "--jobs", str(jobs))
     teachers: tuple[str, ...] = ()
@@ -167,6 +176,7 @@ def _run_queue(
         if each.learns_from not in ((), teachers):
             # The queue may hold the teachers, and students of the previous content of models/external, so it runs now.
             _dvc(*run_all, shown=True)
+            _stop_workers()
             _copy_teachers([known[name] for name in each.learns_from])
             teachers = each.learns_from
         # By default, DVC does not copy this folder to the place where the experiment runs.
@@ -174,6 +184,34 @@ def _run_queue(
         values = [part for override in each.overrides for part in ("--set-param", override)]
         _dvc("exp", "run", "--quiet", "--queue", "--name", each.name, *beside, *values, each.target)
     _dvc(*run_all, shown=True)
+    _stop_workers()
+
+
+def _stop_workers() -> None:
+    """Stop the workers of DVC's queue, and wait until they have ended; they finish their experiments first.
+
+    A worker ends by itself some seconds after the queue was empty. It may still take an experiment that is queued while
+    it ends, does not run it, and `dvc exp run --run-all` then waits for ever
+    (https://github.com/treeverse/dvc/issues/10398).
+    """
+    if _workers():
+        _dvc("queue", "stop")
+    while _workers():
+        time.sleep(0.1)
+
+
+def _workers() -> list[str]:
+    """Return the names of the workers that have not ended."""
+    import psutil
+
+    found = []
+    for path in WORKERS.glob("*.pid"):
+        # A worker that has ended may leave its file behind, and its number to another process.
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            process = psutil.Process(int(path.read_text()))
+            if process.status() != psutil.STATUS_ZOMBIE and "queue-worker" in process.cmdline():
+                found.append(path.stem)
+    return found
 
 
 def _copy_teachers(teachers: Sequence["Experiment"]) -> None:

@@ -48,6 +48,8 @@ def check_link(folder: Path) -> None:
         wrong = f"a link to {link.readlink()}, which is not on this machine"
     elif not link.exists():
         wrong = "missing"
+    elif not (link / "__init__.py").exists():
+        wrong = "not the code"
     elif _is_copy(link) and (file := _different(link, Path())):
         wrong = f"not the code that runs, of which {file} differs or is missing"
     else:
@@ -61,7 +63,7 @@ def _is_copy(package: Path) -> bool:
 
 
 def _is_checkout(folder: Path) -> bool:
-    return (folder / "pyproject.toml").exists()
+    return (folder / "pipeline" / Path(__file__).name).exists()
 
 
 def _relink(link: Path) -> str:
@@ -72,8 +74,10 @@ def _relink(link: Path) -> str:
     if link.is_dir() and not link.is_symlink():
         # `ln` would put the link into the folder.
         commands.insert(0, ["rm", "-r", str(link)])
-    elif not link.parent.exists():
+    elif not link.parent.is_dir():
         commands.insert(0, ["mkdir", "-p", str(link.parent)])
+        if link.parent.exists() or link.parent.is_symlink():
+            commands.insert(0, ["rm", str(link.parent)])
     return " && ".join(map(shlex.join, commands))
 
 

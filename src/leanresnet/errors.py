@@ -16,8 +16,12 @@ Only these exceptions are shown to the user, as one line. Internal invariants us
 import importlib.util
 import re
 import sys
+from textwrap import shorten
 
 from leanresnet.text import plain
+
+# The longest reason that `cause` takes from the message of a library.
+CAUSE_LENGTH = 200
 
 
 class LeanResNetError(Exception):
@@ -77,11 +81,11 @@ def cause(error: BaseException) -> str:
     """Return why another program or machine did not answer, in a few words.
 
     It is the system's reason, such as ``[Errno 111] Connection refused``, which libraries put at the end of a long
-    message, or else the first line of the message.
+    message, or else the beginning of the message, which may hold a whole page of a server.
     """
     if isinstance(error, LeanResNetError):
         return str(error)
-    reason = str(error).partition("\n")[0]
+    reason = shorten(str(error).partition("\n")[0], CAUSE_LENGTH, placeholder=" ...")
     inner = error.__cause__ or error.__context__
     while inner is not None:
         # A TimeoutError has no number. Errors of libraries, which have neither, repeat the message of the inner one.

@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+import threading
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -218,6 +220,33 @@ def test_a_model_teaches_once_it_and_those_taught_before_have_run(queue: Queue) 
         f"evaluate@student a-5 {beside}",
         "run by a-2 models/baseline",
     ]
+
+
+def test_a_worker_that_ends_takes_no_experiment(queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is queued while one lives; those that have ended, and other processes, do not count."""
+    folder = tmp_path / command.WORKERS
+    folder.mkdir(parents=True)
+    start = [sys.executable, "-c", "import time; time.sleep(600)", "queue-worker"]
+    dead = subprocess.Popen([sys.executable, "-c", "", "queue-worker"])
+    dead.wait()
+    for name, pid in (("dead", dead.pid), ("other", os.getpid()), ("damaged", "")):
+        (folder / f"{name}.pid").write_text(str(pid))
+    assert command._workers() == []
+    with subprocess.Popen(start) as worker:
+        (folder / "worker-1.pid").write_text(str(worker.pid))
+        assert command._workers() == ["worker-1"]
+
+        def stop(*arguments: str, shown: bool = False) -> subprocess.CompletedProcess[str]:
+            if arguments == ("queue", "stop"):
+                queue.asked.append("stop")
+                threading.Timer(0.3, worker.terminate).start()
+            elif "--queue" in arguments:
+                assert command._workers() == []
+            return queue(*arguments, shown=shown)
+
+        monkeypatch.setattr(command, "dvc", stop)
+        ask([], experiment("a-1"))
+    assert queue.asked == ["stop", "evaluate@baseline a-1", "run"]
 
 
 def test_several_models_teach_as_their_ensemble(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:

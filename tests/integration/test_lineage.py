@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,14 @@ from forked import path_of_forks
 from test_tracking import runs_by_model
 
 from leanresnet.analysis.dvc_lock import Locked, Stage
-from leanresnet.analysis.lineage import _commands, lineage
+from leanresnet.analysis.lineage import lineage
+from leanresnet.analysis.rebuild import commands
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError
+from leanresnet.tracking.events import WEIGHTS_TAG
+from leanresnet.tracking.git import git
+
+AUTHOR = ("-c", "user.name=tests", "-c", "user.email=tests@example.org")
 
 
 def trace(folder: Path, target: object) -> str:
@@ -64,9 +70,9 @@ def test_its_commands_give_the_same_weights_again(copy: Path) -> None:
     (copy / "params.yaml").write_text(params.replace("seed: 0", "seed: 9"))
     text = trace(copy, copy / "models/student")
     shutil.rmtree(copy / "models")
-    commands = text.partition("rebuild, or restore what DVC's cache still has\n")[2]
+    printed = text.partition("rebuild, or restore what DVC's cache still has\n")[2]
     environment = outside_environment(PATH=path_of_forks())
-    subprocess.run(["bash", "-ec", commands], cwd=copy, env=environment, check=True, capture_output=True)
+    subprocess.run(["bash", "-ec", printed], cwd=copy, env=environment, check=True, capture_output=True)
     assert (copy / "models/student/model.safetensors").exists()
     assert (copy / "params.yaml").read_text() == params
 
@@ -96,51 +102,116 @@ def test_what_no_run_made_is_named(checkout: Checkout, tmp_path: Path) -> None:
             trace(checkout.folder, target)
 
 
+def training(model: str = "baseline", stage: str = "train@baseline", md5: str = "0", **params: str) -> RunRecord:
+    tags = {"model": model, "dvc.stage": stage, "dvc.weights_md5": md5, WEIGHTS_TAG: "ab", "git.commit": 40 * "a"}
+    return RunRecord("1", "name", "FINISHED", tags, params, {}, list)
+
+
+def locked(stage: str = "train@baseline", epochs: int = 6, **stages: object) -> Locked:
+    """A dvc.lock in which this stage made the weights "0"."""
+    own = {
+        "outs": [{"path": "models/baseline/model.safetensors", "md5": "0"}],
+        "params": {"params.yaml": {"train.baseline": {"epochs": epochs}}},
+    }
+    return Locked(None, stage, {name: Stage.model_validate(each) for name, each in {stage: own, **stages}.items()})
+
+
 def test_code_behind_a_link_is_fetched_first(tmp_path: Path) -> None:
     checkout, workspace = tmp_path / "the checkout", tmp_path / "workspace"
     (checkout / "src/leanresnet").mkdir(parents=True)
     (workspace / "src").mkdir(parents=True)
     (workspace / "src/leanresnet").symlink_to(checkout / "src/leanresnet")
-    tags = {"dvc.stage": "train@a", "dvc.weights_md5": "0", "git.commit": 40 * "a"}
-    run = RunRecord("1", "name", "FINISHED", tags, {}, {}, list)
+    run = training()
     fetch = f"    git -C '{checkout}' checkout {40 * 'a'}"
-    assert fetch not in _commands(run, None, "ab", workspace)
-    (checkout / ".git").mkdir()
-    assert _commands(run, None, "ab", workspace)[1:] == [fetch, "    dvc repro train@a"]
-    tags["git.commit"] = "unknown"
-    assert fetch not in _commands(run, None, "ab", workspace)
+    assert fetch not in commands(run, None, None, workspace)
+    git(checkout, "init", "--quiet")
+    assert commands(run, None, None, workspace)[1:] == [fetch, "    dvc repro train@baseline"]
+    (checkout / "src/leanresnet/new.py").touch()
+    stash = f"    git -C '{checkout}' stash --include-untracked"
+    assert commands(run, None, None, workspace)[1:] == [stash, fetch, "    dvc repro train@baseline"]
+    run.tags["git.commit"] = "unknown"
+    assert fetch not in commands(run, None, None, workspace)
+
+
+def test_the_link_of_another_machine_is_made_anew(tmp_path: Path) -> None:
+    """git brings the link that the commit has."""
+    workspace, link = tmp_path / "space", tmp_path / "space/src/leanresnet"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/another machine/leanresnet")
+    for arguments in (["init", "--quiet"], ["add", "--all"], [*AUTHOR, "commit", "--quiet", "--message", "space"]):
+        assert git(workspace, *arguments) is not None
+    commit = (git(workspace, "rev-parse", "HEAD") or "").strip()
+    found = replace(locked(), commit=commit)
+    fetch = f"    git checkout {commit}"
+    assert commands(training(epochs="6"), None, found, workspace)[1:3] == [fetch, "    dvc repro train@baseline"]
+    link.unlink()
+    link.symlink_to(tmp_path / "the code")
+    anew = f"    ln -sfn '{tmp_path / 'the code'}' src/leanresnet"
+    stash = "    git stash --include-untracked"
+    assert commands(training(epochs="6"), None, found, workspace)[1:4] == [stash, fetch, anew]
 
 
 def test_a_name_in_a_command_is_quoted_for_the_shell(tmp_path: Path) -> None:
-    tags = {"dvc.stage": "train@a; touch x", "dvc.weights_md5": "0"}
-    run = RunRecord("1", "name", "FINISHED", tags, {}, {}, list)
-    assert _commands(run, None, "ab", tmp_path)[-1] == "    dvc repro 'train@a; touch x'"
+    run = training(stage="train@a; touch x")
+    assert commands(run, None, None, tmp_path)[-1] == "    dvc repro 'train@a; touch x'"
     outs = [{"path": "models/$(touch x)'/model.safetensors", "md5": "0"}]
     found = Locked(None, "train@a; touch x", {"train@a; touch x": Stage.model_validate({"outs": outs})})
-    *_, stage, check = _commands(run, found, "ab", tmp_path)
+    *_, stage, check = commands(run, None, found, tmp_path)
     assert shlex.split(stage) == ["dvc", "repro", "train@a; touch x"]
     assert shlex.split(check)[1] == "ab  models/$(touch x)'/model.safetensors"
 
 
 def test_what_no_stage_makes_is_named(tmp_path: Path) -> None:
-    """A teacher from elsewhere, which DVC does not keep."""
+    """A teacher from elsewhere, which DVC does not keep; how its own training went is not asked."""
     weights = {"path": "models/student/model.safetensors", "md5": "0"}
     split = {"path": "data/train.safetensors", "md5": "1"}
-    teacher = {"path": "models/external/model.safetensors", "md5": "2"}
+    external = {"path": "models/external/model.safetensors", "md5": "2"}
     code = {"path": "src/leanresnet/models", "md5": "3"}
     stages = {
         "split": Stage.model_validate({"outs": [split]}),
-        "distill": Stage.model_validate({"deps": [split, teacher, code], "outs": [weights]}),
+        "distill": Stage.model_validate({"deps": [split, external, code], "outs": [weights]}),
     }
-    run = RunRecord("1", "name", "FINISHED", {"dvc.stage": "distill", "dvc.weights_md5": "0"}, {}, {}, list)
-    *_, needed, repro, _ = _commands(run, Locked(None, "distill", stages), "ab", tmp_path)
+    run, teacher = training("student", "distill"), training(md5="2", epochs="6", extended_from="4")
+    needed, repro, _ = commands(run, teacher, Locked(None, "distill", stages), tmp_path)[1:]
     assert needed == "    # No stage makes models/external/model.safetensors, which has to have md5 2."
     assert repro == "    dvc repro distill"
 
 
-def test_a_training_that_was_extended_is_extended_again(tmp_path: Path) -> None:
-    tags = {"model": "baseline", "dvc.stage": "train@baseline", "dvc.weights_md5": "0"}
-    run = RunRecord("1", "name", "FINISHED", tags, {"extended_from": "4"}, {}, list)
-    _, first, again = _commands(run, None, "ab", tmp_path)
-    assert "epochs of baseline to 4 in params.yaml, run `dvc repro --no-run-cache train@baseline`" in first
-    assert again == "    LEANRESNET_EXTEND=1 dvc repro train@baseline"
+def test_trainings_that_were_extended_are_extended_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first of them, and also that of a teacher."""
+    shorter = training(epochs="5", extended_from="4")
+    monkeypatch.setattr("leanresnet.analysis.runs.find_run", lambda run_id: {"before": shorter}.get(run_id))
+    run = training(epochs="6", extended_from="5")
+    run.tags["mlflow.parentRunId"] = "before"
+    steps = [
+        "    # The training of baseline was extended. Before the next command, set its epochs in params.yaml",
+        "    # to 4 and run `dvc repro --no-run-cache train@baseline`,",
+        "    # to 5 and run `LEANRESNET_EXTEND=1 dvc repro --no-run-cache train@baseline`,",
+        "    # and to 6.",
+        "    LEANRESNET_EXTEND=1 dvc repro train@baseline",
+    ]
+    assert commands(run, None, None, tmp_path)[1:] == steps
+    assert commands(run, None, locked(), tmp_path)[1:-1] == steps
+    student = training("student", "distill", md5="9", epochs="3")
+    taught = {"outs": [{"path": "models/student/model.safetensors", "md5": "9"}]}
+    found = replace(locked(distill=taught), stage="distill")
+    assert commands(student, run, found, tmp_path)[1:-1] == [*steps, "    dvc repro distill"]
+
+
+def test_a_training_that_was_extended_in_vain_has_its_own_epochs(tmp_path: Path) -> None:
+    """dvc.lock has the longer one, with the same weights."""
+    own, repro = commands(training(epochs="4"), None, locked(epochs=5), tmp_path)[1:-1]
+    assert own.startswith(
+        "    # dvc.lock has a training of 5 epochs with the same weights; set the epochs of baseline in"
+    )
+    assert own.endswith(" to 4.")
+    assert repro == "    dvc repro train@baseline"
+    assert commands(training(epochs="5"), None, locked(epochs=5), tmp_path)[1:-1] == [repro]
+
+
+def test_code_with_changes_is_no_promise(tmp_path: Path) -> None:
+    run = training()
+    run.tags["git.dirty"] = "true"
+    assert (
+        commands(run, None, None, tmp_path)[1] == "    # The code had uncommitted changes, so the bytes may be others."
+    )

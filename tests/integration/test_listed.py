@@ -128,7 +128,43 @@ def copy_in_part(space: Path) -> str:
     return "not the code that runs, of which text.py differs or is missing"
 
 
-@pytest.mark.parametrize("lose", [link_away, copy_in_part, lambda space: "missing"])
+def link_to_nothing(space: Path) -> str:
+    (space / "src").mkdir()
+    (space / "empty").mkdir()
+    (space / "src/leanresnet").symlink_to(space / "empty")
+    return "not the code"
+
+
+def text_for_a_link(space: Path) -> str:
+    """As git writes it where a file system has no links."""
+    (space / "src").mkdir()
+    (space / "src/leanresnet").write_text("/another machine")
+    return "not the code"
+
+
+def file_for_src(space: Path) -> str:
+    (space / "src").touch()
+    return "missing"
+
+
+def src_away(space: Path) -> str:
+    (space / "src").symlink_to(space / "away")
+    return "missing"
+
+
+def own_project(space: Path) -> str:
+    """A workspace is no checkout because it is a project of its user."""
+    (space / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+    return copy_in_part(space)
+
+
+LOSSES_OF_THE_LINK = [
+    *(link_away, link_to_nothing, text_for_a_link, copy_in_part),
+    *(file_for_src, src_away, own_project, lambda space: "missing"),
+]
+
+
+@pytest.mark.parametrize("lose", LOSSES_OF_THE_LINK)
 def test_check_says_how_a_lost_link_is_renewed(lose: Callable[[Path], str], space: Path) -> None:
     """As in a clone of a workspace, and where git has replaced the link by the files behind it."""
     wrong = lose(space)

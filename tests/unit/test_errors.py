@@ -69,6 +69,10 @@ def test_the_cause_of_an_error_is_what_the_system_says() -> None:
     failed.__cause__ = retried
     assert cause(failed) == "[Errno 111] Connection refused"
     assert cause(RuntimeError("not a database\n[SQL: SELECT 1]")) == "not a database"
+    page = cause(RuntimeError("error 404, body: <html> " + 50_000 * "word "))
+    assert page.startswith("error 404, body: <html> word")
+    assert page.endswith(" word ...")
+    assert len(page) <= 200
     away = RuntimeError("no answer")
     away.__context__ = TimeoutError("timed out")
     assert cause(away) == "timed out"

@@ -98,7 +98,9 @@ def select(targets: Sequence[str], experiments: Sequence[str], here: Mapping[str
         raise DataError(f"{asked}no finished run, expected: names from `dvc exp list`, run ids, models")
     by_id: dict[str, RunRecord] = {}
     for run in records:
-        by_id.setdefault(run.run_id, run)
+        # Several experiments may have the same model.
+        known = by_id.get(run.run_id)
+        by_id[run.run_id] = known.with_experiment(run.experiment) if known else run
     usable = []
     for run in by_id.values():
         missing = run.lacks(["model"], COMPARED)
@@ -191,7 +193,7 @@ def over_seeds(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 def _row_of(name: str, groups: list[list[RunRecord]]) -> list[RunRecord]:
     """Return the group that has a run of this name or id."""
-    found = [group for group in groups if any(name in (run.label, run.run_id) for run in group)]
+    found = [group for group in groups if any(name in (run.label, run.run_id, *run.experiments) for run in group)]
     if len(found) == 1:
         return found[0]
     if found:

@@ -1,8 +1,10 @@
 """A reader of dvc.lock, in which DVC records the dependencies and outputs of each stage, also in earlier commits."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from leanresnet.tracking.git import git
 
 LOCK = "dvc.lock"
 # DVC keeps an experiment below the commit that it began at, and its queue in other references.
-EXPERIMENT_REF = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]+/(.+)")
+EXPERIMENT_REF = re.compile(r"refs/exps/(?P<begin>[0-9a-f]{2})/(?P<rest>[0-9a-f]+)/(?P<name>.+)")
 CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |$)", re.MULTILINE)
 
 
@@ -135,8 +137,18 @@ class Locked:
     def outs(self, stage: str) -> dict[str, str]:
         return self.stages[stage].digests("outs")
 
+    def value(self, key: str) -> object:
+        """Return a value of params.yaml that these stages depend on, or None."""
+        place: object = self._params()
+        for part in key.split("."):
+            place = place.get(part) if isinstance(place, dict) else None
+        return place
+
     def params(self) -> str:
         """Return the params of these stages as YAML, in the form of params.yaml."""
+        return write_yaml(self._params())
+
+    def _params(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name in self.before():
             for key, value in self.stages[name].params.get("params.yaml", {}).items():
@@ -145,7 +157,7 @@ class Locked:
                 for section in sections:
                     place = place.setdefault(section, {})
                 place[last] = value
-        return write_yaml(found)
+        return found
 
 
 def find_locked(weights_md5: str, root: Path) -> Locked | None:
@@ -177,21 +189,42 @@ def outputs(stages: dict[str, Stage]) -> set[str]:
     return {md5 for stage in stages.values() for md5 in stage.digests("outs").values()}
 
 
-def weights_of_experiments(root: Path) -> dict[str, list[str]]:
-    """Return the md5 of the models' weights in each DVC experiment of a workspace, by the experiment's name.
+def is_named(experiment: str, name: str) -> bool:
+    """Return whether an experiment is one of those that a name stands for, `name` and `name-...`."""
+    return experiment == name or experiment.startswith(f"{name}-")
 
-    Of experiments with the same name it is the newest. One with a damaged dvc.lock is skipped.
+
+def weights_of_experiments(root: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the md5 of the models' weights in the DVC experiments of a workspace that the names stand for.
+
+    They are the weights of the models that one of a name's experiments changed since the commit that it began at, or of
+    all models if none of them changed one. Of experiments with the same name it is the newest. One with a damaged
+    dvc.lock is skipped.
+
+    Returns:
+        Lists by the experiment's name.
     """
+    weights = cache(partial(_weights, root))
     found: dict[str, list[str]] = {}
     refs = git(root, "for-each-ref", "--sort=committerdate", "--format=%(refname)", "refs/exps") or ""
-    for ref in refs.split():
-        experiment = EXPERIMENT_REF.fullmatch(ref)
-        if experiment:
-            with suppress(DataError):
-                stages = read_stages(git(root, "show", f"{ref}:./{LOCK}") or "")
-                outs = (out for stage in stages.values() for out in stage.digests("outs").items())
-                found[experiment[1]] = [md5 for path, md5 in outs if Path(path).name == WEIGHTS]
+    for name in names:
+        experiments: dict[str, dict[str, str]] = {}
+        changed: set[str] = set()
+        for ref in filter(None, map(EXPERIMENT_REF.fullmatch, refs.split())):
+            if is_named(ref["name"], name):
+                with suppress(DataError):
+                    experiments[ref["name"]] = after = weights(ref[0])
+                    changed |= {path for path, _ in after.items() - weights(ref["begin"] + ref["rest"]).items()}
+        for experiment, after in experiments.items():
+            found[experiment] = [md5 for path, md5 in after.items() if path in (changed or after)]
     return found
+
+
+def _weights(root: Path, revision: str) -> dict[str, str]:
+    """Return the md5 of the models' weights in the dvc.lock of a revision, by path."""
+    stages = read_stages(git(root, "show", f"{revision}:./{LOCK}") or "")
+    outs = (out for stage in stages.values() for out in stage.digests("outs").items())
+    return {path: md5 for path, md5 in outs if Path(path).name == WEIGHTS}
 
 
 def _stage_of(weights_md5: str, stages: dict[str, Stage]) -> tuple[str, dict[str, Stage]] | None:

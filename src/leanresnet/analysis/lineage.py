@@ -1,11 +1,8 @@
-"""The lineage of a model: everything that it was made from, and the commands that make it again."""
+"""The lineage of a model: everything that it was made from, and the commands that make it again, of `rebuild`."""
 
-import os
-import re
 from pathlib import Path
-from shlex import quote
 
-from leanresnet.analysis import runs
+from leanresnet.analysis import rebuild, runs
 from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError, redacted
@@ -13,8 +10,7 @@ from leanresnet.files import file_hashes
 from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.text import plain
 from leanresnet.tracking.connection import tracking_uri
-from leanresnet.tracking.events import COMMIT, DVC_WEIGHTS_TAG, PARENT_TAG, WEIGHTS_TAG
-from leanresnet.tracking.git import git
+from leanresnet.tracking.events import DVC_WEIGHTS_TAG, PARENT_TAG, WEIGHTS_TAG
 
 # Tags and metrics of a run that wrote a model.
 TRAINING_TAGS = (
@@ -72,6 +68,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
         "data": f"{run.tags['dataset']}, md5 {run.tags['dvc.train_md5']} (training), "
         f"{run.tags['dvc.validation_md5']} (validation)",
     }
+    teacher = None
     if run.params.get("distill.teacher", "none") != "none":
         teacher = runs.find_run_of_weights(run.tags.get("teacher.sha256", ""))
         its_run = f"run {teacher.run_id}" if teacher else "its run is not in this MLflow"
@@ -84,7 +81,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
     lines += _stages(found) if found else []
     if params:
         lines += ["", "params", *_params(run, found)]
-    return "\n".join(plain(line) for line in (*lines, "", *_commands(run, found, sha256, root)))
+    return "\n".join(plain(line) for line in (*lines, "", *rebuild.commands(run, teacher, found, root)))
 
 
 def _model(run: RunRecord) -> str:
@@ -114,50 +111,6 @@ def _stages(found: Locked) -> list[str]:
 def _params(run: RunRecord, found: Locked | None) -> list[str]:
     """Return lines with the params of all stages in dvc.lock, or of the run alone if dvc.lock has no such stage."""
     return found.params().splitlines() if found else [f"{key}: {value}" for key, value in run.params.items()]
-
-
-def _commands(run: RunRecord, found: Locked | None, sha256: str, root: Path) -> list[str]:
-    """Return the commands as indented lines, after a line that says what they need."""
-    code = _checkout(run, root)
-    stage = quote(found.stage if found else run.tags["dvc.stage"])
-    repro = [f"    dvc repro {stage}"]
-    shorter = run.params.get("extended_from")
-    if shorter:
-        # DVC would restore the shorter training's outputs, but not the state from which it is extended.
-        first = f"run `dvc repro --no-run-cache {stage}`"
-        repro = [
-            f"    # Set the epochs of {run.model} to {shorter} in params.yaml, {first}, and set them back.",
-            f"    LEANRESNET_EXTEND=1 dvc repro {stage}",
-        ]
-    if found is None:
-        missing = f"{LOCK} has these weights neither here nor in a commit"
-        return [f"rebuild: {missing}; with the code above and these params,", *code, *repro]
-    weights = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags[DVC_WEIGHTS_TAG])
-    rebuild = "rebuild, or restore what DVC's cache still has"
-    return [
-        rebuild if found.commit else f"{rebuild}, with the code above and these params in params.yaml,",
-        *code,
-        *(_fetch("git", root, found.commit) if found.commit else []),
-        *(f"    # No stage makes {path}, which has to have md5 {md5}." for path, md5 in found.given().items()),
-        *repro,
-        f"    echo {quote(f'{sha256}  {weights}')} | sha256sum --check",
-    ]
-
-
-def _checkout(run: RunRecord, root: Path) -> list[str]:
-    """Return the commands that fetch the code of a run, if the workspace only has a link to a checkout."""
-    link = root / "src" / "leanresnet"
-    checkout = Path(os.path.realpath(link)).parents[1]
-    if not link.is_symlink() or not (checkout / ".git").exists() or not re.fullmatch(COMMIT, run.tags["git.commit"]):
-        return []
-    return _fetch(f"git -C {quote(str(checkout))}", checkout, run.tags["git.commit"])
-
-
-def _fetch(command: str, folder: Path, commit: str) -> list[str]:
-    """Return the commands that fetch a commit; git would keep changed files, with which the model would be another."""
-    changed = git(folder, "status", "--porcelain")
-    stash = [f"    {command} stash --include-untracked"] if changed else []
-    return [*stash, f"    {command} checkout {commit}"]
 
 
 def lineage(target: str, root: Path) -> str:

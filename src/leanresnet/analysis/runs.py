@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from leanresnet.analysis.dvc_lock import is_named
 from leanresnet.config.load import current_key
 from leanresnet.errors import DataError, LeanResNetError, StorageError, cause
 from leanresnet.files import workspace
@@ -53,8 +54,18 @@ class RunRecord:
 
     @property
     def experiment(self) -> str:
-        """The name of the DVC experiment, or an empty text."""
+        """The name of the DVC experiment, or an empty text; several have commas between them, see `experiments`."""
         return self.tags.get(EXPERIMENT_TAG, "")
+
+    @property
+    def experiments(self) -> list[str]:
+        """The names of the DVC experiments whose model it trained."""
+        return [name for name in self.experiment.split(", ") if name]
+
+    def with_experiment(self, name: str) -> "RunRecord":
+        """Return the record with another DVC experiment that has its model."""
+        names = dict.fromkeys(filter(None, [*self.experiments, name]))
+        return replace(self, tags=self.tags | {EXPERIMENT_TAG: ", ".join(names)})
 
     @property
     def label(self) -> str:
@@ -83,12 +94,11 @@ def find_experiments(name: str, here: Mapping[str, Collection[str]]) -> list[Run
     """Return the finished runs of the DVC experiments `name` and `name-...`, the newest of each model.
 
     MLflow knows the experiment in which a model was trained. A model that existed before an experiment asked for it is
-    found by its weights, if the experiments trained models of this name otherwise or none at all. The record of its run
-    has the name of the experiment.
+    found by its weights; the record of its run has the name of the experiment.
 
     Args:
-        here: see `weights_of_experiments`. Other workspaces may have logged experiments of the same names to the same
-            server, so a run of an experiment that is here has to have its weights.
+        here: the weights of experiments, see `weights_of_experiments`. Other workspaces may have logged experiments of
+            the same names to the same server, so a run of an experiment that is here has to have its weights.
 
     Raises:
         StorageError: if MLflow cannot be reached.
@@ -98,23 +108,18 @@ def find_experiments(name: str, here: Mapping[str, Collection[str]]) -> list[Run
     found: dict[tuple[str, str], RunRecord] = {}
     for run in _search(f"tags.`{EXPERIMENT_TAG}` LIKE '{name}%' and {FINISHED}"):
         theirs = here.get(run.experiment)
-        if _is_of(run.experiment, name) and (theirs is None or run.tags.get(DVC_WEIGHTS_TAG) in theirs):
+        if is_named(run.experiment, name) and (theirs is None or run.tags.get(DVC_WEIGHTS_TAG) in theirs):
             found[run.experiment, run.model] = run
-    models = {model for _, model in found}
     existed: dict[str, RunRecord | None] = {run.tags.get(DVC_WEIGHTS_TAG, ""): run for run in found.values()}
-    for experiment in (each for each in here if _is_of(each, name)):
+    for experiment in (each for each in here if is_named(each, name)):
         for md5 in here[experiment]:
             if md5 not in existed:
                 existed[md5] = _evaluated_or_newest(f"tags.`{DVC_WEIGHTS_TAG}` = '{md5}' and {FINISHED}")
             earlier = existed[md5]
-            if earlier is not None and (not models or earlier.model in models):
+            if earlier is not None:
                 named = replace(earlier, tags=earlier.tags | {EXPERIMENT_TAG: experiment})
                 found.setdefault((experiment, earlier.model), named)
     return list(found.values())
-
-
-def _is_of(experiment: str, name: str) -> bool:
-    return experiment == name or experiment.startswith(f"{name}-")
 
 
 def find_finished() -> list[RunRecord]:

@@ -112,7 +112,7 @@ def test_experiments_of_the_same_name_in_another_workspace_are_not_this_ones(
 def test_a_model_that_existed_before_the_experiment_is_found_by_its_weights(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here the run of a workspace, of which DVC took the baseline for one experiment, and the teacher for all."""
+    """Here that of a workspace, of which DVC took the model for one experiment. It was trained twice."""
 
     def trained(experiment: str, model: str, lr: float, accuracy: float | None = None) -> None:
         monkeypatch.setenv("DVC_EXP_NAME", experiment)
@@ -123,29 +123,35 @@ def test_a_model_that_existed_before_the_experiment_is_found_by_its_weights(
                 run.log_metrics({"val/evaluated_accuracy": accuracy}, 1)
 
     trained("", "baseline", 0.1, accuracy=0.6)
-    trained("", "teacher", 0.1)
     trained("", "baseline", 0.1)
     trained("sweep-b", "baseline", 0.2)
     monkeypatch.delenv("DVC_EXP_NAME")
     here = {
-        "sweep-a": ["baseline of 0.1", "teacher of 0.1"],
-        "sweep-b": ["baseline of 0.2", "teacher of 0.1"],
+        "sweep-a": ["baseline of 0.1"],
+        "sweep-b": ["baseline of 0.2"],
         "sweep-c": ["baseline of 0.3"],
         "sweeps": ["baseline of 0.1"],
     }
-    found = {(run.label, run.model): run for run in select([], ["sweep"], here)}
-    assert {name: run.params["lr"] for name, run in found.items()} == {
-        ("sweep-a", "baseline"): "0.1",
-        ("sweep-b", "baseline"): "0.2",
-    }
-    assert found["sweep-a", "baseline"].metrics["val/evaluated_accuracy"] == 0.6
-    alone = {(run.label, run.model) for run in select([], ["sweep-a"], here)}
-    assert alone == {("sweep-a", "baseline"), ("sweep-a", "teacher")}
-    # Two experiments that have the same model show its run once, under the one that trained it.
-    (shared,) = select([], ["sweep-d", "sweep-b"], {**here, "sweep-d": ["baseline of 0.2"]})
-    assert shared.label == "sweep-d"
-    (shared,) = select([], ["sweep"], {"sweep-d": ["baseline of 0.2"], "sweep-b": ["baseline of 0.2"]})
-    assert shared.label == "sweep-b"
+    found = {run.label: run for run in select([], ["sweep"], here)}
+    assert {name: run.params["lr"] for name, run in found.items()} == {"sweep-a": "0.1", "sweep-b": "0.2"}
+    assert found["sweep-a"].metrics["val/evaluated_accuracy"] == 0.6
+
+
+def test_experiments_that_share_a_model_share_its_row(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "sweep-b")
+    with reporting.start_run("name", {"seed": 0}, {"model": "baseline"}) as run:
+        run.set_tags({"dvc.weights_md5": "shared"})
+        run.log_metrics({"val/best_accuracy": 0.5, "model/parameters": 1, "model/macs": 1}, 1)
+    monkeypatch.delenv("DVC_EXP_NAME")
+    here = {name: ["shared"] for name in ("reference", "sweep-a", "sweep-b")}
+    (shared,) = select([], ["sweep", "reference"], here)
+    assert shared.label == "sweep-b, sweep-a, reference"
+    assert shared.experiments == ["sweep-b", "sweep-a", "reference"]
+    for name in (*shared.experiments, shared.run_id):
+        assert compare([shared], against=name).rows[0][0] == shared.label
+    # A run that is named itself is the same run.
+    (shared,) = select([shared.run_id], ["reference"], here)
+    assert shared.experiments == ["sweep-b", "reference"]
 
 
 def test_a_comparison_is_written_as_a_table_and_a_picture(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

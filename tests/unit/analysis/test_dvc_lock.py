@@ -116,14 +116,48 @@ def test_models_of_experiments_and_of_other_branches_are_found(tmp_path: Path) -
         commits.append(git("rev-parse", "HEAD"))
     git("branch", "side", commits[1])
     # As DVC keeps them.
-    git("update-ref", "refs/exps/aa/bbcc/slow", commits[2])
+    begin = f"refs/exps/{commits[0][:2]}/{commits[0][2:]}"
+    git("update-ref", f"{begin}/slow", commits[2])
     git("update-ref", "refs/exps/exec/EXEC_HEAD", commits[3])
     git("reset", "--quiet", "--hard", commits[0])
     for weights, commit in zip(("of main", "of a branch", "of an experiment"), commits, strict=False):
         found = find_locked(weights, tmp_path)
         assert found is not None
         assert found.commit == commit
-    assert weights_of_experiments(tmp_path) == {"slow": ["of an experiment"]}
+    assert weights_of_experiments(tmp_path, ["slow"]) == {"slow": ["of an experiment"]}
+
+
+def test_an_experiment_is_about_the_models_that_it_or_another_of_its_name_changes(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=tests", "-c", "user.email=tests@example.org"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def commit(**weights: str) -> str:
+        outs = [{"path": f"models/{name}/model.safetensors", "md5": md5} for name, md5 in weights.items()]
+        outs.append({"path": "models/a/model.json", "md5": "another file"})
+        write(tmp_path, {"schema": "2.0", "stages": {"train": {"outs": outs}}})
+        git("add", LOCK)
+        git("commit", "--quiet", "--allow-empty", "--message", "lock")
+        return git("rev-parse", "HEAD")
+
+    git("init", "--quiet")
+    first = commit(a="a1", b="b1")
+    for base, name, weights in (
+        (first, "sweep-same", {"a": "a1", "b": "b1"}),
+        (first, "sweep-other", {"a": "a2", "b": "b1"}),
+        (first, "alone", {"a": "a1", "b": "b1"}),
+        (first, "sweeping", {"a": "a3", "b": "b3"}),
+    ):
+        git("update-ref", f"refs/exps/{base[:2]}/{base[2:]}/{name}", commit(**weights))
+    assert weights_of_experiments(tmp_path, ["sweep", "alone"]) == {
+        "sweep-same": ["a1"],
+        "sweep-other": ["a2"],
+        "alone": ["a1", "b1"],
+    }
+    assert weights_of_experiments(tmp_path, []) == {}
 
 
 @pytest.mark.parametrize("folder", ["/elsewhere", "../elsewhere"])
