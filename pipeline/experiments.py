@@ -184,7 +184,6 @@ def _run_queue(
         values = [part for override in each.overrides for part in ("--set-param", override)]
         _dvc("exp", "run", "--quiet", "--queue", "--name", each.name, *beside, *values, each.target)
     _dvc(*run_all, shown=True)
-    _stop_workers()
 
 
 def _stop_workers() -> None:
