@@ -20,7 +20,6 @@ from forked import run_program
 from imports import ROOT
 
 from leanresnet import errors
-from leanresnet.errors import DataError
 from leanresnet.scaffold.presets import load_preset, merge
 from leanresnet.serving import inference
 from leanresnet.tracking import connection
@@ -178,10 +177,9 @@ def test_an_estimate_is_of_all_epochs_and_of_the_teacher_beside_the_student(
     monkeypatch.setattr("leanresnet.analysis.estimate.training_seconds", lambda *given: (10.0, 2.0))
     monkeypatch.setattr("leanresnet.analysis.estimate.seconds_per_inference", lambda *given: 3.0)
     params = merge(yaml.safe_load(preset_text("demo")), {"distill": {"student": {"epochs": 10, "batch_size": 16}}})
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    done = CliRunner().invoke(
-        cli, ["check", "--estimate", "--params", str(tmp_path / "params.yaml"), "--device", "cpu"]
-    )
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params))
+    done = CliRunner().invoke(cli, ["check", "--estimate", "--params", str(path), "--device", "cpu"])
     rows = [line.split() for line in done.output.splitlines() if " epochs" in line]
     assert [(row[0], row[1], " ".join(row[5:])) for row in rows] == [
         ("baseline", "2.0", "18 s for 4 epochs"),
@@ -296,7 +294,7 @@ def test_experiments_are_compared_outside_of_a_workspace(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     refused = CliRunner().invoke(cli, ["compare", "--experiment", "mine"]).exception
-    assert isinstance(refused, DataError)
+    assert isinstance(refused, errors.DataError)
     assert str(refused).startswith("experiment = mine: no finished run")
 
 

@@ -114,23 +114,23 @@ def test_a_model_that_existed_before_the_experiment_is_found_by_its_weights(
 ) -> None:
     """Here that of a workspace, of which DVC took the model for one experiment. It was trained twice."""
 
-    def trained(experiment: str, model: str, lr: float, accuracy: float | None = None) -> None:
+    def trained(experiment: str, lr: float, accuracy: float | None = None) -> None:
         monkeypatch.setenv("DVC_EXP_NAME", experiment)
-        with reporting.start_run("name", {"lr": lr}, {"model": model}) as run:
-            run.set_tags({"dvc.weights_md5": f"{model} of {lr}"})
+        with reporting.start_run("name", {"lr": lr}, {"model": "baseline"}) as run:
+            run.set_tags({"dvc.weights_md5": f"weights of {lr}"})
             run.log_metrics({"val/best_accuracy": 0.5, "model/parameters": 1, "model/macs": 1}, 1)
             if accuracy is not None:
                 run.log_metrics({"val/evaluated_accuracy": accuracy}, 1)
 
-    trained("", "baseline", 0.1, accuracy=0.6)
-    trained("", "baseline", 0.1)
-    trained("sweep-b", "baseline", 0.2)
+    trained("", 0.1, accuracy=0.6)
+    trained("", 0.1)
+    trained("sweep-b", 0.2)
     monkeypatch.delenv("DVC_EXP_NAME")
     here = {
-        "sweep-a": ["baseline of 0.1"],
-        "sweep-b": ["baseline of 0.2"],
-        "sweep-c": ["baseline of 0.3"],
-        "sweeps": ["baseline of 0.1"],
+        "sweep-a": ["weights of 0.1"],
+        "sweep-b": ["weights of 0.2"],
+        "sweep-c": ["weights of 0.3"],
+        "sweeps": ["weights of 0.1"],
     }
     found = {run.label: run for run in select([], ["sweep"], here)}
     assert {name: run.params["lr"] for name, run in found.items()} == {"sweep-a": "0.1", "sweep-b": "0.2"}

@@ -1,6 +1,7 @@
 """dvc.lock in every state in which people have it."""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,20 @@ def test_stages_in_a_circle_are_listed_once() -> None:
     assert Locked(None, "a", stages).before() == ["b", "a"]
 
 
-def test_a_commit_with_a_damaged_lock_is_passed_over(tmp_path: Path) -> None:
-    def git(*arguments: str) -> None:
+def repository(folder: Path) -> Callable[..., str]:
+    """Make the folder a repository; return a function that runs git in it and returns what git prints."""
+
+    def git(*arguments: str) -> str:
         who = ["-c", "user.name=tests", "-c", "user.email=tests@example.org"]
-        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+        command = ["git", "-C", str(folder), *who, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init", "--quiet")
+    return git
+
+
+def test_a_commit_with_a_damaged_lock_is_passed_over(tmp_path: Path) -> None:
+    git = repository(tmp_path)
     damaged = CONFLICT.encode() + b"# 3weights\xff\n"
     whole = yaml.safe_dump(WHOLE).replace("'3'", "3weights").encode()
     for content in (whole, b"", damaged, b""):
@@ -99,14 +108,7 @@ def test_a_commit_with_a_damaged_lock_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_models_of_experiments_and_of_other_branches_are_found(tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        who = ["-c", "user.name=tests", "-c", "user.email=tests@example.org"]
-        done = subprocess.run(
-            ["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
-
-    git("init", "--quiet")
+    git = repository(tmp_path)
     commits = []
     for weights in ("of main", "of a branch", "of an experiment", "of another"):
         outs = [{"path": "models/a/model.safetensors", "md5": weights}]
@@ -128,12 +130,7 @@ def test_models_of_experiments_and_of_other_branches_are_found(tmp_path: Path) -
 
 
 def test_an_experiment_is_about_the_models_that_it_or_another_of_its_name_changes(tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        who = ["-c", "user.name=tests", "-c", "user.email=tests@example.org"]
-        done = subprocess.run(
-            ["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
+    git = repository(tmp_path)
 
     def commit(**weights: str) -> str:
         outs = [{"path": f"models/{name}/model.safetensors", "md5": md5} for name, md5 in weights.items()]
@@ -143,7 +140,6 @@ def test_an_experiment_is_about_the_models_that_it_or_another_of_its_name_change
         git("commit", "--quiet", "--allow-empty", "--message", "lock")
         return git("rev-parse", "HEAD")
 
-    git("init", "--quiet")
     first = commit(a="a1", b="b1")
     for base, name, weights in (
         (first, "sweep-same", {"a": "a1", "b": "b1"}),

@@ -20,7 +20,7 @@ def test_a_student_is_measured_against_its_teacher_and_records_it(tmp_path: Path
     settings = load_preset("demo", ROOT / "presets").params.distill
     task = distillation_task(settings, teacher, "params.yaml")
     assert (task.stage, task.key, task.teacher_sha256) == ("distill", "params.yaml: distill.student", teacher.sha256)
-    assert task.params == {**dict.fromkeys(NOT_DISTILLED), **task.params}
+    assert task.params.keys() == NOT_DISTILLED.keys()
     assert (task.params["distill.teacher"], task.params["distill.alpha"]) == ("teacher", settings.alpha)
     images, labels = random_images(8), synthetic_split(8).labels
     logits = teacher.net(images)
