@@ -63,7 +63,7 @@ def _is_copy(package: Path) -> bool:
 
 
 def _is_checkout(folder: Path) -> bool:
-    return (folder / "pipeline" / Path(__file__).name).exists()
+    return (folder / "pipeline" / "listed.py").exists()
 
 
 def _relink(link: Path) -> str:

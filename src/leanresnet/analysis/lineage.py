@@ -1,4 +1,4 @@
-"""The lineage of a model: everything that it was made from, and the commands that make it again, of `rebuild`."""
+"""The lineage of a model: everything that it was made from. `rebuild` adds the commands that make it again."""
 
 from pathlib import Path
 

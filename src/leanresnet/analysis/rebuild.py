@@ -27,21 +27,27 @@ def commands(run: RunRecord, teacher: RunRecord | None, found: Locked | None, ro
     if found is None:
         start = f"rebuild: {LOCK} has these weights neither here nor in a commit; with the code above and these params,"
         return [start, *code, *_extensions(run), _repro(run, run.tags["dvc.stage"])]
-    path = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags[DVC_WEIGHTS_TAG])
     start = "rebuild, or restore what DVC's cache still has"
+    workspace: list[str] = []
+    if found.commit:
+        workspace = [*_fetch("git", root, found.commit), *_relink(root, found.commit)]
+    else:
+        start += ", with the code above and these params in params.yaml,"
     given = found.given()
-    taught = _extensions(teacher) if teacher and teacher.tags.get(DVC_WEIGHTS_TAG) not in given.values() else []
+    taught: list[str] = []
+    if teacher and "extended_from" in teacher.params and teacher.tags.get(DVC_WEIGHTS_TAG) not in given.values():
+        taught = [*_extensions(teacher), _repro(teacher, teacher.tags["dvc.stage"])]
+    weights = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags[DVC_WEIGHTS_TAG])
     return [
-        start if found.commit else f"{start}, with the code above and these params in params.yaml,",
+        start,
         *code,
-        *(_fetch("git", root, found.commit) if found.commit else []),
-        *(_relink(root, found.commit) if found.commit else []),
+        *workspace,
         *(f"    # No stage makes {path}, which has to have md5 {md5}." for path, md5 in given.items()),
-        *([*taught, _repro(teacher, teacher.tags["dvc.stage"])] if teacher and taught else []),
+        *taught,
         *_extensions(run),
         *_shortening(run, found),
         _repro(run, found.stage),
-        f"    echo {quote(f'{run.tags[WEIGHTS_TAG]}  {path}')} | sha256sum --check",
+        f"    echo {quote(f'{run.tags[WEIGHTS_TAG]}  {weights}')} | sha256sum --check",
     ]
 
 

@@ -41,6 +41,10 @@ def sync(root: Path) -> tuple[int, int]:
             if is_away or (left and journal.adds):
                 left += 1
                 continue
+            # If MLflow does not answer, the other journals are not tried, and only this one is named.
+            is_away = True
+            connect()
+            is_away = False
             if journal.events:
                 deliver = tracking.MlflowWriter(journal, among)
                 for event in [*journal.events, *_missing_end(journal)]:
@@ -53,16 +57,7 @@ def sync(root: Path) -> tuple[int, int]:
         except Exception as error:  # as in Sender
             _warn("a run", cause(error), journal)
             left += 1
-            is_away = not _answers()
     return arrived, left
-
-
-def _answers() -> bool:
-    try:
-        connect()
-    except Exception:
-        return False
-    return True
 
 
 def _missing_end(journal: Journal) -> list[Event]:
