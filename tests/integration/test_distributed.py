@@ -118,13 +118,30 @@ def test_a_lost_process_or_a_signal_ends_all_and_the_next_goes_on(whole: Path, t
     assert results(folder) == results(whole)
 
 
+# The second process makes a mistake while the first one waits for it.
+MISTAKEN = """
+import os, pathlib, time
+waits = pathlib.Path("waits")
+if os.environ.get("RANK") == "0":
+    from torch import distributed
+    connect = distributed.init_process_group
+    distributed.init_process_group = lambda *given: (waits.touch(), connect(*given))
+if os.environ.get("RANK") == "1":
+    os.environ["LEANRESNET_DEVICE"] = "quantum"
+    while not waits.exists():
+        time.sleep(0.01)
+"""
+
+
 def test_an_error_of_another_process_than_the_first_is_said(tmp_path: Path) -> None:
     prepare(tmp_path)
     code = tmp_path / "code" / "sitecustomize.py"
     code.parent.mkdir(exist_ok=True)
-    code.write_text("import os\nif os.environ.get('RANK') == '1':\n    os.environ['LEANRESNET_DEVICE'] = 'quantum'\n")
+    code.write_text(MISTAKEN)
     launcher = start(tmp_path, *COMMAND, "--nproc", "2")
-    error = launcher.communicate()[1]
+    wait_for((tmp_path / "waits").exists)
+    # After 30 s, torchrun would kill a process that a signal does not end.
+    error = launcher.communicate(timeout=20)[1]
     assert launcher.returncode == ConfigError.exit_code
     said = [line for line in error.splitlines() if line.startswith("error: device")]
     assert said == ["error: device = 'quantum': expected: auto, cpu, cuda or cuda:N"]

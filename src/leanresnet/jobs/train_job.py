@@ -74,7 +74,8 @@ def run_training(
         most = f"2 to {len(train)}, the training images of {data[0]}"
         raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: expected: {most}")
     provenance = describe_provenance(name, recipe, task, train, data)
-    with stop_requests() as requested, distributed_context() as processes:
+    # While the processes wait for each other, there is nothing to save, and a signal ends them at once.
+    with distributed_context() as processes, stop_requests() as requested:
         if recipe.batch_size % processes.size:
             expected = f"a multiple of the {processes.size} processes that share a batch"
             raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: expected: {expected}")
