@@ -70,6 +70,18 @@ def test_the_old_content_stays_until_the_new_is_whole(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
+def test_a_power_cut_finds_the_content_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is flushed under another name, and the folder after the renaming."""
+    path, flushed = tmp_path / "file.bin", []
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((os.path.samestat(os.fstat(descriptor), tmp_path.stat()), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save_text("text", path)
+    assert flushed == [(False, False), (True, True)]
+
+
 def test_a_full_disk_is_reported_with_the_path(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     with pytest.raises(StorageError, match=r"file\.bin: cannot be written \(No space left on device\)"):

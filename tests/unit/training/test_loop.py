@@ -11,6 +11,7 @@ from helpers import MEAN, STD, augmentation_settings, optimizer_settings, schedu
 from torch import Tensor, nn
 
 from leanresnet.compute.device import autocast
+from leanresnet.compute.distributed import DistributedContext
 from leanresnet.config.schema import Sam
 from leanresnet.errors import DivergedError
 from leanresnet.models.resnet import build_model
@@ -368,6 +369,18 @@ def test_the_statistics_of_averaged_weights_come_from_as_many_images_as_they_nee
     monkeypatch.setattr(module, "compute_batch_norm", counted)
     Training(epochs=2).run(ema_decay=0.5)
     assert counts == [2, 2]
+
+
+def test_all_processes_validate_with_the_buffers_of_the_first() -> None:
+    class NotTheFirst(DistributedContext):
+        def broadcast(self, tensor: Tensor) -> Tensor:
+            return tensor.fill_(2)
+
+    training = Training(epochs=1)
+    training.loop = StepConfig(**vars(training.loop) | {"world": NotTheFirst()})
+    validated = training.run().history[0]["val/loss"]
+    assert all(buffer.eq(2).all() for buffer in training.net.buffers())
+    assert validated == evaluate(training.net, training.validation)["loss"]
 
 
 def test_the_selection_hears_the_validation_loss() -> None:

@@ -262,3 +262,11 @@ def test_a_loss_on_another_gpu_than_the_current_one_is_waited_for(
         else pytest.raises(DivergedError, match=r"^step 7: the training loss is nan")
     ):
         watch.settle()
+
+
+def test_a_state_whose_last_loss_is_no_number_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial, gpu = Trial({"name": "sgd"}, {"name": "constant"}), SecondGPU(monkeypatch)
+    state = TrainState(trial.net, trial.loop.optimizer, trial.loop.schedule, {}, 0)
+    state.meter.watch.see(gpu.loss(math.nan), 7, 0.1)
+    with pytest.raises(DivergedError, match=r"^step 7: the training loss is nan"):
+        state.state_dict()

@@ -37,6 +37,16 @@ def test_the_loss_of_half_precision_logits_is_that_of_float32() -> None:
     assert half == rounded
 
 
+def test_a_sum_is_taken_in_float64() -> None:
+    def measure(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        values = torch.ones(len(images))
+        values[0] = 2.0**30
+        return values
+
+    found = evaluate(tiny_net(), EvalBatches(SPLIT, 53), {"large": measure})
+    assert found == {"large": (2**30 + 52) / 53}
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_runs_in_evaluation_mode_and_restores_the_callers(training: bool) -> None:
     net = tiny_net().train(training)
