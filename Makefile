@@ -63,7 +63,7 @@ torture: $(STAMP)  ## kill and damage trainings at random (about two hours); end
 team: $(STAMP)  ## PostgreSQL, S3 and MLflow without containers; 1,000 runs and the demo through them
 	PYTHONPATH=tests python tests/team.py
 
-bench: $(STAMP)  ## measure the training engine on this machine (7 to 20 minutes on 2 cores)
+bench: $(STAMP)  ## measure the training engine on this machine (6 to 20 minutes on 2 cores)
 	python -m bench all
 
 OUT ?= .bench-gpu
