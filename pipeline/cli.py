@@ -76,6 +76,9 @@ def _run_command() -> None:
     """
     try:
         cli(prog_name="leanresnet", standalone_mode=False)
+    except click.Abort:
+        # It is a RuntimeError too. What it interrupted may be an import of torch, which cannot be repeated.
+        raise
     except (RuntimeError, MemoryError) as error:
         from leanresnet.jobs.oom import is_out_of_memory
 

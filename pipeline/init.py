@@ -38,6 +38,8 @@ def init(folder: Path, preset: str) -> None:
     for name in ("params.yaml", "dvc.yaml", ".dvc", "src/leanresnet"):
         if (folder / name).exists():
             raise ConfigError(f"{folder / name}: exists already, expected: a folder without it")
+    if {"{", "}"} & set(str(folder.resolve())):
+        raise ConfigError(f"{folder.resolve()}: DVC runs no stage where a path has {{ or }}, expected: another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The parts are made in a temporary folder and then moved, so a failed init leaves none of them behind.

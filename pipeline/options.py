@@ -1,5 +1,6 @@
 """Options that several commands share. Commands import slow modules in their functions, so that --help is fast."""
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +11,16 @@ from click.shell_completion import CompletionItem
 
 Command = Callable[..., Any]
 SNAPSHOT_SECONDS = 60.0
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without NaN, which is neither below nor above a bound, and without infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class Name(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
@@ -89,7 +100,7 @@ device_option = click.option(
 )
 snapshot_option = click.option(
     "--snapshot-seconds",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     envvar="LEANRESNET_SNAPSHOT_SECONDS",
     default=SNAPSHOT_SECONDS,
     show_default=True,

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pipeline.dataset import size_of_data
-from pipeline.options import Command, params_option
+from pipeline.options import Command, FiniteRange, params_option
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
@@ -41,9 +41,7 @@ def numbers_option(name: str, expected: range, default: str, what: str) -> Calla
 @click.option(
     "--budget", type=click.IntRange(1), help="Largest number of parameters.  [default: the baseline's budget]"
 )
-@click.option(
-    "--least", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Smallest share of the budget."
-)
+@click.option("--least", type=FiniteRange(0, 1), default=0.95, show_default=True, help="Smallest share of the budget.")
 @click.option("--count", type=click.IntRange(1), default=12, show_default=True, help="Number of architectures.")
 @numbers_option("--layers", range(1, 7), "3,4", "N, number of residual layers.")
 @numbers_option("--blocks", range(1, 101), "1-4", "B, number of blocks of a layer.")

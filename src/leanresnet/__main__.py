@@ -7,8 +7,11 @@ another package of this name, which Python would import instead.
 import gc
 import importlib
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from leanresnet.compute.threads import share_cores
@@ -18,6 +21,9 @@ NAME = "pipeline"
 
 def main() -> NoReturn:
     """Load the commands and run the program; it ends the process."""
+    # SIGINT may be ignored, as in the background of a shell.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     share_cores()
     # Imports create half a million objects that stay. With Python's default, a stage looks through them for garbage so
     # often that it takes a tenth of the time of a short one.
@@ -36,6 +42,19 @@ def main() -> NoReturn:
     spec.loader.exec_module(module)
     importlib.import_module(f"{NAME}.cli").main()
     raise AssertionError("the program ends its process itself")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle SIGINT: end the process at once during an import, and raise KeyboardInterrupt otherwise.
+
+    Within an import, other packages swallow the exception, or show it with a traceback of a half-imported module.
+    """
+    place = frame
+    while place is not None:
+        if place.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(128 + number)
+        place = place.f_back
+    signal.default_int_handler(number, frame)
 
 
 if __name__ == "__main__":

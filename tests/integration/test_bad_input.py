@@ -165,7 +165,12 @@ CASES = [
     param("far from any key", {"split.zzz": 1}, "split.zzz = 1: unknown key, expected: validation, training, seed"),
     param("missing section", {"evaluate": ...}, "evaluate: missing", "presets/default.yaml has every key"),
     param("missing key", {"distill.student.epochs": ...}, "distill.student.epochs: missing"),
-    param("section as a number", {"split": 5}, "split = 5: expected: ", "dictionary"),
+    param("section as a number", {"split": 5}, "split = 5: expected: ", "a section with keys below it"),
+    param(
+        "section as a name", {f"{BASE}.optimizer": "sgd"}, "optimizer = 'sgd': expected: a section with keys below it"
+    ),
+    param("two of three", {f"{BASE}.normalization.mean": [0.5, 0.5]}, "mean = [0.5, 0.5]: expected: 3 values"),
+    param("three of two", {f"{BASE}.optimizer.betas": [0.9, 0.9, 0.9]}, "[0.9, 0.9, 0.9]: expected: at most 2 values"),
     # types
     param("text for a number", {f"{BASE}.epochs": "ten"}, f"{BASE}.epochs = 'ten': expected: a valid integer"),
     param("fraction for a count", {f"{BASE}.epochs": 7.5}, f"{BASE}.epochs = 7.5: expected: ", "integer"),
@@ -291,6 +296,7 @@ CASES = [
         CONFIG,
         ("preset = 'papre'", "mean paper?", "expected: "),
     ),
+    Case("init in braces", "init {a}", CONFIG, ("/{a}: DVC runs no stage where a path has { or }",)),
     Case("init over a workspace", "init .", CONFIG, ("params.yaml: exists already, expected: a folder without it",)),
     Case(
         "init below a file", "init params.yaml/sub", STORAGE, ("params.yaml/sub: cannot be written (Not a directory)",)

@@ -194,6 +194,8 @@ def test_an_estimate_is_of_all_epochs_and_of_the_teacher_beside_the_student(
     [
         ("LEANRESNET_NPROC", "two", "--nproc"),
         ("LEANRESNET_SNAPSHOT_SECONDS", "-1", "--snapshot-seconds"),
+        ("LEANRESNET_SNAPSHOT_SECONDS", "nan", "--snapshot-seconds"),
+        ("LEANRESNET_SNAPSHOT_SECONDS", "inf", "--snapshot-seconds"),
         ("LEANRESNET_EXTEND", "perhaps", "--extend"),
     ],
 )
@@ -295,7 +297,8 @@ def test_experiments_are_compared_outside_of_a_workspace(tmp_path: Path, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     refused = CliRunner().invoke(cli, ["compare", "--experiment", "mine"]).exception
     assert isinstance(refused, errors.DataError)
-    assert str(refused).startswith("experiment = mine: no finished run")
+    where = f"the experiment leanresnet of sqlite+pysqlite:///{tmp_path / 'mlflow.db'}"
+    assert str(refused).startswith(f"experiment = mine: no finished run in {where}, expected: names from")
 
 
 def test_the_list_of_commands_is_in_whole_sentences() -> None:

@@ -18,7 +18,7 @@ from leanresnet.data.splits import save_split
 from leanresnet.errors import ConfigError, DataError
 from leanresnet.evaluation.report import write_report
 from leanresnet.files import file_hashes
-from leanresnet.models.checkpoint import load_model, save_ensemble, save_model
+from leanresnet.models.checkpoint import check_unseen, load_model, save_ensemble, save_model
 from leanresnet.scaffold.presets import load_preset
 from leanresnet.serving.inference import probabilities
 from leanresnet.tracking.log_outputs import log_evaluation
@@ -72,33 +72,46 @@ def test_members_held_out_the_same_images_and_are_no_ensembles(tmp_path: Path) -
 def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").touch()
-    split = tmp_path / "split.safetensors"
+    train, held_out, split = (tmp_path / f"{name}.safetensors" for name in ("train", "validation", "test"))
+    save_split(synthetic_split(80, seed=2), train)
+    save_split(synthetic_split(40, seed=1), held_out)
     save_split(synthetic_split(60), split)
-    md5 = file_hashes(split)[0]
-    members = [load_model(save(tmp_path / name, seed, validation_md5=md5)) for seed, name in enumerate("ab")]
+    used = {"train_md5": file_hashes(train)[0], "validation_md5": file_hashes(held_out)[0]}
+    members = [load_model(save(tmp_path / name, seed, **used)) for seed, name in enumerate("ab")]
     save_ensemble(members, tmp_path / "all")
     settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
     outputs = Outputs(tmp_path / "all", tmp_path / "results")
-    evaluated = write_report(settings, outputs, tmp_path / "a", split, split, torch.device("cpu"))
+    evaluated = write_report(settings, outputs, tmp_path / "a", held_out, split, torch.device("cpu"))
     log_evaluation(evaluated, outputs, torch.device("cpu"), split, {})
     report = json.loads((tmp_path / "results" / "test.json").read_text())
     right = probabilities(load_model(tmp_path / "all"), synthetic_split(60).images).argmax(1) == torch.arange(60) % 10
     assert report["test/accuracy"] == pytest.approx(float(right.double().mean()))
     assert not (tmp_path / "mlflow.db").exists()
+    for name in ("all", "a"):
+        for seen in (train, held_out):
+            refused = rf"^{seen}: the training of {tmp_path / name} has used these images, expected: the test split$"
+            with pytest.raises(DataError, match=refused):
+                check_unseen(load_model(tmp_path / name), seen)
+        with pytest.raises(DataError, match="has used these images"):
+            write_report(
+                settings, Outputs(tmp_path / name, tmp_path), tmp_path / "a", held_out, train, torch.device("cpu")
+            )
+        check_unseen(load_model(tmp_path / name), split)
 
 
 @pytest.mark.parametrize(("model", "teacher"), [("vast", "a"), ("a", "vast")])
 def test_answers_that_are_not_finite_are_not_evaluated(model: str, teacher: str, tmp_path: Path) -> None:
     """As finite weights give that are large enough."""
-    split = tmp_path / "split.safetensors"
-    save_split(synthetic_split(20), split)
+    held_out, split = tmp_path / "validation.safetensors", tmp_path / "test.safetensors"
+    for seed, file in enumerate((held_out, split)):
+        save_split(synthetic_split(20, seed), file)
     provenance = {
         "name": "a",
         "stage": "train@a",
         "params": {"optimizer.name": "sgd", "epochs": 1, "seed": 0},
         "dataset": "synthetic",
         "train_md5": "0" * 32,
-        "validation_md5": file_hashes(split)[0],
+        "validation_md5": file_hashes(held_out)[0],
         "teacher_sha256": None,
     }
     for name in ("a", "vast"):
@@ -108,9 +121,11 @@ def test_answers_that_are_not_finite_are_not_evaluated(model: str, teacher: str,
         save_model(net.state_dict(), tiny_model(), CLASSES, provenance, tmp_path / name)
     settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
     outputs = Outputs(tmp_path / model, tmp_path / "results")
+    outputs.results.mkdir()
+    outputs.history.write_text("epoch,val/accuracy\n1,0.5\n")
     with pytest.raises(DataError, match=rf"^{tmp_path}/vast: predictions that are not finite, expected: a model that"):
-        write_report(settings, outputs, tmp_path / teacher, split, split, torch.device("cpu"))
-    assert not outputs.results.exists()
+        write_report(settings, outputs, tmp_path / teacher, held_out, split, torch.device("cpu"))
+    assert [path.name for path in outputs.results.iterdir()] == ["history.csv"]
 
 
 def test_an_ensemble_that_pools_a_part_of_its_map_teaches_no_smaller_images(tmp_path: Path) -> None:

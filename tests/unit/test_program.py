@@ -7,11 +7,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 from conftest import outside_environment
 from imports import ROOT
 
 from leanresnet.jobs import launcher
+from pipeline import cli
 
 MODULE, FUNCTION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["leanresnet"].split(":")
 # As the script does that pip writes.
@@ -56,6 +58,45 @@ def test_without_a_reader_it_ends_as_by_sigpipe() -> None:
     done = subprocess.run(command, env=outside_environment(), stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("imported", ["click", "torch.nn"])
+def test_a_sigint_during_an_import_ends_the_program(imported: str, tmp_path: Path) -> None:
+    """Without a traceback, and also where the imported package swallows the exception."""
+    interrupt = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        try:\n"
+        f"            if name == {imported!r}:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "        except KeyboardInterrupt:\n"
+        "            pass\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+    )
+    (tmp_path / "params.yaml").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", interrupt + SCRIPT, "predict", "image.png"],
+        cwd=tmp_path,
+        env=outside_environment(),
+        capture_output=True,
+        text=True,
+        # The tests may run in the background, where SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "")
+
+
+def test_a_sigint_elsewhere_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Click makes of it is a RuntimeError."""
+
+    def interrupted(**_: object) -> None:
+        raise click.Abort
+
+    monkeypatch.setattr(cli, "cli", interrupted)
+    monkeypatch.setattr(cli, "check_listed", lambda: None)
+    monkeypatch.setitem(sys.modules, "leanresnet.jobs.oom", None)
+    assert cli.run() == 128 + signal.SIGINT
 
 
 def test_another_package_of_that_name_is_not_the_program(tmp_path: Path) -> None:

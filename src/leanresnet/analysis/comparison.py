@@ -95,7 +95,8 @@ def select(targets: Sequence[str], experiments: Sequence[str], here: Mapping[str
         records = runs.find_finished()
     if not records:
         asked = f"experiment = {', '.join(experiments)}: " if experiments else ""
-        raise DataError(f"{asked}no finished run, expected: names from `dvc exp list`, run ids, models")
+        sought = "names from `dvc exp list`" if experiments else "a training that finished"
+        raise DataError(f"{asked}no finished run in {runs.place()}, expected: {sought}; {runs.REMEDY}")
     by_id: dict[str, RunRecord] = {}
     for run in records:
         # Several experiments may have the same model.

@@ -37,8 +37,8 @@ def find(target: str) -> RunRecord:
         sha256 = file_hashes(path / WEIGHTS if path.is_dir() else path)[1]
         run, what = runs.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
     if run is None:
-        where = redacted(tracking_uri())
-        raise DataError(f"{target}: {what}, expected: a run of {where}, or the weights that it made")
+        expected = f"a run in {runs.place()}, or the weights that it made"
+        raise DataError(f"{target}: {what}, expected: {expected}; {runs.REMEDY}")
     return run
 
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from leanresnet.analysis.dvc_lock import is_named
 from leanresnet.config.load import current_key
-from leanresnet.errors import DataError, LeanResNetError, StorageError, cause
+from leanresnet.errors import DataError, LeanResNetError, StorageError, cause, redacted
 from leanresnet.files import workspace
 from leanresnet.tracking import limits
 from leanresnet.tracking.connection import EXPERIMENT, connect, tracking_uri
@@ -27,6 +27,8 @@ PAGE = 100
 # by the training in its own precision.
 EVALUATED, TRAINED = "val/evaluated_accuracy", "val/best_accuracy"
 FINISHED = "attributes.status = 'FINISHED'"
+# What may bring a run that is looked for in vain.
+REMEDY = "`leanresnet sync` logs the models that DVC restored"
 # How often the registration of a model is tried, because it fails if another process registers at the same time.
 TRIES = 3
 
@@ -233,6 +235,11 @@ def _model_of(mlflow: Any, client: Any, run_id: str) -> str:
     return str(found.model_id)
 
 
+def place() -> str:
+    """Return where the runs are looked for: the experiment, and the address without credentials."""
+    return f"the experiment {EXPERIMENT} of {redacted(tracking_uri())}"
+
+
 def _evaluated_or_newest(query: str) -> RunRecord | None:
     """Return the newest evaluated run that matches a query, or else the newest one."""
     return max(reversed(_search(query)), key=lambda run: EVALUATED in run.metrics, default=None)
@@ -250,6 +257,8 @@ def _search(query: str) -> list[RunRecord]:
             page = search(page_token=page.token)
             found += page
         return [_recorded(client, run) for run in found]
+    except StorageError:
+        raise
     except Exception as error:
         raise StorageError(f"{tracking_uri()}: MLflow does not answer for {query!r} ({cause(error)})") from error
 

@@ -119,6 +119,9 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(str(first["loc"][-1]), fields)
         return f"{key} = {_short(value)}: unknown key{hint}, expected: {', '.join(fields)}"
+    if first["type"] == "missing" and isinstance(loc[-1], int):
+        missing = [each for each in error.errors() if each["type"] == "missing" and each["loc"][:-1] == loc[:-1]]
+        return f"{'.'.join(map(str, loc[:-1]))} = {_short(value)}: expected: {len(value) + len(missing)} values"
     if first["type"] == "missing":
         complete = " (presets/default.yaml has every key)" if kind is Params else ""
         return f"{key}: missing, expected: a value{complete}"
@@ -131,6 +134,10 @@ def _expected(error: ErrorDetails) -> str:
     value, message = error["input"], error["msg"].removeprefix("Input should be ")
     if error["type"] == "bool_type":
         return "true or false"
+    if error["type"] == "model_type":
+        return "a section with keys below it"
+    if error["type"] == "too_long":
+        return f"at most {error['ctx']['max_length']} values"
     if error["type"] == "literal_error" and isinstance(value, str):
         message += did_you_mean(value, message.replace("'", "").replace(" or ", ", ").split(", "))
     if error["type"] == "int_type" and isinstance(value, float) and value.is_integer():

@@ -125,12 +125,14 @@ def load_splits(first: Path, second: Path) -> tuple[Split, Split]:
     """Read two splits of the same data set.
 
     Raises:
-        DataError: if a file is not a split, or they belong to different data sets.
+        DataError: if a file is not a split, they belong to different data sets, or they have the same images.
     """
     one, other = load_split(first), load_split(second)
     if (one.dataset, one.classes) != (other.dataset, other.classes):
         expected = f"the data set and the classes of {first}, {one.dataset} of {', '.join(one.classes)}"
         raise DataError(f"{second}: {other.dataset} of {', '.join(other.classes)}, expected: {expected}")
+    if torch.equal(one.images, other.images):
+        raise DataError(f"{second}: the images of {first}, expected: another split")
     return one, other
 
 

@@ -15,10 +15,10 @@ from leanresnet.errors import DataError
 from leanresnet.evaluation import figures
 from leanresnet.evaluation.predictions import measure_speed, predict
 from leanresnet.files import not_read, save_csv, save_figure, save_json
-from leanresnet.models.checkpoint import Checkpoint, check_held_out, load_model, load_origin
+from leanresnet.models.checkpoint import Checkpoint, check_held_out, check_unseen, load_model, load_origin
 from leanresnet.models.resnet import ResNet
 from leanresnet.training.loader import EvalBatches
-from leanresnet.training.results import Outputs
+from leanresnet.training.results import Outputs, read_history
 from leanresnet.training.validation import Metrics
 
 # The files that `write_report` writes.
@@ -89,17 +89,19 @@ def write_report(
         The model, as it was loaded from its folder.
 
     Raises:
-        DataError: if the splits belong to different data sets, or the model or the teacher held out other images or
-            has predictions that are not finite.
+        DataError: if the splits belong to different data sets, or the model or the teacher held out other images, has
+            used those of the test split, or has predictions that are not finite.
     """
     model, teacher_model = load_model(outputs.model, device), load_model(teacher, device)
     for each in (model, teacher_model):
         check_held_out(each, validation)
+        check_unseen(each, test)
     held_out, split = load_splits(validation, test)
     batches = [EvalBatches(each, settings.batch_size, device) for each in (held_out, split)]
     if isinstance(model.net, ResNet):
-        # The model's MLflow run is made from its origin, so a mistake there is reported before the measurements.
+        # The model's MLflow run is made from them, so a mistake there is reported before the measurements.
         load_origin(outputs.model)
+        read_history(outputs.history)
     images = split.images[: settings.batch_size].to(device).contiguous(memory_format=torch.channels_last)
     with exact_float32():
         own = [predict(model.net, each) for each in batches]

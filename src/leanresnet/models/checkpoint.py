@@ -35,6 +35,7 @@ class Member(Section):
     name: Name
     sha256: Hex64
     model: Model
+    train_md5: Name | None = None
 
 
 class Description(Section):
@@ -186,6 +187,21 @@ def _check_held_out(model: Checkpoint, expected: str | None, of: Path) -> None:
         wrong = f"validation_md5 = {found}, so it may have learned from images that are held out here"
         remedy = "train it again on these splits, or set `split` to what it was trained with"
         raise DataError(f"{model.folder / DESCRIPTION}: {wrong}, expected: {expected} of {of}; {remedy}")
+
+
+def check_unseen(model: Checkpoint, test: Path) -> None:
+    """Refuse a test split whose file is one that the training of a model, or of a member of an ensemble, has used.
+
+    Args:
+        test: the file of the test split.
+
+    Raises:
+        DataError: if it is the file of the training or of the validation split.
+    """
+    trainings = model.about.get("members", [model.about])
+    seen = {model.about.get("validation_md5"), *(each.get("train_md5") for each in trainings)}
+    if file_hashes(test)[0] in seen:
+        raise DataError(f"{test}: the training of {model.folder} has used these images, expected: the test split")
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def page_addresses() -> dict[str, str]:
     """
     try:
         experiment = connect().get_experiment_by_name(EXPERIMENT)
+    except StorageError:
+        raise
     except Exception as error:
         raise StorageError(f"{tracking_uri()}: MLflow does not answer ({cause(error)})") from error
     return views.addresses(experiment.experiment_id)
@@ -149,7 +152,9 @@ def _find_experiment(mlflow: Any, artifacts: str | None) -> str:
     if experiment is None:
         experiment = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
     if experiment.lifecycle_stage != "active":
-        raise StorageError(f"the experiment {EXPERIMENT} was deleted in MLflow, expected: it is restored there")
+        where, restore = tracking_uri(), f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        remedy = f"MLFLOW_TRACKING_URI={shlex.quote(where)} {restore}"
+        raise StorageError(f"{where}: the experiment {EXPERIMENT} was deleted, expected: it is restored by `{remedy}`")
     for tag, view in views.missing(experiment.tags).items():
         client.set_experiment_tag(experiment.experiment_id, tag, view)
     return str(experiment.artifact_location)

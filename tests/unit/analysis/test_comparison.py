@@ -73,7 +73,9 @@ def test_of_runs_with_the_same_weights_an_evaluated_one_is_found(workspace: Path
 
 
 def test_a_quote_in_a_name_is_no_mistake_of_the_server(workspace: Path) -> None:
-    with pytest.raises(DataError, match=r"^experiment = it's: no finished run, expected"):
+    with pytest.raises(
+        DataError, match=r"^experiment = it's: no finished run in the experiment leanresnet of .*, expected"
+    ):
         select([], ["it's"], {})
     assert find_run("x'y") is None
 
@@ -201,7 +203,9 @@ def test_where_no_run_can_be_compared_it_is_a_mistake(monkeypatch: pytest.Monkey
 
 
 def test_a_question_without_runs_is_a_mistake(workspace: Path) -> None:
-    with pytest.raises(DataError, match=r"^experiment = nothing: no finished run, expected: "):
+    with pytest.raises(
+        DataError, match=r"^experiment = nothing: no finished run in the experiment leanresnet of .*, expected: "
+    ):
         select([], ["nothing"], {})
 
 

@@ -203,7 +203,15 @@ def test_splits_of_other_classes_do_not_belong_together(tmp_path: Path) -> None:
     save_split(dataclasses.replace(split, classes=split.classes[::-1]), tmp_path / "other")
     with pytest.raises(DataError, match=r"other: synthetic of .*, expected: the data set and the classes of .*one, "):
         load_splits(tmp_path / "one", tmp_path / "other")
-    assert [len(each) for each in load_splits(tmp_path / "one", tmp_path / "one")] == [20, 20]
+    save_split(synthetic_split(30, seed=1), tmp_path / "more")
+    assert [len(each) for each in load_splits(tmp_path / "one", tmp_path / "more")] == [20, 30]
+
+
+def test_the_same_images_are_no_two_splits(tmp_path: Path) -> None:
+    for name in ("one", "copy"):
+        save_split(synthetic_split(20), tmp_path / name)
+    with pytest.raises(DataError, match=r"/copy: the images of .*/one, expected: another split$"):
+        load_splits(tmp_path / "one", tmp_path / "copy")
 
 
 def test_the_digits_that_are_held_out_stay_the_same() -> None:

@@ -29,8 +29,9 @@ def test_each_model_is_loaded_once_and_each_picture_has_its_name(
 ) -> None:
     titles: list[str] = []
     monkeypatch.setattr(report, "save_figure", lambda figure, _: titles.append(figure.get_suptitle()))
-    held_out = tmp_path / "held_out.safetensors"
-    save_split(synthetic_split(20), held_out)
+    held_out, test = tmp_path / "validation.safetensors", tmp_path / "test.safetensors"
+    for seed, file in enumerate((held_out, test)):
+        save_split(synthetic_split(20, seed), file)
     origin = {"name": "baseline", "stage": "train@baseline", "dataset": "synthetic", "teacher_sha256": None}
     digests = {"train_md5": "0" * 32, "validation_md5": file_hashes(held_out)[0]}
     params = {"params": {"optimizer.name": "sgd", "epochs": 1, "seed": 0}}
@@ -64,8 +65,8 @@ def test_each_model_is_loaded_once_and_each_picture_has_its_name(
     monkeypatch.setattr(log_outputs.reporting, "add_to_run", add_to_run)
     monkeypatch.setattr(log_outputs, "log_training", lambda *_: None)
     settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
-    evaluated = report.write_report(settings, outputs, tmp_path / "teacher", held_out, held_out, CPU)
-    log_outputs.log_evaluation(evaluated, outputs, CPU, held_out, {})
+    evaluated = report.write_report(settings, outputs, tmp_path / "teacher", held_out, test, CPU)
+    log_outputs.log_evaluation(evaluated, outputs, CPU, test, {})
     assert loaded == [tmp_path / "model", tmp_path / "teacher"]
     assert titles == ["student", "student"]
 
@@ -92,7 +93,13 @@ def test_the_report_has_the_figures_of_each_split_in_float32(tmp_path: Path, mon
     )
     outputs = Outputs(tmp_path / "model", tmp_path / "results")
     settings = Evaluate(batch_size=20, calibration_bins=3, mistakes=4, timing_repeats=5)
-    report.write_report(settings, outputs, tmp_path / "model", tmp_path / "validation", tmp_path / "test", CPU)
+    splits_of = [tmp_path / name for name in splits]
+    with pytest.raises(StorageError, match=r"results/history\.csv: cannot be read"):
+        report.write_report(settings, outputs, tmp_path / "model", *splits_of, CPU)
+    assert not outputs.results.exists()
+    outputs.results.mkdir()
+    outputs.history.write_text("epoch,val/accuracy\n1,0.5\n")
+    report.write_report(settings, outputs, tmp_path / "model", *splits_of, CPU)
     found = report.load_report(outputs.results).model_dump(by_alias=True)
     for name, key in (("validation", "val/evaluated_"), ("test", "test/")):
         logits, labels = logits_of(net, splits[name].images), splits[name].labels
