@@ -20,6 +20,8 @@ from leanresnet.files import not_read
 SUFFIXES = (".jpeg", ".jpg", ".png")
 # The largest number of pixels of an image. Decoding an image of this size takes about half a gigabyte.
 MOST_PIXELS = 2**26
+# The largest file: as many pixels of four channels of 16 bits. Not every path is a file that ends, such as /dev/zero.
+MOST_BYTES = 8 * MOST_PIXELS
 # The operation that makes an image upright, by its EXIF orientation.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,9 +42,12 @@ def read_image(path: Path) -> Tensor:
         DataError: if it is not a whole image, or too large.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise not_read(path, error) from error
+    if len(content) > MOST_BYTES:
+        raise DataError(f"{path}: too large, expected: up to {MOST_BYTES:,} bytes")
     return decode(content, str(path))
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 from torch import Tensor
 
+from leanresnet.data import images as module
 from leanresnet.data.images import MOST_PIXELS, decode, read_image
 from leanresnet.errors import DataError, StorageError
 from leanresnet.models.checkpoint import load_model, save_model
@@ -205,6 +206,20 @@ def test_an_exif_block_that_cannot_be_read_turns_nothing(damage: Callable[[bytes
 def test_an_orientation_that_is_none_turns_nothing(orientation: int) -> None:
     image = Image.fromarray(random_images(1)[0].permute(1, 2, 0).numpy())
     assert torch.equal(decode(encoded(image, exif=exif(orientation)), "image"), decode(encoded(image), "image"))
+
+
+def test_no_more_is_read_than_the_largest_image_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/zero has no end."""
+    image = tmp_path / "image.png"
+    write(random_images(1)[0], image)
+    size = image.stat().st_size
+    monkeypatch.setattr(module, "MOST_BYTES", size)
+    assert read_image(image).shape == (3, 32, 32)
+    with pytest.raises(DataError, match=rf"^/dev/zero: too large, expected: up to {size:,} bytes$"):
+        read_image(Path("/dev/zero"))
+    monkeypatch.setattr(module, "MOST_BYTES", size - 1)
+    with pytest.raises(DataError, match=r"image\.png: too large"):
+        read_image(image)
 
 
 @pytest.mark.parametrize("size", [(13_000, 13_000), (MOST_PIXELS + 1, 1), (2**31 - 1, 2**31 - 1)])
