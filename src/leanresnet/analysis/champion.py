@@ -52,8 +52,8 @@ def register_champion(root: Path) -> list[str]:
         else:
             by_dataset[dataset].append(run)
     if not by_dataset:
-        missing_run = f"no champion: no finished run in {runs.place()}"
-        raise DataError(f"{missing_run}, expected: an evaluated model within its budget; {runs.REMEDY}")
+        sought = "an evaluated model within its budget"
+        raise DataError(f"no champion: no finished run in {runs.place()}, expected: {sought}; {runs.REMEDY}")
     lines, ours = [], outputs(read_lock(root))
     for dataset, candidates in by_dataset.items():
         run, name = best(candidates, ours), f"leanresnet-{dataset}"
