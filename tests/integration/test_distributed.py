@@ -198,8 +198,8 @@ def test_a_batch_that_cannot_be_shared_is_a_mistake(
 ) -> None:
     monkeypatch.setattr(train_job, "distributed_context", lambda: nullcontext(DistributedContext(0, 2)))
     files = tmp_path / "train.safetensors", tmp_path / "validation.safetensors"
-    for file in files:
-        save_split(synthetic_split(30), file)
+    for seed, file in enumerate(files):
+        save_split(synthetic_split(30, seed), file)
     task, outputs = TrainingTask("train@baseline", "here", CrossEntropy(0.0)), Outputs(tmp_path / "m", tmp_path / "r")
     recipe = tiny_recipe(batch_size=size, selection={"keep": keep, "width": 0.5, "blocks": 1})
     with pytest.raises(ConfigError, match=f"^{re.escape('here.' + said)}"):

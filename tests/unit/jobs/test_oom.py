@@ -30,8 +30,8 @@ from leanresnet.training.results import Outputs
 from leanresnet.training.tasks import TrainingTask
 from leanresnet.training.losses import CrossEntropy
 
-for name in ("train", "validation"):
-    save_split(synthetic_split(2000), Path(name))
+for seed, name in enumerate(("train", "validation")):
+    save_split(synthetic_split(2000, seed), Path(name))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 torch.backends.mkldnn.enabled = False
 resource.setrlimit(resource.RLIMIT_AS, (used + 350 * 2**20, resource.RLIM_INFINITY))
