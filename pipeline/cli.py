@@ -77,7 +77,7 @@ def _run_command() -> None:
     try:
         cli(prog_name="leanresnet", standalone_mode=False)
     except click.Abort:
-        # It is a RuntimeError too. What it interrupted may be an import of torch, which cannot be repeated.
+        # It is a RuntimeError too, but no reason to import torch.
         raise
     except (RuntimeError, MemoryError) as error:
         from leanresnet.jobs.oom import is_out_of_memory

@@ -184,7 +184,7 @@ CASES = [
     param("boolean for a rate", {f"{OPTIMIZER}.lr": True}, f"{OPTIMIZER}.lr = True: expected: a valid number"),
     param("number for a boolean", {f"{OPTIMIZER}.nesterov": 1}, f"{OPTIMIZER}.nesterov = 1: expected: true or false"),
     param("nothing for a number", {"distill.alpha": None}, "distill.alpha = None: expected: a valid number"),
-    param("number for a list", {f"{MODEL}.blocks": 1}, f"{MODEL}.blocks = 1: expected: a valid tuple"),
+    param("number for a list", {f"{MODEL}.blocks": 1}, f"{MODEL}.blocks = 1: expected: a list"),
     # ranges
     param("negative rate", {f"{OPTIMIZER}.lr": -0.1}, f"{OPTIMIZER}.lr = -0.1: expected: greater than 0"),
     param("infinite rate", {f"{OPTIMIZER}.lr": float("inf")}, f"{OPTIMIZER}.lr = inf: expected: a finite number"),

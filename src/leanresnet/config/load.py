@@ -28,6 +28,9 @@ RENAMED = {
     "sharpness": "sam",
 }
 
+# What pydantic expects, by its error, in the words of YAML instead of Python's.
+YAML_WORDS = {"bool_type": "true or false", "model_type": "a section with keys below it", "tuple_type": "a list"}
+
 
 def load_params(path: Path) -> Params:
     """Read and validate a params file.
@@ -121,7 +124,7 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
         return f"{key} = {_short(value)}: unknown key{hint}, expected: {', '.join(fields)}"
     if first["type"] == "missing" and isinstance(loc[-1], int):
         missing = [each for each in error.errors() if each["type"] == "missing" and each["loc"][:-1] == loc[:-1]]
-        return f"{'.'.join(map(str, loc[:-1]))} = {_short(value)}: expected: {len(value) + len(missing)} values"
+        return f"{key.rpartition('.')[0]} = {_short(value)}: expected: {len(value) + len(missing)} values"
     if first["type"] == "missing":
         complete = " (presets/default.yaml has every key)" if kind is Params else ""
         return f"{key}: missing, expected: a value{complete}"
@@ -132,10 +135,8 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
 
 def _expected(error: ErrorDetails) -> str:
     value, message = error["input"], error["msg"].removeprefix("Input should be ")
-    if error["type"] == "bool_type":
-        return "true or false"
-    if error["type"] == "model_type":
-        return "a section with keys below it"
+    if error["type"] in YAML_WORDS:
+        return YAML_WORDS[error["type"]]
     if error["type"] == "too_long":
         return f"at most {error['ctx']['max_length']} values"
     if error["type"] == "literal_error" and isinstance(value, str):
