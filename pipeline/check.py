@@ -8,7 +8,7 @@ import click
 
 from pipeline.dataset import size_of_data
 from pipeline.listed import check_link
-from pipeline.options import Name, device_option, in_workspace, preset_names
+from pipeline.options import FilePath, Name, device_option, in_workspace, preset_names
 from pipeline.workspace import dvc, reason, released
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--params", type=click.Path(path_type=Path), help="File with the params.  [default: params.yaml]")
+@click.option("--params", type=FilePath(), help="File with the params.  [default: params.yaml]")
 @click.option("--preset", type=Name(preset_names), help="Check a preset instead of a file.")
 @click.option("--layers", is_flag=True, help="Print the sizes of all layers.")
 @click.option("--estimate", is_flag=True, help="Estimate the training time on this device from a few steps.")

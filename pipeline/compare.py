@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import test_option
+from pipeline.options import FilePath, test_option
 
 if TYPE_CHECKING:
     from leanresnet.analysis.comparison import Comparison
@@ -31,14 +31,10 @@ if TYPE_CHECKING:
     help="Whether runs that differ only in their seed share a row.",
 )
 @click.option("--against", metavar="RUN", help="Compare each row with that of RUN, a name or an id, seed by seed.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to OUT.md and a picture to OUT.png."
-)
-@click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page, and log it to the best run."
-)
+@click.option("--out", type=FilePath(dir_okay=False), help="Write the table to OUT.md and a picture to OUT.png.")
+@click.option("--html", type=FilePath(dir_okay=False), help="Write an HTML page, and log it to the best run.")
 @test_option
-@click.option("--results", type=click.Path(path_type=Path), help="Compare the models of this folder instead of runs.")
+@click.option("--results", type=FilePath(), help="Compare the models of this folder instead of runs.")
 def compare(
     targets: tuple[str, ...],
     experiments: tuple[str, ...],

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pipeline.dataset import local_copy
-from pipeline.options import params_option, path_option
+from pipeline.options import FilePath, params_option, path_option
 
 
 @click.command()
@@ -14,7 +14,7 @@ from pipeline.options import params_option, path_option
 @path_option("--out", "Folder for the data set.")
 @click.option(
     "--archive",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="A local copy to use instead of a download: an archive, a folder of its batches, or your folder of images."
     "  [env var: LEANRESNET_CIFAR10, LEANRESNET_CIFAR100, LEANRESNET_FOLDER]",
 )

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import default_in_workspace
+from pipeline.options import FilePath, default_in_workspace
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=FilePath())
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=Path("models/external"),
     show_default=True,
     callback=default_in_workspace,

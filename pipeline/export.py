@@ -4,15 +4,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import model_option
+from pipeline.options import FilePath, model_option
 
 
 @click.command()
 @model_option
 @click.option("--format", "form", type=click.Choice(["onnx", "torchscript", "pt2"]), default="onnx", show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="The file.  [default: model.onnx, .ts or .pt2]"
-)
+@click.option("--out", type=FilePath(dir_okay=False), help="The file.  [default: model.onnx, .ts or .pt2]")
 def export(model: Path, form: str, out: Path | None) -> None:
     """Export a model for other programs, and verify the export.
 

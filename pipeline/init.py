@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import Name, preset_names
+from pipeline.options import FilePath, Name, preset_names
 
 if TYPE_CHECKING:
     from leanresnet.scaffold.presets import Preset
@@ -25,7 +25,7 @@ UNTRACKED = "/config.local\n/tmp\n/cache\n"
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=FilePath(file_okay=False))
 @click.option("--preset", type=Name(preset_names), default="default", show_default=True, help="The initial values.")
 def init(folder: Path, preset: str) -> None:
     """Create a workspace in FOLDER, for `dvc repro`."""

@@ -23,6 +23,18 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class FilePath(click.Path):
+    """A path. It is not empty, as that of a shell's variable without a value, which would be the current folder."""
+
+    def __init__(self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(exists=exists, file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Name(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
     """One of the names that `known` returns, which --help lists and a shell completes.
 
@@ -85,7 +97,7 @@ def _is_default(context: click.Context, parameter: click.Parameter) -> bool:
 
 params_option = click.option(
     "--params",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=Path("params.yaml"),
     show_default=True,
     callback=default_in_workspace,
@@ -114,7 +126,7 @@ extend_option = click.option(
 )
 model_option = click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=Path("models/student"),
     show_default=True,
     callback=default_in_workspace,
@@ -123,7 +135,7 @@ model_option = click.option(
 
 test_option = click.option(
     "--test",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=Path("data/test.safetensors"),
     show_default=True,
     callback=optional_in_workspace,
@@ -133,4 +145,4 @@ test_option = click.option(
 
 def path_option(name: str, what: str) -> Callable[[Command], Command]:
     """Return a required option with a path; `what` is its help."""
-    return click.option(name, type=click.Path(path_type=Path), required=True, help=what)
+    return click.option(name, type=FilePath(), required=True, help=what)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import default_in_workspace, device_option, test_option
+from pipeline.options import FilePath, default_in_workspace, device_option, test_option
 from pipeline.port import check_free, port_option
 
 
@@ -12,7 +12,7 @@ from pipeline.port import check_free, port_option
 @port_option(8501)
 @click.option(
     "--models",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=Path("models"),
     show_default=True,
     callback=default_in_workspace,

@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from leanresnet.errors import LeanResNetError, redacted
-from pipeline.options import device_option, model_option
+from pipeline.options import FilePath, device_option, model_option
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=FilePath())
 @model_option
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Number of classes per image.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from pipeline.options import FilePath
+
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@click.argument("folder", type=FilePath(exists=True, file_okay=False), required=False)
 def sync(folder: Path | None) -> None:
     """Send to MLflow what runs reported while it was away.
 

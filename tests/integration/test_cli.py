@@ -269,6 +269,20 @@ def test_a_folder_that_cannot_be_meant_is_a_mistake(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_path_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a shell's variable without a value; otherwise it would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["init", ""])
+    assert (done.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "'FOLDER': the path is empty" in done.output
+    commands = [cli]
+    for command in commands:
+        commands.extend(command.commands.values() if isinstance(command, click.Group) else [])
+        paths = [each.type for each in command.params if isinstance(each.type, click.Path)]
+        assert all(isinstance(kind, options.FilePath) for kind in paths), command.name
+    assert len(commands) > 20
+
+
 def test_a_checksum_of_a_copy_needs_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a download would seem to be checked against it."""
     monkeypatch.delenv("LEANRESNET_CIFAR10", raising=False)

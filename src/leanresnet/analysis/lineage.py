@@ -31,7 +31,7 @@ def find(target: str) -> RunRecord:
         StorageError: if MLflow cannot be reached, or the file cannot be read.
     """
     path = Path(target)
-    if not path.exists():
+    if not (target and path.exists()):
         run, what = runs.find_run(target), "neither a file nor a run's id"
     else:
         sha256 = file_hashes(path / WEIGHTS if path.is_dir() else path)[1]
