@@ -25,7 +25,7 @@ def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: 
     from leanresnet.compute.device import choose_device, exact_float32
     from leanresnet.models.checkpoint import load_model
     from leanresnet.serving.inference import classify, find_images
-    from leanresnet.text import aligned
+    from leanresnet.tables import aligned
 
     paths = find_images(images)
     loaded = load_model(model, choose_device(device))

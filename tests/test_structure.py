@@ -21,7 +21,7 @@ LIBRARY = sorted(PACKAGES["leanresnet"].rglob("*.py"))
 PROGRAM = sorted(PACKAGES["pipeline"].rglob("*.py"))
 BENCH = sorted((ROOT / "bench").rglob("*.py"))
 # What says and stops things, and changes no byte of a result.
-MESSAGES = {"errors", "text", "signals"}
+MESSAGES = {"errors", "signals"}
 # The modules whose work determines a stage's outputs; the command around them reports and handles processes.
 WORK = {
     "download": ["data.sources", "config.load"],

@@ -27,7 +27,8 @@ from leanresnet.evaluation import figures as pictures
 from leanresnet.evaluation.predictions import Predictions
 from leanresnet.models import checkpoint
 from leanresnet.serving import inference
-from leanresnet.text import abbreviated, aligned, drawn, fitted, markdown, plain
+from leanresnet.tables import aligned, fitted
+from leanresnet.text import abbreviated, drawn, markdown, plain
 from pipeline.predict import predict
 
 NAMES = {

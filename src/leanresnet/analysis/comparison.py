@@ -12,7 +12,8 @@ from leanresnet.analysis.lineage import find
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
-from leanresnet.text import fitted, markdown
+from leanresnet.tables import fitted
+from leanresnet.text import markdown
 from leanresnet.tracking.events import WEIGHTS_TAG
 
 # The budget does not change a model, and the number of layers is the length of model.blocks.

@@ -5,7 +5,7 @@ from pathlib import Path
 from leanresnet.config.schema import MODELS
 from leanresnet.errors import StorageError
 from leanresnet.evaluation.report import TEST, load_report
-from leanresnet.text import aligned
+from leanresnet.tables import aligned
 
 
 def comparison(results: Path) -> str:

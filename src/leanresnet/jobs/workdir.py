@@ -24,7 +24,7 @@ from leanresnet.jobs.snapshots import Snapshots
 from leanresnet.tracking.journal import check_id
 
 # The code that determines the weights. A test compares it with the dependencies of the training stages in dvc.yaml.
-CODE = ("compute", "config", "data/splits.py", "files.py", "models", "training")
+CODE = ("compute", "config", "data/splits.py", "files.py", "models", "text.py", "training")
 # A process that waits for another training checks at this interval whether it should stop.
 WAIT_SECONDS = 2.0
 # How many folders are kept, the newest ones: of finished trainings, and of trainings that were stopped or still run.
