@@ -24,6 +24,7 @@ from mlflow.entities import Run as RunRecord
 from mlflow.tracking import MlflowClient
 from waiting import PATIENCE, free_port, wait_for
 
+from leanresnet.analysis import runs
 from leanresnet.errors import StoppedError, StorageError
 from leanresnet.tracking import connection
 from leanresnet.tracking import mlflow_client as tracking
@@ -417,13 +418,32 @@ def test_a_run_that_died_without_a_word_is_marked_at_the_next_start_and_goes_on_
     assert (dead.info.run_name, dead.info.status) == ("name", "KILLED")
     assert steps(dead) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     with start_run("name", {"lr": 0.1}, {}, journal.name) as run:
-        run.log_metrics({"loss": 7.0, "accuracy": 0.3}, 3)
+        run.log_metrics({"loss": 1 / 3, "accuracy": 0.3}, 3)
         report(run, first=4)
     found = client().get_run(dead.info.run_id)
     assert found.info.status == "FINISHED"
     # What it had is not logged again.
     assert steps(found) == [(epoch, 1 / epoch) for epoch in range(1, EPOCHS + 1)]
     assert steps(found, "accuracy") == [(3, 0.3), (4, 0.4), (5, 0.5)]
+
+
+def test_of_an_epoch_that_was_trained_again_the_last_values_count() -> None:
+    """As on a GPU, where the epochs after the last snapshot do not give the same values again."""
+    journal = reporting.new_id()
+    with start_run("name", {}, {}, journal) as run:
+        run.log_metrics({"val/accuracy": 0.5}, 1)
+        run.log_metrics({"val/accuracy": 0.7, "val/best_accuracy": 0.7}, 2)
+    with start_run("name", {}, {}, journal) as run:
+        run.log_metrics({"val/accuracy": 0.6, "val/best_accuracy": 0.6}, 2)
+        run.log_metrics({"val/accuracy": 0.8, "val/best_accuracy": 0.8}, 3)
+    for _ in range(2):  # the events of a journal may be sent again
+        (found,) = recorded()
+        assert steps(found, "val/accuracy") == [(1, 0.5), (2, 0.7), (2, 0.6), (3, 0.8)]
+        (record,) = runs.find_finished()
+        assert record.validation() == [0.5, 0.6, 0.8]
+        assert record.metrics["val/best_accuracy"] == 0.8
+        with start_run("name", {}, {}, journal):
+            pass
 
 
 def test_a_journal_that_cannot_arrive_holds_nothing_up(capsys: pytest.CaptureFixture[str]) -> None:

@@ -277,4 +277,6 @@ def _validation(client: Any, run_id: str) -> list[float]:
     except Exception as error:
         message = f"{tracking_uri()}: MLflow does not return the epochs of run {run_id} ({cause(error)})"
         raise StorageError(message) from error
-    return [each.value for each in sorted(history, key=lambda each: each.step)]
+    # An epoch that was repeated has a value for each time, of which the last one is the model's.
+    last = {each.step: each.value for each in sorted(history, key=lambda each: (each.step, each.timestamp))}
+    return list(last.values())

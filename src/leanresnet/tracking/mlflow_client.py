@@ -141,11 +141,15 @@ class MlflowWriter:
         self._logged |= {(name, step): (event.time, value) for name, value in fresh}
 
     def _is_fresh(self, name: str, value: float, event: Metrics) -> bool:
-        """Return whether to log a value: a training logs one per step, an evaluation one that differs from the last."""
+        """Return whether to log a value: a step's first one, or a later one that differs.
+
+        An evaluation may measure a model again, and a training may repeat an epoch after its last snapshot with other
+        values.
+        """
         if (name, event.step) not in self._logged:
             return True
         time, last = self._logged[name, event.step]
-        return self._journal.adds and event.time > time and value != last
+        return bool(event.time > time and value != last)
 
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
