@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from leanresnet.errors import LeanResNetError, MemoryLimitError, StorageError, redacted
+from leanresnet.errors import LeanResNetError, MemoryLimitError, StorageError, is_first_process, redacted
 from pipeline.champion import champion
 from pipeline.check import check
 from pipeline.compare import compare
@@ -99,7 +99,7 @@ def _report(line: str) -> None:
     Most errors are the same in all of them. The others write theirs where torchrun looks for it, and `launch` prints
     that of the process that caused the failure.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(line, file=sys.stderr)
     elif "TORCHELASTIC_ERROR_FILE" in os.environ:
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": line}))
@@ -120,7 +120,7 @@ def run() -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        print(f"error: {redacted(error.format_message())}", file=sys.stderr)
+        _report(f"error: {redacted(error.format_message())}")
         return error.exit_code
     except click.Abort:
         return 130

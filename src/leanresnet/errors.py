@@ -14,6 +14,7 @@ Only these exceptions are shown to the user, as one line. Internal invariants us
 """
 
 import importlib.util
+import os
 import re
 import sys
 from textwrap import shorten
@@ -93,6 +94,15 @@ def cause(error: BaseException) -> str:
             reason = str(inner)
         inner = inner.__cause__ or inner.__context__
     return reason
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the first that torchrun started, or torchrun did not start it.
+
+    Most errors are the same in all processes of a training, and the first one prints them. Other launchers set RANK as
+    well, also for a program that is one process.
+    """
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def redacted(text: object) -> str:

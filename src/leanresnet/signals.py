@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import psutil
 
-from leanresnet.errors import StoppedError
+from leanresnet.errors import StoppedError, is_first_process
 
 ORPHAN_CHECK_SECONDS = 1.0
 _requests: list[Callable[[], signal.Signals | None]] = []
@@ -119,8 +119,8 @@ def _end(error: StoppedError) -> NoReturn:
     for say in reversed(_last_words):
         with suppress(Exception):
             say()
-    # All processes of a training end with the same error, so only the first one prints it.
-    if os.environ.get("RANK", "0") == "0":
+    # All processes of a training end with the same error.
+    if is_first_process():
         with suppress(OSError):
             os.write(2, f"error: {error}\n".encode())
     os._exit(error.exit_code)

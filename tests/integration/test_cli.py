@@ -222,6 +222,24 @@ def test_each_mistake_has_the_exit_code_of_the_reference() -> None:
     assert {error.exit_code: first for error, first in names.items()} == of
 
 
+@pytest.mark.parametrize("arguments", [["check", "--params", "nowhere.yaml"], ["check", "--params", ""]])
+def test_an_error_is_printed_by_one_process_of_those_that_torchrun_started(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """Other launchers set RANK as well."""
+    printed = {}
+    for rank, launcher in (("1", {}), ("0", {"TORCHELASTIC_RUN_ID": "1"}), ("1", {"TORCHELASTIC_RUN_ID": "1"})):
+        failure = tmp_path / "failure.json"
+        environment = outside_environment(RANK=rank, TORCHELASTIC_ERROR_FILE=str(failure), **launcher)
+        done = run_program(*arguments, cwd=ROOT, env=environment)
+        assert done.returncode in (2, 5)
+        printed[rank, *launcher] = done.stderr
+    assert printed.pop(("1", "TORCHELASTIC_RUN_ID")) == ""
+    (error,) = set(printed.values())
+    assert error.startswith("error: ")
+    assert json.loads(failure.read_text())["message"] == error.rstrip("\n")
+
+
 def test_compare_shows_the_models_side_by_side(checkout: Checkout) -> None:
     shown = checkout.shell("leanresnet", "compare", "--results", "results").stdout.splitlines()
     assert [line.split()[0] for line in shown] == ["model", "baseline", "teacher", "student"]
