@@ -36,11 +36,11 @@ TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "pipeline
 
 
 def prepared(folder: Path, **changes: object) -> Path:
-    """A training in which pairs are mixed, a proxy chooses half of them, and each step has two passes, in float32."""
+    """A training with CutMix, a proxy that chooses half of a batch, SAM and stochastic depth, in float32."""
     prepare(folder)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     recipe = params["train"]["baseline"]
-    recipe.update({"precision": "fp32", "sync_batch_norm": True, **changes})
+    recipe.update({"precision": "fp32", "sync_batch_norm": True, "stochastic_depth": 0.5, **changes})
     recipe["augmentation"]["mix"] = "cutmix"
     recipe["sam"]["rho"] = 0.5
     recipe["selection"]["keep"] = 0.5

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanresnet.compute.distributed import SINGLE_PROCESS
 from leanresnet.models.convolution import convolution
 
 Activation = Callable[[Tensor], Tensor]
@@ -45,20 +46,28 @@ def squeeze_excite(channels: int, ratio: int) -> nn.Module:
     return module
 
 
-def stochastic_depth(drop: float) -> nn.Module:
-    """Return a module that replaces the branch of an image by zeros with probability `drop`, and scales up the others.
+class StochasticDepth(nn.Module):
+    """Replaces the branch of an image by zeros with a probability in training, and scales up the others.
+
+    It computes what torchvision's module with `mode="row"` does. In a training by several processes, each draws for the
+    whole batch and uses its own shard, so that they drop what one process would drop.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
 
     Args:
-        drop: the probability, in training; 0 returns an identity.
+        drop: the probability.
     """
-    if not drop:
-        return nn.Identity()
-    from torchvision.ops import StochasticDepth
 
-    module: nn.Module = StochasticDepth(drop, "row")
-    return module
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.drop = drop
+        self.world = SINGLE_PROCESS
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = x.new_empty(self.world.size * len(x), 1, 1, 1).bernoulli_(1 - self.drop).div_(1 - self.drop)
+        return x * self.world.shard(kept)
 
 
 class BasicBlock(nn.Module):
@@ -71,7 +80,7 @@ class BasicBlock(nn.Module):
         stride: stride of the first convolution and of the shortcut.
         activation: the activation function.
         ratio: see `squeeze_excite`, which is at the end of the branch.
-        drop: probability, in training, that an image uses the shortcut alone, see `stochastic_depth`.
+        drop: probability, in training, that an image uses the shortcut alone, see `StochasticDepth`.
     """
 
     def __init__(
@@ -90,7 +99,7 @@ class BasicBlock(nn.Module):
         self.conv1 = ConvBN(inputs, outputs, kernel, stride)
         self.conv2 = ConvBN(outputs, outputs, kernel)
         self.squeeze = squeeze_excite(outputs, ratio)
-        self.drop = stochastic_depth(drop)
+        self.drop = StochasticDepth(drop) if drop else nn.Identity()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = ConvBN(inputs, outputs, skip_kernel, stride)
@@ -125,7 +134,7 @@ class PreActivationBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.conv2 = convolution(outputs, outputs, kernel)
         self.squeeze = squeeze_excite(outputs, ratio)
-        self.drop = stochastic_depth(drop)
+        self.drop = StochasticDepth(drop) if drop else nn.Identity()
         self.shortcut: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.shortcut = convolution(inputs, outputs, skip_kernel, stride)

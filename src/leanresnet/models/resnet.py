@@ -173,12 +173,13 @@ def build_model(
         bn_momentum: momentum of the batch norms.
         initialization: kaiming for a normal distribution by fan-out (He et al., arXiv:1502.01852); dirac for the same,
             except that the first filters of each convolution in the layers pass on their input channels unchanged
-            (Zagoruyko and Komodakis, arXiv:1706.00388).
+            (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00498).
         images: raw training images (B, 3, H, W) from which a whitening stem is computed on their device, or None to
             leave it random.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # `torch.manual_seed` would seed the GPUs as well.
+        torch.default_generator.manual_seed(seed)
         net = ResNet(model, mean, std, stochastic_depth, classes)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):

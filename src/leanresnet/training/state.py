@@ -186,8 +186,12 @@ class TrainState:
             torch.cuda.synchronize(self.device)
 
     def seed_draws(self) -> None:
-        """Seed torch's generators, from which the network draws, by (seed, epoch)."""
-        torch.manual_seed(seed_of(seed_of(self._seed, self.epoch), NETWORK))
+        """Seed the generators of the CPU and of the network's device, from which it draws, by (seed, epoch)."""
+        seed = seed_of(seed_of(self._seed, self.epoch), NETWORK)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors, numbers and containers of them, which `torch.load(weights_only=True)` can load.

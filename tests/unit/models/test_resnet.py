@@ -12,9 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision import ops
 
+from leanresnet.compute.distributed import DistributedContext
 from leanresnet.config.schema import Model
-from leanresnet.models.blocks import BasicBlock, PreActivationBlock
+from leanresnet.models.blocks import BasicBlock, PreActivationBlock, StochasticDepth
 from leanresnet.models.convolution import convolution
 from leanresnet.models.resnet import ResNet, Whitening, build_model
 
@@ -172,7 +174,7 @@ def test_squeeze_and_excitation_scales_the_channels_of_the_branch(kind: type[Bas
 def test_stochastic_depth_drops_later_blocks_more_often_and_none_in_evaluation() -> None:
     model = tiny_model(blocks=(2, 2))
     net = build_model(model, MEAN, STD, seed=0, stochastic_depth=0.8)
-    rates = [block.drop.p for block in net.modules() if isinstance(block, BasicBlock)]
+    rates = [block.drop.drop for block in net.modules() if isinstance(block, BasicBlock)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8])
     plain = build_model(model, MEAN, STD, seed=0)
     images = random_images(8)
@@ -193,6 +195,20 @@ def test_a_dropped_image_goes_by_the_shortcut_and_the_others_make_up_for_it(
     # 100 expected, deviation 9
     assert 65 < int(dropped.sum()) < 135
     torch.testing.assert_close(found[~dropped], branch[~dropped] / 0.75, atol=1e-5, rtol=1e-4)
+
+
+def test_each_process_drops_what_one_process_would_drop_of_its_shard() -> None:
+    """Which is what torchvision drops, whose import takes a second."""
+    images = torch.randn(8, 3, 2, 2)
+    module = StochasticDepth(0.5).train()
+    shares = []
+    for rank in range(2):
+        torch.manual_seed(0)
+        module.world = DistributedContext(rank, 2)
+        shares.append(module(module.world.shard(images)))
+    torch.manual_seed(0)
+    assert torch.equal(torch.cat(shares), ops.stochastic_depth(images, 0.5, "row"))
+    assert not torch.equal(torch.cat(shares), images)
 
 
 def test_pixels_are_normalised_inside_the_network() -> None:
@@ -239,6 +255,12 @@ def test_building_leaves_the_global_random_state() -> None:
     before = torch.get_rng_state()
     tiny_net(seed=7)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_building_does_not_seed_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that loads a model may draw on a GPU, whose state `fork_rng` does not restore here."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds all GPUs"))
+    tiny_net(seed=7)
 
 
 def test_convolutions_start_with_he_initialisation() -> None:
