@@ -136,7 +136,7 @@ def _echo_estimate(config: "Params", training_images: int | None, classes: int, 
             epoch += seconds_per_inference(teacher, images, classes, chosen)
         whole = start + epoch * recipe.epochs
         total += whole
-        compiled = f", {_duration(start)} of which to compile" if recipe.compile else ""
+        compiled = f", including {_duration(start)} of compilation" if recipe.compile else ""
         click.echo(f"{name:9} {epoch:>8,.1f} s an epoch, {_duration(whole):>8} for {recipe.epochs} epochs{compiled}")
     click.echo(f"training  {_duration(total)} on {describe(chosen)}, within a factor of about 1.5")
 

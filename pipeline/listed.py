@@ -102,11 +102,11 @@ def _wrong(file: Path) -> str:
     checkout = package.resolve().parents[1]
     if not _is_checkout(checkout):
         # A link to an installed package, or a copy of it: linked anew, the stages run again with this code.
-        repair, right = _relink(package), "that code"
+        repair, effect = _relink(package), "links to that code"
     else:
         repair = f"python -m pip install --no-deps --no-build-isolation --editable {shlex.quote(str(checkout))}"
-        right = "this environment"
-    return f"not the code that runs, which is {IMPORTED / file}, expected: {right} after `{repair}`"
+        effect = "installs this code instead"
+    return f"differs from the code that runs, {IMPORTED / file}; `{repair}` {effect}"
 
 
 def _differ(listed: Path, imported: Path) -> bool:

@@ -10,7 +10,7 @@ import click
 from pipeline.port import check_free, port_option
 
 POLL_SECONDS = 0.2
-# MLflow imports a module whose end starlette announces.
+# MLflow imports a module that starlette has deprecated.
 NOT_OURS = "ignore:starlette.middleware.wsgi is deprecated:UserWarning"
 
 

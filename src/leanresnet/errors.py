@@ -75,7 +75,7 @@ def require(extra: str, *modules: str) -> None:
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"{module}: not installed, expected: it after `pip install 'leanresnet[{extra}]'`")
+            raise ConfigError(f"{module}: not installed; `pip install 'leanresnet[{extra}]'` installs it")
 
 
 def cause(error: BaseException) -> str:

@@ -270,7 +270,7 @@ def test_search_recommends_what_it_takes_and_counts_what_is_named_twice_once() -
     assert "1 architectures counted" in forked(*common, "--kernels=3,3", "--skip-kernels=1").stdout
 
 
-@pytest.mark.parametrize("numbers", ["", "a", "0", "3-1", "1,,2", "-1", "1-2-", "4", "17"])
+@pytest.mark.parametrize("numbers", ["", "a", "0", "3-1", "1,,2", "-1", "1-2-", "4", "17", f"1-{10**8}", "9" * 5000])
 def test_search_refuses_what_are_no_sizes(numbers: str) -> None:
     done = forked("search", "--params", str(ROOT / "params.yaml"), f"--kernels={numbers}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -315,7 +315,7 @@ def test_a_question_is_asked_through_the_queue(checkout: Checkout, question: str
     # The reference's baseline came from the cache, so that it has no training of its own.
     rows = sorted(row.split(" | ")[:2] for row in table.splitlines() if row.startswith("| ") and "---" not in row)
     assert rows == [["| reference", "baseline"], ["| run", "model"], ["| taught-student", "student"]]
-    assert "paired difference is that of the test accuracy from reference" in table
+    assert "paired difference is the test accuracy minus that of reference" in table
     assert done.stdout.endswith(table)
     assert (checkout.folder / "results/taught.png").exists()
     taught = tmp_path / "student"

@@ -66,6 +66,11 @@ def test_members_held_out_the_same_images_and_are_no_ensembles(tmp_path: Path) -
     save_ensemble([one, other], tmp_path / "all")
     with pytest.raises(DataError, match="a member is an ensemble"):
         save_ensemble([one, load_model(tmp_path / "all")], tmp_path / "more")
+    about = json.loads((tmp_path / "b/model.json").read_text())
+    del about["train_md5"]
+    (tmp_path / "b/model.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"b/model.json: train_md5 is missing, expected: the data of its training"):
+        save_ensemble([one, load_model(tmp_path / "b")], tmp_path / "more")
     assert not (tmp_path / "more").exists()
 
 

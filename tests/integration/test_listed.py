@@ -44,13 +44,13 @@ def test_other_code_than_that_which_is_listed_is_refused(file: str, clone: Path)
     repair = f"`python -m pip install --no-deps --no-build-isolation --editable '{clone}'`"
     with pytest.raises(ConfigError) as refused:
         check_listed()
-    message = f"{file}: not the code that runs, which is {ROOT / file}, expected: this environment after {repair}"
+    message = f"{file}: differs from the code that runs, {ROOT / file}; {repair} installs this code instead"
     assert str(refused.value) == message
 
 
 def test_a_module_that_does_not_run_is_refused(clone: Path) -> None:
     (clone / "src/leanresnet/training/newer.py").touch()
-    with pytest.raises(ConfigError, match=r"newer\.py: not the code that runs"):
+    with pytest.raises(ConfigError, match=r"newer\.py: differs from the code that runs"):
         check_listed()
 
 
@@ -66,7 +66,7 @@ def test_a_workspace_elsewhere_lists_its_checkout(clone: Path, tmp_path: Path, m
         (space / "src/leanresnet").symlink_to(checkout / "src/leanresnet")
         check_listed()
     edit(clone / LOSSES)
-    with pytest.raises(ConfigError, match=f"{LOSSES}: not the code that runs.*--editable '{clone}'`"):
+    with pytest.raises(ConfigError, match=f"{LOSSES}: differs from the code that runs.*--editable '{clone}'`"):
         check_listed()
 
 

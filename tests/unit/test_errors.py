@@ -43,7 +43,7 @@ def test_a_missing_extra_is_one_line_that_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError) as refused:
         use()
-    assert str(refused.value) == f"{module}: not installed, expected: it after `pip install 'leanresnet[{extra}]'`"
+    assert str(refused.value) == f"{module}: not installed; `pip install 'leanresnet[{extra}]'` installs it"
 
 
 def test_an_extra_installs_what_is_asked_of_it() -> None:

@@ -155,7 +155,7 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True, against: str | N
     notes = [SEEDS_NOTE] if counted else []
     if baseline is not None:
         notes.append(
-            f"The {PAIRED} is that of the test accuracy from {markdown(baseline[0].label)}, in points: the mean over "
+            f"The {PAIRED} is the test accuracy minus that of {markdown(baseline[0].label)}, in points: the mean over "
             "the seeds that both have, with its 95 % interval by Student's t distribution."
         )
     header = [name for name, _ in columns]

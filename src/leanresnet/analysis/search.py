@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from leanresnet.config.schema import CLASSES, Model
+from leanresnet.config.schema import CLASSES, WHITENING_FILTERS, Model
 from leanresnet.models.complexity import count_macs, count_parameters
 
 
@@ -63,14 +63,15 @@ def enumerate_models(
     for count in layers:
         if base.model_copy(update={"layers": count}).last_map == 0:
             continue
-        # With strides, the first layer has none.
-        skips = skip_kernels[:1] if base.downsample == "pool" or count == 1 else skip_kernels
         template = {**base.model_dump(), "layers": count}
         shape = {"blocks": (1,) * count, "channels": (max(channels),) * count, "pool": 1}
         odd = {"kernels": (3,) * count, "skip_kernels": (1,) * count}
         whole = Model.model_validate({**template, **shape, **odd})
         whole = whole.model_copy(update={"pool": whole.last_map})
         for widths in combinations_with_replacement(sorted(channels), count):
+            # The first layer has a shortcut only where its width is another than that of a whitening stem.
+            has_shortcut = count > 1 or (base.stem == "whitening" and widths[0] != WHITENING_FILTERS)
+            skips = skip_kernels if base.downsample != "pool" and has_shortcut else skip_kernels[:1]
             for depths, kernel, skip_kernel in product(product(blocks, repeat=count), kernels, skips):
                 # These are valid by construction, and validating each of them would take most of the time.
                 yield whole.model_copy(

@@ -1,7 +1,8 @@
 """The sections of params.yaml as typed, frozen classes: one section is one stage.
 
-No value has a default here, so params.yaml determines a run completely. Types are not converted, so that a run uses the
-value that dvc.lock records; a number in quotes is refused.
+No value has a default here, so params.yaml determines a run completely, except for one that extends another
+(`--extend`). Types are not converted, so that a run uses the value that dvc.lock records; a number in quotes is
+refused.
 """
 
 from collections.abc import Sequence
@@ -189,8 +190,8 @@ class Optimizer(Section):
         description="Optimizer; muon moves the filters before a batch norm, and AdamW all else."
     )
     lr: PositiveFloat = Field(
-        description="Peak learning rate; with muon, a step's share of a filter bank's norm, and a tenth of it for what "
-        "AdamW moves."
+        description="Peak learning rate; with muon, the length of a step over the norm of the filters, and a tenth of "
+        "it is the learning rate of AdamW."
     )
     weight_decay: NonNegativeFloat = Field(
         description="L2 penalty; adamw decouples it from the gradient, and muon applies it to what AdamW moves."
@@ -199,10 +200,10 @@ class Optimizer(Section):
     momentum: Fraction = Field(description="Momentum of sgd and muon.")
     nesterov: bool = Field(description="Whether sgd and muon use Nesterov's momentum.")
     betas: Annotated[tuple[Fraction, Fraction], Loose] = Field(
-        description="Decay of the two running averages of adam, radam and adamw, and of the AdamW beside muon."
+        description="Decay of the two running averages of adam, radam and adamw, and of muon's AdamW."
     )
     bias_lr_ratio: PositiveFloat = Field(
-        description="Learning rate of batch norm's biases over that of all else; their weight decay stays the same."
+        description="Learning rate of batch norm's biases over that of all else; their weight decay is divided by it."
     )
     rho: Fraction = Field(description="Decay of adadelta's running average of squared gradients.")
 
@@ -374,7 +375,7 @@ class Recipe(Section):
     )
     sync_batch_norm: bool = Field(description="Whether several processes take batch norm over their common batch.")
     initialization: Literal["kaiming", "dirac"] = Field(
-        description="Initial weights; dirac adds filters that pass their inputs on (arXiv:1706.00388)."
+        description="Initial weights; with dirac, the first filters pass their inputs on (arXiv:2404.00498)."
     )
     stochastic_depth: Fraction = Field(
         description="Probability that an image skips the last block; earlier ones less (arXiv:1603.09382)."
@@ -459,8 +460,8 @@ class Distill(Section):
         description="Weight of the wrong classes in decoupled distillation (arXiv:2203.08679); null takes the plain KL."
     )
     attention_transfer: NonNegativeFloat = Field(
-        description="Weight of the layers' attention maps (arXiv:1612.03928), which all count alike, so another shape "
-        "needs another weight; 0 leaves them out."
+        description="Weight of the sum of the layers' attention losses (arXiv:1612.03928), to be tuned for each "
+        "architecture; 0 leaves them out."
     )
     student: Recipe = Field(description="The model within the limit that the teacher teaches.")
 

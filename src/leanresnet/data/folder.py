@@ -113,4 +113,4 @@ def _path_of(name: str, path: Path) -> str:
 def _check_name(name: str, place: Path) -> None:
     """Refuse a name that a model cannot hold: MLflow, JSON and pictures need text of a reasonable length."""
     if len(name) > LONGEST_NAME or not name.isprintable():
-        raise DataError(f"{place}: name of a class, expected: up to {LONGEST_NAME} printable characters")
+        raise DataError(f"{place}: not a name for a class, expected: up to {LONGEST_NAME} printable characters")

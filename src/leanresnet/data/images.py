@@ -118,6 +118,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1, upright, if it is missing or cannot be read, as image viewers assume too."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
-    except (SyntaxError, struct.error):  # Pillow's errors of a block that does not begin as TIFF does, or that is cut
+    # Pillow's errors of a block that does not begin as TIFF does, that is cut, or whose hexadecimal digits are none.
+    except (SyntaxError, struct.error, ValueError):
         return 1
     return found if isinstance(found, int) else 1

@@ -41,7 +41,7 @@ class Progress:
             try:
                 save_history(self._history, self._outputs.history)
             except StorageError as error:
-                warn(f"not shown, training continues: {error}")
+                warn(f"the history is not written, training continues: {error}")
         self._passed = time.monotonic() - self._begun
         if self._printed is None or self._passed - self._printed >= PAUSE_SECONDS or sys.stderr.isatty():
             self._printed = self._passed

@@ -62,6 +62,8 @@ def run_training(
     Raises:
         ConfigError: if the model exceeds its budget, a batch is larger than the split or cannot be divided among the
             processes, or there is no training to extend.
+        DataError: if a file of a split is damaged, or both hold the same images.
+        StorageError: if a split cannot be read, or the workspace or an output cannot be written.
         DivergedError: if a loss, a metric or a weight is NaN or infinite.
         MemoryLimitError: if a batch does not fit into memory.
         StoppedError: if SIGTERM, SIGINT, SIGHUP or the death of dvc or torchrun stops the training; the state is saved.
@@ -74,7 +76,7 @@ def run_training(
         most = f"2 to {len(train)}, the training images of {data[0]}"
         raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: expected: {most}")
     provenance = describe_provenance(name, recipe, task, train, data)
-    # While the processes wait for each other, there is nothing to save, and a signal ends them at once.
+    # Until the processes are connected, there is nothing to save, and a signal ends them at once.
     with distributed_context() as processes, stop_requests() as requested:
         if recipe.batch_size % processes.size:
             expected = f"a multiple of the {processes.size} processes that share a batch"

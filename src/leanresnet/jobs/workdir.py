@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -160,12 +160,17 @@ def _acquire(lock: FileLock, requested: Callable[[], Signals | None]) -> Abstrac
 
 
 def _tidy(root: Path) -> None:
-    """Remove all but the newest folders of finished and of unfinished trainings."""
+    """Remove all but the newest folders of finished and of unfinished trainings, and the locks of those removed."""
     works = [TrainingWorkdir(folder) for folder in sorted(root.glob("*/"), key=_changed)]
     finished = [each for each in works if each.is_finished()]
     stopped = [each for each in works if not each.is_finished()]
     for old in [*finished[:-FINISHED_KEPT], *stopped[:-STOPPED_KEPT]]:
         old.discard()
+    for path in root.glob("*.lock"):
+        # A process that waits for a lock notices that its file was removed, and creates it anew.
+        with suppress(Timeout), FileLock(path, timeout=0):
+            if not path.with_suffix("").exists():
+                path.unlink(missing_ok=True)
 
 
 def _changed(folder: Path) -> float:

@@ -5,6 +5,7 @@ An ensemble is stored in the same way; its model.json has `members` instead of `
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -137,7 +138,8 @@ def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
     """Write several models as one `Ensemble`.
 
     Raises:
-        DataError: if the models did not hold out the same images, or one of them is given twice or is an ensemble.
+        DataError: if the models did not hold out the same images, or one of them is given twice, is an ensemble, or
+            does not say what it was trained on.
     """
     held_out = models[0].about.get("validation_md5")
     for model in models:
@@ -147,6 +149,9 @@ def save_ensemble(models: "Sequence[Checkpoint]", folder: Path) -> None:
     nets = [model.net for model in models if isinstance(model.net, ResNet)]
     if len(nets) < len(models):
         raise DataError("a member is an ensemble, expected: single models")
+    for model, key in product(models, ("dataset", "train_md5")):
+        if key not in model.about:
+            raise DataError(f"{model.folder / DESCRIPTION}: {key} is missing, expected: the data of its training")
     members = [{key: model.about[key] for key in ("name", "sha256", "model", "train_md5")} for model in models]
     about = {
         "parameters": sum(model.parameters for model in models),

@@ -35,7 +35,8 @@ class Key:
 
 def described_keys() -> list[Key]:
     """Return all sections and keys, in the order of params.yaml."""
-    return list(_keys(Params, "", Params.model_json_schema()["$defs"]))
+    schema = Params.model_json_schema()
+    return list(_keys(Params, "", {**schema["$defs"], Params.__name__: schema}))
 
 
 def render(params: Params, title: str) -> str:
@@ -136,7 +137,7 @@ def json_schema() -> str:
 
 
 def _keys(section: type[Section], prefix: str, definitions: dict[str, Any]) -> Iterator[Key]:
-    properties = definitions.get(section.__name__, Params.model_json_schema())["properties"]
+    properties = definitions[section.__name__]["properties"]
     for name, field in section.model_fields.items():
         path = f"{prefix}{name}"
         annotation = field.annotation

@@ -6,7 +6,7 @@ import pytest
 from helpers import changed, pooling_model, tiny_model
 
 from leanresnet.analysis.search import Candidate, enumerate_models, near_budget, spread
-from leanresnet.config.schema import Model
+from leanresnet.config.schema import WHITENING_FILTERS, Model
 from leanresnet.models.complexity import count_macs, count_parameters
 from leanresnet.models.resnet import build_model
 
@@ -58,6 +58,14 @@ def test_one_layer_with_strides_has_no_shortcut_and_comes_once() -> None:
     found = list(enumerate_models(tiny_model(), **sizes))
     assert [model.skip_kernels for model in found if model.layers == 1] == [(1,)] * len(SIZES["kernels"])
     assert {model.skip_kernels for model in found if model.layers == 2} == {(1, 1), (3, 3)}
+
+
+def test_behind_a_whitening_stem_the_first_layer_has_a_shortcut_unless_it_is_as_wide() -> None:
+    sizes = SIZES | {"layers": (1,), "channels": (8, WHITENING_FILTERS), "blocks": (1,), "kernels": (3,)}
+    found = list(enumerate_models(changed(tiny_model(), stem="whitening"), **sizes))
+    kernels = [(8, 1), (8, 3), (WHITENING_FILTERS, 1)]
+    assert sorted((model.channels[0], model.skip_kernels[0]) for model in found) == kernels
+    assert len({count_parameters(model) for model in found}) == len(kernels)
 
 
 def test_those_near_the_budget_come_by_cost() -> None:

@@ -219,8 +219,8 @@ def test_a_folder_of_something_else_is_refused(folder: Path, tmp_path: Path) -> 
         (lambda: (folder / "a" / "x.webp").touch(), r"x\.webp: not an image"),
         (lambda: (folder / "readme.txt").touch(), r"readme\.txt: not a folder, expected: a folder of images for each"),
         (lambda: (folder / "none").mkdir(), "none: 0 images, expected: at least 5 of each class"),
-        (lambda: (folder / "new\nline").mkdir(), "line: name of a class, expected: up to 100 printable"),
-        (lambda: (folder / ("x" * 101)).mkdir(), "name of a class, expected: up to 100 printable"),
+        (lambda: (folder / "new\nline").mkdir(), "line: not a name for a class, expected: up to 100 printable"),
+        (lambda: (folder / ("x" * 101)).mkdir(), "not a name for a class, expected: up to 100 printable"),
     ):
         before = set(folder.rglob("*"))
         make()

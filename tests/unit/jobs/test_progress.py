@@ -106,4 +106,4 @@ def test_a_history_that_cannot_be_written_stops_no_training(
 ) -> None:
     (tmp_path / "results").touch()
     train(2, Outputs(tmp_path, tmp_path / "results"), clock, 1.0, [])
-    assert "warning: not shown, training continues: " in capsys.readouterr().err
+    assert "warning: the history is not written, training continues: " in capsys.readouterr().err

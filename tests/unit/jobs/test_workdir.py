@@ -111,6 +111,7 @@ def test_of_the_finished_the_newest_stay_and_of_the_stopped_all() -> None:
     folders = [finish(epochs) for epochs in range(1, FINISHED_KEPT + 3)]
     assert [folder.exists() for folder in folders] == [False] * 2 + [True] * FINISHED_KEPT
     assert stopped.exists()
+    assert {path.with_suffix("") for path in stopped.parent.glob("*.lock")} == {stopped, *folders[2:]}
 
 
 def test_the_newest_are_those_that_changed_last() -> None:

@@ -18,6 +18,7 @@ from conftest import outside_environment
 from forked import run_program
 from helpers import CLASSES, random_images, tiny_model, tiny_net
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import IFDRational
 from torch import Tensor
 
@@ -198,6 +199,16 @@ def test_an_exif_block_that_cannot_be_read_turns_nothing(damage: Callable[[bytes
     block = exif(6).tobytes().removeprefix(b"Exif\0\0")
     damaged = encoded(image, exif=b"Exif\0\0" + damage(block))
     with pytest.raises((SyntaxError, struct.error)):
+        Image.open(io.BytesIO(damaged)).getexif()
+    assert torch.equal(decode(damaged, "image"), decode(encoded(image), "image"))
+
+
+def test_an_exif_block_as_text_that_is_no_hexadecimal_number_turns_nothing() -> None:
+    image = Image.fromarray(random_images(1)[0].permute(1, 2, 0).numpy())
+    chunk = PngInfo()
+    chunk.add_text("Raw profile type exif", "\nexif\n8\nno hexadecimal number\n")
+    damaged = encoded(image, pnginfo=chunk)
+    with pytest.raises(ValueError, match="hexadecimal"):
         Image.open(io.BytesIO(damaged)).getexif()
     assert torch.equal(decode(damaged, "image"), decode(encoded(image), "image"))
 
