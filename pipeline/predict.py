@@ -22,10 +22,10 @@ def predict(images: tuple[Path, ...], model: Path, top: int, form: str, device: 
     image, scaled to 32x32 pixels; transparent pixels are white. Files that are not images are reported as errors at
     the end; the other files are predicted.
     """
+    from leanresnet.analysis.tables import aligned
     from leanresnet.compute.device import choose_device, exact_float32
     from leanresnet.models.checkpoint import load_model
     from leanresnet.serving.inference import classify, find_images
-    from leanresnet.tables import aligned
 
     paths = find_images(images)
     loaded = load_model(model, choose_device(device))

@@ -20,6 +20,7 @@ from leanresnet.analysis.comparison import compare
 from leanresnet.analysis.disagreement import Disagreement
 from leanresnet.analysis.html_report import write_page
 from leanresnet.analysis.runs import RunRecord
+from leanresnet.analysis.tables import aligned, fitted
 from leanresnet.data.preview import samples
 from leanresnet.data.splits import Split
 from leanresnet.errors import redacted, warn
@@ -27,7 +28,6 @@ from leanresnet.evaluation import figures as pictures
 from leanresnet.evaluation.predictions import Predictions
 from leanresnet.models import checkpoint
 from leanresnet.serving import inference
-from leanresnet.tables import aligned, fitted
 from leanresnet.text import abbreviated, drawn, markdown, plain
 from pipeline.predict import predict
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from leanresnet.analysis import charts, runs
 from leanresnet.analysis.lineage import find
 from leanresnet.analysis.runs import RunRecord
+from leanresnet.analysis.tables import fitted
 from leanresnet.errors import DataError, warn
 from leanresnet.files import save_figure, save_text
-from leanresnet.tables import fitted
 from leanresnet.text import markdown
 from leanresnet.tracking.events import WEIGHTS_TAG
 

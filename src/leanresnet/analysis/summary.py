@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from leanresnet.analysis.tables import aligned
 from leanresnet.config.schema import MODELS
 from leanresnet.errors import StorageError
 from leanresnet.evaluation.report import TEST, load_report
-from leanresnet.tables import aligned
 
 
 def comparison(results: Path) -> str:
