@@ -32,14 +32,15 @@ def init(folder: Path, preset: str) -> None:
     from leanresnet.errors import ConfigError
     from leanresnet.files import not_written
     from leanresnet.scaffold.presets import load_preset
+    from leanresnet.text import plain
     from pipeline.workspace import released
 
     loaded = load_preset(preset, released("presets"))
     for name in ("params.yaml", "dvc.yaml", ".dvc", "src/leanresnet"):
         if (folder / name).exists():
             raise ConfigError(f"{folder / name}: exists already, expected: a folder without it")
-    if {"{", "}"} & set(str(folder.resolve())):
-        raise ConfigError(f"{folder.resolve()}: DVC runs no stage where a path has {{ or }}, expected: another folder")
+    if wrong := _unusable(folder.resolve()):
+        raise ConfigError(f"{folder.resolve()}: {wrong}, expected: another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The parts are made in a temporary folder and then moved, so a failed init leaves none of them behind.
@@ -53,7 +54,20 @@ def init(folder: Path, preset: str) -> None:
                     Path(made, name).rename(folder / name)
     except OSError as error:
         raise not_written(error.filename or folder, error) from error
-    click.echo(f"{folder}: ready; run `dvc repro` there")
+    click.echo(f"{plain(folder)}: ready; run `dvc repro` there")
+
+
+def _unusable(folder: Path) -> str | None:
+    """Return why DVC or MLflow would not work in a folder, or None."""
+    path = str(folder)
+    if {"{", "}"} & set(path):
+        return "DVC runs no stage where a path has { or }"
+    # MLflow writes its own path into a command of SQL.
+    if {"'", '"'} <= set(path) or any(name.startswith(":") for name in folder.parts):
+        return "MLflow makes no database where a path has both ' and \", or a name that begins with a colon"
+    if any("\udc80" <= letter <= "\udcff" for letter in path):
+        return "DVC and MLflow need paths in UTF-8"
+    return None
 
 
 def _add_lines(path: Path, content: bytes) -> None:

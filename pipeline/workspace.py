@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 
@@ -29,6 +30,10 @@ def reason(failed: subprocess.CompletedProcess[str]) -> str:
     """Return DVC's error message from the result of a failed command, without excerpts of files and advice."""
     lines = [line.rstrip() for line in failed.stderr.strip().splitlines()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    if errors and errors[0].endswith(":"):
+        # The processes that hold a file are on the next lines.
+        following = lines[lines.index(f"ERROR: {errors[0]}") + 1 :]
+        errors[0] += " " + ", ".join(line.strip() for line in takewhile(bool, following))
     # If DVC cannot parse a file, one paragraph starts with the name of the file and the next one with the error.
     heads = [line for before, line in zip(["", *lines], lines, strict=False) if line and not before]
     return " ".join(errors[:1] or heads[:2]) or "no reason given"

@@ -107,8 +107,9 @@ def is_first_process() -> bool:
 
 def redacted(text: object) -> str:
     """Return `text` as one line, with user, password and query removed from addresses."""
-    line = re.sub(r"(\w://)[^\s'\")?]*@", r"\1***@", plain(" ".join(str(text).split())))
-    return re.sub(r"(\w://[^\s?]*)\?[^\s'\")]*", r"\1?***", line)
+    line = plain(re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip()))
+    line = re.sub(r"(\w://)[^\s'\")?]*@", r"\1***@", line)
+    return re.sub(r"(\w://[^\s?]*)\?[^\s'\")]*?(?=:?(?:[\s'\")]|$))", r"\1?***", line)
 
 
 def warn(message: object) -> None:

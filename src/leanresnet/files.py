@@ -47,7 +47,8 @@ def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
     except OSError as error:
         # The name of the partial file is of no use to the reader.
         place = Path(error.filename or path)
-        raise not_written(path if place.parent == path.parent else place, error, size) from error
+        is_partial = place.absolute().parent == path.absolute().parent
+        raise not_written(path if is_partial else place, error, size) from error
     finally:
         if partial is not None:
             # On a disk that has become read-only, the partial file cannot be removed.

@@ -297,6 +297,9 @@ CASES = [
         ("preset = 'papre'", "mean paper?", "expected: "),
     ),
     Case("init in braces", "init {a}", CONFIG, ("/{a}: DVC runs no stage where a path has { or }",)),
+    Case("init at a colon", "init :a/b", CONFIG, ("/:a/b: MLflow makes no database where a path has",)),
+    Case("init in quotes", r'''init "a'b\"c"''', CONFIG, ("MLflow makes no database where a path has",)),
+    Case("init not in UTF-8", "init a\udcff", CONFIG, ("/a\\udcff: DVC and MLflow need paths in UTF-8",)),
     Case("init over a workspace", "init .", CONFIG, ("params.yaml: exists already, expected: a folder without it",)),
     Case(
         "init below a file", "init params.yaml/sub", STORAGE, ("params.yaml/sub: cannot be written (Not a directory)",)

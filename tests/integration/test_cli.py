@@ -475,6 +475,10 @@ def test_an_init_that_failed_can_be_tried_again(
             "'./dvc.yaml' is invalid.\n\nExpected ',', in line 2\n  2 │ a: [b\n",
             "'./dvc.yaml' is invalid. Expected ',', in line 2",
         ),
+        (
+            "ERROR: 'a.png' is busy, it is being blocked by:\n  (PID 7): dvc repro\n  (PID 8): dvc repro\n\nIf there",
+            "'a.png' is busy, it is being blocked by: (PID 7): dvc repro, (PID 8): dvc repro",
+        ),
         ("", "no reason given"),
     ],
 )

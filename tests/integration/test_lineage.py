@@ -97,8 +97,13 @@ def test_without_git_and_without_a_lock_it_says_so(copy: Path) -> None:
 
 def test_what_no_run_made_is_named(checkout: Checkout, tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_bytes(b"other")
-    neither = "neither a file nor a run's id"
-    for target, reason in (("0" * 32, neither), ("", neither), (tmp_path / "other.safetensors", "no run")):
+    neither, folder = "neither a file nor a run's id", "a folder without model.safetensors"
+    for target, reason in (
+        ("0" * 32, neither),
+        ("", folder),
+        (tmp_path, folder),
+        (tmp_path / "other.safetensors", "no run"),
+    ):
         with pytest.raises(DataError, match=reason):
             trace(checkout.folder, target)
 

@@ -566,6 +566,18 @@ def test_journals_in_a_read_only_workspace_are_one_line_and_stay(workspace: Path
     assert lines.exists()
 
 
+def test_a_read_only_workspace_can_be_read(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_run("name", {}, {}):
+        pass
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, os.strerror(13), str(path))
+
+    monkeypatch.setattr(connection, "FileLock", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert [run.name for run in runs.find_finished()] == ["name"]
+
+
 def test_what_is_reported_is_on_disk_at_once() -> None:
     with reporting.open_journal(reporting.new_id()) as journal:
         run = Run(journal)

@@ -300,6 +300,7 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "postgresql+psycopg2://mlflow@host/mlflow?service=team",
             "postgresql+psycopg2://mlflow@host/mlflow?service=team",
         ),
+        ("postgresql://mlflow@host/mlflow", "postgresql+psycopg2://mlflow@host/mlflow"),
         ("databricks", "databricks"),
     ],
 )
@@ -315,9 +316,34 @@ def test_an_address_that_is_whole_needs_no_workspace(tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match="no workspace"):
         connect()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere' / 'mlflow.db'}")
+    with pytest.raises(StorageError, match="in a folder that does not exist, expected: a file for MLflow's database"):
+        connect()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "elsewhere").mkdir()
     experiment = connect().get_experiment_by_name("leanresnet")
     assert experiment.artifact_location == (tmp_path / "elsewhere" / "mlartifacts").as_uri()
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ("http://[::1", ConfigError, r"^MLFLOW_TRACKING_URI = http://\[::1: Invalid IPv6 URL, expected: an address$"),
+        ("127.0.0.1:5000", ConfigError, r"= 127\.0\.0\.1:5000: no address, expected: http://127\.0\.0\.1:5000$"),
+        ("localhost:5000/", ConfigError, r"expected: http://localhost:5000/$"),
+        ("sqlite:///", StorageError, r"/space: a folder, expected: a file for MLflow's database$"),
+    ],
+)
+def test_what_cannot_be_an_address_is_named_at_once(
+    given: str, error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "space").mkdir()
+    (tmp_path / "space/params.yaml").touch()
+    monkeypatch.chdir(tmp_path / "space")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    with pytest.raises(error, match=said):
+        connect()
+    assert [path.name for path in Path().iterdir()] == ["params.yaml"]
 
 
 def test_an_experiment_that_was_deleted_in_mlflow_is_named(space: Path) -> None:

@@ -89,6 +89,19 @@ def test_a_full_disk_is_reported_with_the_path(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_path_that_is_relative_is_named_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not by the name of the partial file."""
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+
+    def refuse(path: Path, mode: int) -> None:
+        raise OSError(30, os.strerror(30), str(path.absolute()))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(StorageError, match=r"^results/a\.json: cannot be written \(Read-only file system\)"):
+        save_text("text", Path("results/a.json"))
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match=rf"{tmp_path}/file\S*: cannot be written \((File exists|Not a directory)\)"):

@@ -101,6 +101,12 @@ def test_letters_that_the_font_lacks_are_drawn_apart() -> None:
     figure.savefig(io.BytesIO(), format="png")
 
 
+def test_a_path_in_an_error_keeps_its_blanks_and_an_address_its_colon() -> None:
+    assert redacted("a  b.png: not an image\n  of any kind\n") == "a  b.png: not an image of any kind"
+    assert redacted("postgresql://ann:pw@host/x?password=y: away") == "postgresql://***@host/x?***: away"
+    assert redacted("(http://host/a?b=c:d)") == "(http://host/a?***)"
+
+
 @EACH
 def test_an_error_and_a_warning_are_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     warn(name)

@@ -31,7 +31,9 @@ def find(target: str) -> RunRecord:
         StorageError: if MLflow cannot be reached, or the file cannot be read.
     """
     path = Path(target)
-    if not (target and path.exists()):
+    if path.is_dir() and not (path / WEIGHTS).exists():
+        raise DataError(f"{target or path}: a folder without {WEIGHTS}, expected: the folder of a model, or a run's id")
+    if not path.exists():
         run, what = runs.find_run(target), "neither a file nor a run's id"
     else:
         sha256 = file_hashes(path / WEIGHTS if path.is_dir() else path)[1]

@@ -3,15 +3,17 @@
 import importlib.util
 import logging
 import os
+import re
 import shlex
 import shutil
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
-from leanresnet.errors import StorageError, cause, redacted, require
+from leanresnet.errors import ConfigError, StorageError, cause, redacted, require
 from leanresnet.files import workspace
 from leanresnet.tracking import views
 
@@ -20,6 +22,7 @@ EXPERIMENT = "leanresnet"
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 # The port of `leanresnet ui`.
 PORT = 5000
+HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/|$)")
 # Environment variables of MLflow, see `set_environment`. With MLflow's defaults, one call to a dead server waits for
 # four minutes; the callers do their own retries. MLflow itself sets the last one while it logs a model.
 SETTINGS = {
@@ -61,15 +64,24 @@ def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI, or the address of a database in the workspace. Paths are relative to the workspace.
 
     Raises:
-        ConfigError: if the address depends on the workspace and there is none.
+        ConfigError: if it is no address, or depends on the workspace and there is none.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
     scheme, slashes, rest = given.partition("://")
     if slashes and scheme.partition("+")[0] == "sqlite":
         path, mark, query = rest.removeprefix("/").partition("?")
         return f"{_sqlite_uri(_in_workspace(unquote(path)))}{mark}{query}"
-    if urlsplit(given).scheme in ("", "file") and given != "databricks":
-        return _in_workspace(unquote(urlsplit(given).path)).as_uri()
+    try:
+        parts = urlsplit(given)
+    except ValueError as error:
+        raise ConfigError(f"MLFLOW_TRACKING_URI = {given}: {error}, expected: an address") from error
+    if HOST_AND_PORT.match(given):
+        raise ConfigError(f"MLFLOW_TRACKING_URI = {given}: no address, expected: http://{given}")
+    if parts.scheme == "postgresql":
+        # SQLAlchemy would take psycopg, and the extra `team` installs psycopg2.
+        return f"postgresql+psycopg2://{rest}"
+    if parts.scheme in ("", "file") and given != "databricks":
+        return _in_workspace(unquote(parts.path)).as_uri()
     return given
 
 
@@ -108,7 +120,7 @@ def connect() -> Any:
     """Return the mlflow module, connected to the address, where this project's experiment exists.
 
     Raises:
-        StorageError: if mlflow is not installed, or the experiment was deleted.
+        StorageError: if mlflow is not installed, the experiment was deleted, or the file of a database cannot be one.
         Exception: any exception of MLflow, if it cannot be reached.
     """
     if importlib.util.find_spec("mlflow") is None:
@@ -119,7 +131,7 @@ def connect() -> Any:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = tracking_uri()
-    if uri.partition("://")[0] in ("postgresql", "postgresql+psycopg2"):
+    if uri.startswith("postgresql+psycopg2:"):
         require("team", "psycopg2")
     mlflow.set_tracking_uri(uri)
     database = _database(uri)
@@ -127,10 +139,16 @@ def connect() -> Any:
         if _find_experiment(mlflow, None).startswith("s3:"):
             require("team", "boto3")
         return mlflow
+    # SQLAlchemy would try for two minutes.
+    if database.is_dir() or not database.parent.is_dir():
+        wrong = "a folder" if database.is_dir() else "in a folder that does not exist"
+        raise StorageError(f"{database}: {wrong}, expected: a file for MLflow's database")
     lock = database.parent / ".work" / "mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes that create a database at the same time would damage it.
-    with FileLock(lock):
+    with suppress(OSError):
+        lock.parent.mkdir(exist_ok=True)
+    # Two processes that create a database at the same time would damage it. In a read-only workspace, which can be
+    # read all the same, there is nothing to create.
+    with FileLock(lock) if os.access(lock.parent, os.W_OK) else nullcontext():
         _create_database(database)
         artifacts = (database.parent / ARTIFACTS).as_uri()
         before = _find_experiment(mlflow, artifacts)
