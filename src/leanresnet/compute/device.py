@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
+from leanresnet.compute.distributed import is_launched
 from leanresnet.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    shared = name == "cuda" and "LOCAL_RANK" in os.environ
+    shared = name == "cuda" and is_launched()
     if shared:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:

@@ -110,17 +110,19 @@ def test_a_cpu_training_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "rank", "index"), [("cuda", None, 0), ("cuda:1", None, 1), ("cuda", "1", 1), ("auto", "1", 1)]
+    ("name", "is_launched", "index"), [("cuda", False, 0), ("cuda:1", False, 1), ("cuda", True, 1), ("auto", True, 1)]
 )
 def test_the_chosen_gpu_is_the_current_one(
-    name: str, rank: str | None, index: int, monkeypatch: pytest.MonkeyPatch
+    name: str, is_launched: bool, index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of several processes that torchrun started, it is that of the rank; other launchers set one as well."""
     current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    if is_launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert choose_device(name) == torch.device("cuda", index)
     assert current == [torch.device("cuda", index)]
     assert choose_device("cpu") == CPU
@@ -131,6 +133,7 @@ def test_more_processes_than_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     expected = r"'cuda:1': 1 CUDA devices found, expected here: no more processes than that \(LEANRESNET_NPROC\), or c"
     with pytest.raises(ConfigError, match=expected):
         choose_device("auto")
