@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ QUESTIONS = released("experiments")
 # DVC writes the process id of each worker of the queue to a file here.
 WORKERS = Path(".dvc/tmp/exps/celery")
 EXTERNAL = Path("models/external")
+# How often it is looked whether all workers live.
+WATCH_SECONDS = 30.0
 
 
 def _question_names() -> list[str]:
@@ -168,14 +171,13 @@ def _run_queue(
     """
     _stop_workers()
     _dvc("queue", "remove", "--queued", "--failed", "--success")
-    run_all = ("exp", "run", "--run-all", "--jobs", str(jobs))
     teachers: tuple[str, ...] = ()
     for each in chosen:
         if each.name in have_run:
             continue
         if each.learns_from not in ((), teachers):
             # The queue may hold the teachers, and students of the previous content of models/external, so it runs now.
-            _dvc(*run_all, shown=True)
+            _run_queued(jobs)
             _stop_workers()
             _copy_teachers([known[name] for name in each.learns_from])
             teachers = each.learns_from
@@ -183,7 +185,30 @@ def _run_queue(
         beside = ["--copy-paths", str(EXTERNAL)] if each.learns_from else []
         values = [part for override in each.overrides for part in ("--set-param", override)]
         _dvc("exp", "run", "--quiet", "--queue", "--name", each.name, *beside, *values, each.target)
-    _dvc(*run_all, shown=True)
+    _run_queued(jobs)
+
+
+def _run_queued(jobs: int) -> None:
+    """Run what is queued, and replace workers that end before the queue is empty.
+
+    A worker that reads a message while another process writes it ends after its experiment, and without workers,
+    `dvc exp run --run-all` waits for ever.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_SECONDS):
+            with contextlib.suppress(Exception):  # a worker that was not started is started the next time
+                if len(_workers()) < jobs and "Queued" in _dvc("queue", "status"):
+                    _dvc("queue", "start", "--jobs", str(jobs))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        _dvc("exp", "run", "--run-all", "--jobs", str(jobs), shown=True)
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _stop_workers() -> None:

@@ -249,6 +249,35 @@ def test_a_worker_that_ends_takes_no_experiment(queue: Queue, tmp_path: Path, mo
     assert queue.asked == ["stop", "evaluate@baseline a-1", "run"]
 
 
+def test_workers_that_end_before_the_queue_is_empty_are_replaced(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None while all live, nor where nothing is queued."""
+    monkeypatch.setattr(command, "WATCH_SECONDS", 0.01)
+    states = iter([(["1", "2"], "Queued"), (["1"], "Running"), ([], "Queued")])
+    replaced = threading.Event()
+    asked: list[tuple[str, ...]] = []
+
+    def dvc(*arguments: str, shown: bool = False) -> subprocess.CompletedProcess[str]:
+        if "--run-all" in arguments:
+            assert replaced.wait(60)
+        elif arguments[:2] == ("queue", "start"):
+            replaced.set()
+        asked.append(arguments)
+        return subprocess.CompletedProcess(arguments, 0, f"a Task {status}", "")
+
+    def workers() -> list[str]:
+        nonlocal status
+        living, status = next(states, (["1", "2"], ""))
+        return living
+
+    status = ""
+    monkeypatch.setattr(command, "dvc", dvc)
+    monkeypatch.setattr(command, "_workers", workers)
+    command._run_queued(2)
+    assert [each for each in asked if each[0] == "queue"] == [("queue", "status")] * 2 + [
+        ("queue", "start", "--jobs", "2")
+    ]
+
+
 def test_several_models_teach_as_their_ensemble(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of their names, which is a part of the ensemble's bytes."""
     members: list[str] = []
