@@ -191,8 +191,8 @@ def _run_queue(
 def _run_queued(jobs: int) -> None:
     """Run what is queued, and replace workers that end before the queue is empty.
 
-    A worker that reads a message while another process writes it ends after its experiment, and without workers,
-    `dvc exp run --run-all` waits for ever.
+    A worker that reads a message while another process writes it ends after its experiment
+    (https://github.com/celery/kombu/issues/1551), and without workers, `dvc exp run --run-all` waits for ever.
     """
     ended = threading.Event()
 
