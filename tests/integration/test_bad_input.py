@@ -113,11 +113,11 @@ def other_model(workspace: Path) -> None:
     (workspace / "models/baseline/model.json").write_text(json.dumps(about))
 
 
-def held_out(md5: str | None) -> Prepare:
-    """A teacher whose training held out another validation split; None: it does not say which."""
+def held_out(md5: str | None, model: str = "teacher") -> Prepare:
+    """A model whose training held out another validation split; None: it does not say which."""
 
     def prepare(workspace: Path) -> None:
-        path = workspace / "models/teacher/model.json"
+        path = workspace / f"models/{model}/model.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"validation_md5": md5}))
 
     return prepare
@@ -544,7 +544,16 @@ CASES = [
         params({"distill.teacher": "external", "distill.attention_transfer": 1.0, "distill.student.model": POOLING}),
     ),
     # evaluation
-    Case("evaluation by another split", EVALUATE, DATA, ("model.json: validation_md5 = 0123, ",), held_out("0123")),
+    *(
+        Case(
+            f"evaluation of {model} by another split",
+            EVALUATE,
+            DATA,
+            (f"{model}/model.json: validation_md5 = 0123, ",),
+            held_out("0123", model),
+        )
+        for model in ("baseline", "teacher")
+    ),
     Case(
         "test images of another data set",
         EVALUATE,

@@ -102,6 +102,23 @@ def test_a_candidate_of_somebody_else_does_not_stop_the_others(
     assert named == 'warning: run 0.5 : left out, its data set is called "a/b\' or"'
 
 
+def test_the_champion_is_the_best_on_the_validation_split_of_the_workspace(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A newer run has a higher accuracy on another one."""
+    ours, theirs = (complete(**{"dvc.validation_md5": split}) for split in ("ours", "theirs"))
+    theirs.metrics["val/evaluated_accuracy"] = 2.0
+    outs = [{"path": "data/validation.safetensors", "md5": "ours"}]
+    (tmp_path / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"split": {"outs": outs}}}))
+    registered: list[RunRecord] = []
+    monkeypatch.setattr(registry, "find_finished", lambda: [ours, theirs])
+    monkeypatch.setattr(registry, "register", lambda run, *_: registered.append(run) or "7")
+    monkeypatch.setattr(registry, "upload", lambda *_: None)
+    monkeypatch.setattr(registry, "download", lambda *_: None)
+    register_champion(tmp_path)
+    assert registered == [ours]
+
+
 def test_a_lineage_with_the_stages_is_not_replaced_by_one_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

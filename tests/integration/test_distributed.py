@@ -20,6 +20,7 @@ from filelock import FileLock
 from helpers import synthetic_split, tiny_recipe
 from test_resume import COMMAND, beside_progress, newest, prepare, results, the_run, train
 from torch import Tensor, nn
+from torch.distributed import ReduceOp
 from waiting import wait_for
 
 from leanresnet.compute.distributed import DistributedContext, convert_sync_batch_norm
@@ -217,6 +218,8 @@ def test_shares_make_up_the_batch() -> None:
 class TwoThreads:
     """Stand-ins of torch.distributed for two threads of this process, each as one process of a training."""
 
+    ReduceOp = ReduceOp
+
     def __init__(self) -> None:
         self._barrier = threading.Barrier(2, timeout=60)
         self._sent: dict[int, Tensor] = {}
@@ -224,13 +227,20 @@ class TwoThreads:
     def get_world_size(self) -> int:
         return 2
 
-    def all_reduce(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor, op: object = ReduceOp.SUM) -> None:
         self._sent[threading.get_ident()] = tensor.clone()
         self._barrier.wait()
-        total = sum(self._sent.values())
-        assert isinstance(total, Tensor)
+        both = torch.stack(list(self._sent.values()))
         self._barrier.wait()
-        tensor.copy_(total)
+        tensor.copy_(both.sum(0) if op == ReduceOp.SUM else both.amax(0))
+
+
+def test_a_signal_to_one_process_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanresnet.compute.distributed.dist", TwoThreads())
+    for received in ((None, signal.SIGTERM), (signal.SIGINT, None), (None, None)):
+        with ThreadPoolExecutor(2) as pool:
+            asked = list(pool.map(lambda rank, own: DistributedContext(rank, 2).any_rank_signal(own), (0, 1), received))
+        assert asked == [next(filter(None, received), None)] * 2
 
 
 @pytest.mark.parametrize(("mean", "momentum"), [(0, None), (1_000, 0.3), (10_000, 0.1)])

@@ -84,6 +84,7 @@ def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monke
     used = {"train_md5": file_hashes(train)[0], "validation_md5": file_hashes(held_out)[0]}
     members = [load_model(save(tmp_path / name, seed, **used)) for seed, name in enumerate("ab")]
     save_ensemble(members, tmp_path / "all")
+    save(tmp_path / "other", 2, **{**used, "train_md5": "0" * 32})
     settings = Evaluate(batch_size=20, calibration_bins=5, mistakes=4, timing_repeats=3)
     outputs = Outputs(tmp_path / "all", tmp_path / "results")
     evaluated = write_report(settings, outputs, tmp_path / "a", held_out, split, torch.device("cpu"))
@@ -97,10 +98,9 @@ def test_an_ensemble_is_evaluated_without_a_run_of_its_own(tmp_path: Path, monke
             refused = rf"^{seen}: the training of {tmp_path / name} has used these images, expected: the test split$"
             with pytest.raises(DataError, match=refused):
                 check_unseen(load_model(tmp_path / name), seen)
-        with pytest.raises(DataError, match="has used these images"):
-            write_report(
-                settings, Outputs(tmp_path / name, tmp_path), tmp_path / "a", held_out, train, torch.device("cpu")
-            )
+        outputs = Outputs(tmp_path / name, tmp_path)
+        with pytest.raises(DataError, match=rf"the training of {tmp_path / name} has used these images"):
+            write_report(settings, outputs, tmp_path / "other", held_out, train, torch.device("cpu"))
         check_unseen(load_model(tmp_path / name), split)
 
 

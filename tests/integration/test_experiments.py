@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import outside_environment
+from conftest import outside_environment, preset_text
 from forked import run_program
 from helpers import changed
 from imports import ROOT
@@ -140,13 +140,18 @@ def test_a_list_has_a_line_a_run_for_a_job_array(tmp_path: Path) -> None:
     assert lines[3][1:] == ["evaluate@student", "distill.teacher=teacher", "distill.student.seed=0"]
 
 
-@pytest.mark.parametrize("values", ["", "distill.teacher=baseline train.baseline.seed=1"])
-def test_a_task_of_a_job_array_runs_its_line(values: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "is_away"),
+    [("", False), ("distill.teacher=baseline train.baseline.seed=1", False), ("", True)],
+)
+def test_a_task_of_a_job_array_runs_its_line(values: str, is_away: bool, tmp_path: Path) -> None:
+    """If MLflow does not answer, it fails, and the clone keeps the events."""
     space, programs, asked = tmp_path / "space", tmp_path / "bin", tmp_path / "asked"
     space.mkdir()
     programs.mkdir()
     for name in ("dvc", "leanresnet"):
-        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {asked}\n')
+        code = 5 if name == "leanresnet" and is_away else 0
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {asked}\nexit {code}\n')
         (programs / name).chmod(0o755)
     (space / "runs").write_text(f"other evaluate@teacher\nmine evaluate@baseline {values}\n")
     for arguments in (("init",), ("add", "--all"), (*SOMEBODY, "commit", "--message", "a workspace")):
@@ -156,10 +161,14 @@ def test_a_task_of_a_job_array_runs_its_line(values: str, tmp_path: Path) -> Non
         "SLURM_ARRAY_TASK_ID": "2",
         "PATH": f"{programs}:{os.environ['PATH']}",
     }
-    subprocess.run(["bash", ROOT / "team/slurm", "runs"], cwd=space, env=outside_environment(**environment), check=True)
+    done = subprocess.run(["bash", ROOT / "team/slurm", "runs"], cwd=space, env=outside_environment(**environment))
     settings = "".join(f"--set-param {value} " for value in values.split())
-    ran = [line for line in asked.read_text().splitlines() if line.startswith("dvc exp run")]
-    assert ran == [f"dvc exp run --name mine {settings}evaluate@baseline"]
+    lines = asked.read_text().splitlines()
+    ran = f"dvc exp run --name mine {settings}evaluate@baseline"
+    push = [] if is_away else ["dvc exp push --no-cache origin mine"]
+    assert lines[lines.index(ran) :] == [ran, "leanresnet sync", *push]
+    assert done.returncode == (5 if is_away else 0)
+    assert (space / ".experiments/slurm/mine").exists() == is_away
 
 
 class Queue:
@@ -286,6 +295,15 @@ def test_several_models_teach_as_their_ensemble(queue: Queue, monkeypatch: pytes
     ask(["a-2", "a-1"], experiment("a-2"), experiment("a-1"), experiment("a-3", "a-2", "a-1"))
     assert members == ["a-1", "a-2"]
     assert queue.asked == ["run", "get a-2", "get a-1", "evaluate@student a-3 with models/external", "run"]
+
+
+def test_the_workspace_of_a_scale_has_its_preset(queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.workspace.dvc", lambda *arguments, **_: queue(*arguments))
+    monkeypatch.setattr(command, "_init_repository", lambda message: None)
+    (tmp_path / "params.yaml").touch()
+    done = CliRunner().invoke(command.run, ["--scale", "long"])
+    assert "failed, so the tables lack them" in str(done.exception)
+    assert (tmp_path / ".experiments/long/params.yaml").read_text() == preset_text("long-cpu")
 
 
 @pytest.mark.parametrize(("have_run", "tables"), [("reference\n", 1), ("", 0)])

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from conftest import copy_checkout, preset_text
 from imports import ROOT
 
 from leanresnet.errors import ConfigError
-from pipeline.cli import cli
+from pipeline.cli import cli, run
 from pipeline.listed import check_link, check_listed
 
 LOSSES = "src/leanresnet/training/losses.py"
@@ -39,13 +40,18 @@ def test_the_same_code_may_lie_elsewhere(clone: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [LOSSES, "src/leanresnet/files.py"])
-def test_other_code_than_that_which_is_listed_is_refused(file: str, clone: Path) -> None:
+def test_other_code_than_that_which_is_listed_is_refused(
+    file: str, clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit(clone / file)
     repair = f"`python -m pip install --no-deps --no-build-isolation --editable '{clone}'`"
     with pytest.raises(ConfigError) as refused:
         check_listed()
     message = f"{file}: differs from the code that runs, {ROOT / file}; {repair} installs this code instead"
     assert str(refused.value) == message
+    monkeypatch.setattr(sys, "argv", ["leanresnet", "train", "baseline"])
+    assert run() == ConfigError.exit_code
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_a_module_that_does_not_run_is_refused(clone: Path) -> None:

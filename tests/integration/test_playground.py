@@ -17,6 +17,7 @@ from helpers import CLASSES, random_images, synthetic_split, tiny_model, tiny_ne
 from imports import ROOT
 from PIL import Image
 from streamlit.testing.v1 import AppTest
+from test_security import others, reachable
 from waiting import PATIENCE, free_port, wait_for
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -176,6 +177,8 @@ def served(models: Path) -> Iterator[Served]:
 
 
 def test_no_foreign_page_gets_in_and_nothing_goes_out(served: Served) -> None:
+    assert reachable("127.0.0.1", served.port)
+    assert [address for address in others() if reachable(address, served.port)] == []
     path, here = f":{served.port}/_stcore/stream", {"address": ("127.0.0.1", served.port), "proxy": None}
     with connect(f"ws://127.0.0.1{path}", origin=served.address, **here):
         pass

@@ -222,6 +222,8 @@ def test_a_signal_to_all_processes_of_a_compilation_ends_the_run(tmp_path: Path)
             os.killpg(training.pid, signal.SIGKILL)
     assert training.returncode == 143
     assert "error: stopped by SIGTERM during torch.compile; the same command resumes" in error
+    for events in folder.glob(".work/journals/*/events.jsonl"):  # what MLflow has not received yet
+        assert json.loads(events.read_text().splitlines()[-1])["type"] == "end"
     sync(folder)
     assert the_run(folder)[0].info.status == "KILLED"
 

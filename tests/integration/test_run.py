@@ -26,7 +26,7 @@ from waiting import PATIENCE, free_port, wait_for
 
 from leanresnet.analysis import runs
 from leanresnet.errors import StoppedError, StorageError
-from leanresnet.tracking import connection
+from leanresnet.tracking import connection, delivery
 from leanresnet.tracking import mlflow_client as tracking
 from leanresnet.tracking import run as reporting
 from leanresnet.tracking.delivery import Sender, sync
@@ -564,6 +564,34 @@ def test_journals_in_a_read_only_workspace_are_one_line_and_stay(workspace: Path
     assert (done.returncode, done.stderr.count("\n")) == (5, 1)
     assert re.fullmatch(rf"error: {lines.parent}\.lock: cannot be written \(Permission denied\)\n", done.stderr)
     assert lines.exists()
+
+
+def test_a_server_that_does_not_answer_is_asked_after_pauses_of_at_most_half_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sender = Sender.__new__(Sender)
+    pauses: list[float | None] = []
+
+    class Wake:
+        def wait(self, seconds: float | None) -> None:
+            pauses.append(seconds)
+            sender._closing = len(pauses) == 7
+
+        def clear(self) -> None:
+            pass
+
+    def refuse() -> None:
+        raise ConnectionError("away")
+
+    warned: list[str] = []
+    monkeypatch.setattr(delivery, "connect", refuse)
+    monkeypatch.setattr(delivery, "_warn", lambda what, why, journal: warned.append(why))
+    with reporting.open_journal(reporting.new_id()) as journal:
+        journal.append(BEGIN)
+        vars(sender).update(_journal=journal, _deliver=None, _sent=0, _closing=False, _failed=False, _wake=Wake())
+        sender._work()
+    assert pauses == [None, 2, 4, 8, 16, 30, 30]
+    assert warned == ["away"]
 
 
 def test_a_read_only_workspace_can_be_read(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

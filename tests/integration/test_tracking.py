@@ -222,6 +222,11 @@ def test_sync_logs_what_dvc_restored_once_and_no_evaluation_of_other_weights(
         assert metrics >= known
         assert ("test/accuracy" in metrics) == (model == "teacher")
     assert restored["student"].data.tags["teacher.run_id"] == restored["teacher"].info.run_id
+    # The evaluation that was missing is restored later.
+    report.write_bytes((checkout.folder / "results/teacher/test.json").read_bytes())
+    said = "0 logged, 0 left\n1 restored by DVC, logged from their outputs\n"
+    assert run_program("sync", cwd=folder, env=outside_environment()).stdout == said
+    assert "test/accuracy" in runs_by_model(folder)["teacher"].data.metrics
 
 
 AT_ONCE = """

@@ -137,8 +137,8 @@ def test_a_user_without_a_name_can_train() -> None:
         "from pipeline import cli\n"
         "def unknown(number): raise KeyError(number)\n"
         "pwd.getpwuid = unknown\n"
-        "cli._name_the_user()\n"
-        "assert getpass.getuser() == str(os.getuid())\n"
+        "cli.run = lambda: int(getpass.getuser() != str(os.getuid()))\n"
+        "cli.main()\n"
     )
     environment = {k: v for k, v in outside_environment().items() if k not in ("LOGNAME", "USER", "LNAME", "USERNAME")}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)

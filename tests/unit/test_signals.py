@@ -1,10 +1,14 @@
 """Signals, each sent to a process of its own."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 from conftest import outside_environment
+
+from leanresnet.signals import stop_requests
 
 LISTENING = """
 import os, signal, sys
@@ -59,3 +63,15 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 
 def test_a_process_that_was_forked_from_a_training_just_ends() -> None:
     assert run(FORKED, "SIGTERM") == (0, "143 None\n", "")
+
+
+@pytest.mark.parametrize(("stage", "parent", "stop"), [("train", 1, signal.SIGTERM), ("train", 2, None), ("", 1, None)])
+def test_the_death_of_dvc_before_it_was_looked_for_counts_as_a_signal(
+    stage: str, parent: int, stop: signal.Signals | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system then gives the process another parent."""
+    if stage:
+        monkeypatch.setenv("DVC_STAGE", stage)
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    with stop_requests() as requested:
+        assert requested() == stop

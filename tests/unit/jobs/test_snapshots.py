@@ -4,6 +4,7 @@ import signal
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from helpers import files_up_to
 from leanresnet.compute.distributed import DistributedContext
 from leanresnet.errors import SnapshotError, StoppedError, StorageError
 from leanresnet.jobs import snapshots as module
+from leanresnet.jobs import train_job
 from leanresnet.jobs.snapshots import SnapshotCallback, Snapshots, load_state
+from leanresnet.signals import compilation
 
 
 def filled(folder: Path, count: int = 3) -> Snapshots:
@@ -217,3 +220,19 @@ def test_a_state_that_cannot_be_saved_costs_a_line_but_a_stop_needs_it(
         snapshot_callback(At(1, 2))  # type: ignore[arg-type]
     assert caught.value.exit_code == 143
     assert places(Snapshots(tmp_path / "kept")) == [1, 2]
+
+
+def test_the_state_is_saved_before_each_compilation_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[str] = []
+
+    def run(*_: object) -> str:
+        for number in (1, 2):
+            with compilation():
+                assert len(saved) == number
+        return "the last state"
+
+    monkeypatch.setattr(train_job, "run_or_name_batch", run)
+    callback: Any = SimpleNamespace(save_latest=lambda: saved.append("saved"))
+    nothing: Any = None
+    assert train_job._run(nothing, nothing, nothing, callback) == "the last state"
+    assert len(saved) == 2

@@ -1,5 +1,6 @@
 """A journal on disk: whole, cut short, damaged, and made to do harm."""
 
+import errno
 import json
 import os
 import random
@@ -339,3 +340,16 @@ def test_a_mutated_journal_is_refused_in_a_line_or_touches_its_own_run_and_files
     assert (refused > 200, unsaid) == (True, 0)
     assert server.touched == {"own"}
     assert set(server.artifacts) == {journal.folder / "files/results/note.txt"}
+
+
+def test_a_file_on_another_file_system_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a workspace whose files DVC has replaced by links to its cache."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    (tmp_path / "note.txt").write_text("as it was")
+    monkeypatch.setattr(os, "link", refuse)
+    with open_journal(new_id()) as journal:
+        journal.keep(tmp_path / "note.txt", "results")
+        assert journal.file("files", "results", "note.txt").read_text() == "as it was"

@@ -7,6 +7,7 @@ import torch
 from helpers import pooling_model, random_images, synthetic_split, tiny_recipe
 from torch import Tensor, nn
 
+from leanresnet.analysis import estimate
 from leanresnet.analysis.estimate import training_seconds
 from leanresnet.compute.compilation import CompiledFunction
 from leanresnet.compute.distributed import DistributedContext
@@ -159,3 +160,8 @@ def test_an_estimate_includes_the_compilation(monkeypatch: pytest.MonkeyPatch) -
     for _ in ("baseline", "student"):
         assert training_seconds(made, 10 * made.batch_size, 10, CPU) == (30.0, 20.0)
     assert training_seconds(recipe(compile=False), 100, 10, CPU) == (0.0, 0.0)
+
+
+def test_an_estimate_of_a_teacher_is_the_images_over_its_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "measure_speed", lambda *_, **__: {"throughput": 50.0})
+    assert estimate.seconds_per_inference(tiny_recipe(), 100, 10, torch.device("cpu")) == 2.0
