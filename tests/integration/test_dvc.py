@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -289,6 +290,11 @@ runs:
 """
 
 
+def forked_dvc(*arguments: str, shown: bool = False) -> subprocess.CompletedProcess[str]:
+    """As `workspace.dvc`, but in a fork; the workers of the queue are processes of their own all the same."""
+    return subprocess.run(["dvc", *arguments], capture_output=not shown, text=True)
+
+
 @pytest.fixture
 def question(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Its name; the checkout is the workspace in which it is asked, with the demo's baseline as the reference."""
@@ -296,6 +302,7 @@ def question(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / ".experiments").mkdir()
     (tmp_path / ".experiments/cpu").symlink_to(checkout.folder)
     monkeypatch.setattr(experiments, "QUESTIONS", tmp_path)
+    monkeypatch.setattr(experiments, "dvc", forked_dvc)
     monkeypatch.chdir(tmp_path)
     path = f"{checkout.folder}:{checkout.folder / 'src'}"
     for name, value in outside_environment(PYTHONPATH=path, PATH=path_of_forks()).items():
