@@ -17,6 +17,7 @@ import torch
 import yaml
 from conftest import outside_environment
 from filelock import FileLock
+from forked import run_code
 from helpers import synthetic_split, tiny_recipe
 from test_resume import COMMAND, beside_progress, newest, prepare, results, the_run, train
 from torch import Tensor, nn
@@ -149,23 +150,27 @@ def test_an_error_of_another_process_than_the_first_is_said(tmp_path: Path) -> N
 
 
 def test_the_first_process_may_wait_longer_than_a_broadcast(tmp_path: Path) -> None:
+    """In two forks, without torchrun. A broadcast may take twelve rounds, so that a busy machine is not too slow."""
     code = (
-        "import datetime, time, warnings\n"
+        "import datetime, os, sys, time, warnings\n"
         "import torch.distributed as dist\n"
         "from leanresnet.compute.distributed import DistributedContext\n"
         "warnings.simplefilter('ignore')\n"
-        "dist.init_process_group('gloo')\n"
+        "child = os.fork()\n"
+        "world = DistributedContext(0 if child else 1, 2)\n"
+        "meeting = f'file://{os.getcwd()}/meeting'\n"
+        "dist.init_process_group('gloo', init_method=meeting, rank=world.rank, world_size=world.size)\n"
         "dist.barrier()\n"  # one may start seconds after the other
-        "dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2))\n"
-        "world = DistributedContext(dist.get_rank(), 2)\n"
-        "for _ in range(6 if world.is_main_process else 0):\n"
+        "dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=6))\n"
+        "for _ in range(14 if world.is_main_process else 0):\n"
         "    world.announce(waits=True)\n"
         "    time.sleep(0.5)\n"
         "world.announce(waits=False) if world.is_main_process else world.follow()\n"
+        "dist.destroy_process_group()\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)\n"
     )
-    (tmp_path / "wait.py").write_text(code)
-    process = start(tmp_path, "torchrun", "--standalone", "--nproc-per-node", "2", "wait.py")
-    assert (process.communicate()[1], process.returncode) == ("", 0)
+    done = run_code(code, tmp_path, outside_environment())
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_the_death_of_torchrun_counts_as_a_signal(tmp_path: Path) -> None:
