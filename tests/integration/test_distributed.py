@@ -22,7 +22,7 @@ from helpers import synthetic_split, tiny_recipe
 from test_resume import COMMAND, beside_progress, newest, prepare, results, the_run, train
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
-from waiting import wait_for
+from waiting import PATIENCE, wait_for
 
 from leanresnet.compute.distributed import DistributedContext, convert_sync_batch_norm
 from leanresnet.data.splits import save_split
@@ -130,7 +130,7 @@ if os.environ.get("RANK") == "0":
     distributed.init_process_group = lambda *given: (waits.touch(), connect(*given))
 if os.environ.get("RANK") == "1":
     os.environ["LEANRESNET_DEVICE"] = "quantum"
-    while not waits.exists():
+    while not pathlib.Path("seen").exists():
         time.sleep(0.01)
 """
 
@@ -142,6 +142,9 @@ def test_an_error_of_another_process_than_the_first_is_said(tmp_path: Path) -> N
     code.write_text(MISTAKEN)
     launcher = start(tmp_path, *COMMAND, "--nproc", "2")
     wait_for((tmp_path / "waits").exists)
+    mistaken = worker(launcher, 1)
+    (tmp_path / "seen").touch()
+    mistaken.wait(PATIENCE)
     # After 30 s, torchrun would kill a process that a signal does not end.
     error = launcher.communicate(timeout=20)[1]
     assert launcher.returncode == ConfigError.exit_code
