@@ -20,7 +20,7 @@ import yaml
 from conftest import Checkout, outside_environment, preset_text
 from databases import client_of, place_database, runs_of
 from forked import path_of_forks, run_program
-from helpers import files_up_to, read_only, synthetic_split, tiny_model, tiny_recipe
+from helpers import read_only, synthetic_split, tiny_model, tiny_recipe
 from imports import ROOT
 from mlflow.entities import Run
 from waiting import PATIENCE, wait_for
@@ -80,8 +80,11 @@ def prepare(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def train(folder: Path, before: tuple[str, ...] = (), **environment: object) -> tuple[int, str]:
-    """The command's exit code and what it said on stderr beside its progress; `before` is a command that runs it."""
+def train(folder: Path, before: tuple[str, ...] = (), first: str = "", **environment: object) -> tuple[int, str]:
+    """The command's exit code and what it said on stderr beside its progress.
+
+    `before` is a command that runs it, and `first` is code that a fork runs before it.
+    """
     settings = {
         "LEANRESNET_SNAPSHOT_SECONDS": "0",
         "OMP_NUM_THREADS": "1",
@@ -92,7 +95,7 @@ def train(folder: Path, before: tuple[str, ...] = (), **environment: object) -> 
     if before or settings["OMP_NUM_THREADS"] != "1":
         done = subprocess.run([*before, *COMMAND], cwd=folder, env=inside, capture_output=True, text=True)
     else:
-        done = run_program(*COMMAND[1:], cwd=folder, env=inside, first=SIGNAL_ITSELF + NO_MODEL)
+        done = run_program(*COMMAND[1:], cwd=folder, env=inside, first=SIGNAL_ITSELF + NO_MODEL + first)
     return done.returncode, beside_progress(done.stderr)
 
 
@@ -361,11 +364,9 @@ def test_a_read_only_folder_is_one_line_and_nothing_changed(stopped: Path, tmp_p
 def test_what_the_system_refuses_to_write_costs_no_snapshot(stopped: Path, whole: Whole, tmp_path: Path) -> None:
     """A limit on the size of files lets a training begin and end, and its snapshots and weights not be written."""
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    with files_up_to(10_000):
-        # A process of its own, because a forked one does not have the limit.
-        code, error = train(
-            tmp_path, ("env",), LEANRESNET_SNAPSHOT_SECONDS="60", MLFLOW_TRACKING_URI="http://127.0.0.1:9"
-        )
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
+    settings = {"LEANRESNET_SNAPSHOT_SECONDS": 60, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    code, error = train(tmp_path, first=limit, **settings)
     assert code == 5
     # MLflow's line comes whenever its thread has given up.
     weights, mlflow, snapshot = sorted(error.splitlines())
