@@ -291,7 +291,7 @@ def test_rows_are_compared_with_another_seed_by_seed() -> None:
         ("e", ""),
     ]
     assert [len(table.header)] == list({len(row) for row in table.rows})
-    assert "from a-0, in points" in table.notes[1]
+    assert "minus that of a-0, in points" in table.notes[1]
     with pytest.raises(DataError, match=r"^against = 'x': no such run, expected: one of d-0, b-0, a-0, c-0, e$"):
         compare([*runs, recorded("e", 0.3, seed="7", lr="e")], against="x")
 
