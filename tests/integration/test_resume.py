@@ -27,6 +27,7 @@ from waiting import PATIENCE, wait_for
 
 from leanresnet import signals as interruption
 from leanresnet.data.splits import load_split, save_split
+from leanresnet.training.results import read_history
 
 EPOCHS, STEPS = 6, 3
 PROGRESS = re.compile(r"epoch +\d+/\d+  train |best epoch \d+ of \d+, |run: http://127\.0\.0\.1:5000/#/experiments/")
