@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanresnet.compute.distributed import SINGLE_PROCESS
+from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext
 from leanresnet.models.convolution import convolution
 
 Activation = Callable[[Tensor], Tensor]
@@ -50,7 +50,7 @@ class StochasticDepth(nn.Module):
     """Replaces the branch of an image by zeros with a probability in training, and scales up the others.
 
     It computes what torchvision's module with `mode="row"` does. In a training by several processes, each draws for the
-    whole batch and uses its own shard, so that they drop what one process would drop.
+    whole batch and uses its own shard, so that they drop what one process would drop. The shards have equal sizes.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
 
@@ -68,6 +68,13 @@ class StochasticDepth(nn.Module):
             return x
         kept = x.new_empty(self.world.size * len(x), 1, 1, 1).bernoulli_(1 - self.drop).div_(1 - self.drop)
         return x * self.world.shard(kept)
+
+
+def draw_for(net: nn.Module, world: DistributedContext) -> None:
+    """Let the stochastic depth within `net` draw for batches that the processes of `world` share."""
+    for module in net.modules():
+        if isinstance(module, StochasticDepth):
+            module.world = world
 
 
 class BasicBlock(nn.Module):

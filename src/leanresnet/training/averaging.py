@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanresnet.compute.distributed import SINGLE_PROCESS
-from leanresnet.models.blocks import StochasticDepth
+from leanresnet.models.blocks import draw_for
 
 
 class MovingAverage(nn.Module):
@@ -33,10 +33,8 @@ class MovingAverage(nn.Module):
     def __init__(self, net: nn.Module, decay: float) -> None:
         super().__init__()
         self.module = copy.deepcopy(net)
-        for module in self.module.modules():
-            if isinstance(module, StochasticDepth):
-                # Each process computes batch norm's statistics on whole batches.
-                module.world = SINGLE_PROCESS
+        # Each process computes batch norm's statistics on whole batches.
+        draw_for(self.module, SINGLE_PROCESS)
         self._decay = decay
         # It stays on the CPU, so that reading it waits for nothing.
         self.register_buffer("updates", torch.tensor(0))

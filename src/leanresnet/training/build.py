@@ -10,7 +10,7 @@ from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext, c
 from leanresnet.config.schema import Model, Recipe
 from leanresnet.data.splits import Split
 from leanresnet.errors import warn
-from leanresnet.models.blocks import StochasticDepth
+from leanresnet.models.blocks import draw_for
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.training.loader import TrainBatches
 from leanresnet.training.loop import Criterion, StepConfig, objective_of
@@ -42,9 +42,7 @@ def build_training(
     `backend_settings(device, recipe.deterministic)`.
     """
     net = _build_network(recipe, recipe.model, recipe.stochastic_depth, train, device)
-    for module in net.modules():
-        if isinstance(module, StochasticDepth):
-            module.world = world
+    draw_for(net, world)
     compile_step = recipe.compile
     if recipe.sync_batch_norm and world.size > 1:
         convert_sync_batch_norm(net)

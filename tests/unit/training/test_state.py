@@ -173,6 +173,11 @@ def test_a_training_goes_on_from_the_end_of_one_with_fewer_epochs(name: str, str
         assert without_times(extended) == without_times(expected)
 
 
+def test_a_training_does_not_seed_the_gpus_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds all GPUs"))
+    Trial({"name": "sgd"}, {"name": "constant"}, epochs=1).run()
+
+
 def test_a_state_says_where_it_is() -> None:
     places = []
     for stop_at in range(1, OFFERS + 1):
