@@ -194,11 +194,14 @@ def _run_queued(jobs: int) -> None:
     A worker that reads a message while another process writes it ends after its experiment
     (https://github.com/celery/kombu/issues/1551), and without workers, `dvc exp run --run-all` waits for ever.
     """
+    from leanresnet.errors import StorageError
+
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(WATCH_SECONDS):
-            with contextlib.suppress(Exception):  # a worker that was not started is started the next time
+            # What DVC refuses at the moment is tried again.
+            with contextlib.suppress(StorageError, OSError):
                 if len(_workers()) < jobs and "Queued" in _dvc("queue", "status"):
                     _dvc("queue", "start", "--jobs", str(jobs))
 

@@ -22,6 +22,7 @@ EXPERIMENT = "leanresnet"
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 # The port of `leanresnet ui`.
 PORT = 5000
+# An address that lacks its http://.
 HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/|$)")
 # Environment variables of MLflow, see `set_environment`. With MLflow's defaults, one call to a dead server waits for
 # four minutes; the callers do their own retries. MLflow itself sets the last one while it logs a model.
