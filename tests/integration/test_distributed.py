@@ -229,18 +229,21 @@ class TwoThreads:
     ReduceOp = ReduceOp
 
     def __init__(self) -> None:
-        self._barrier = threading.Barrier(2, timeout=60)
-        self._sent: dict[int, Tensor] = {}
+        # One thread takes both tensors while both wait, so that none is left for the next call, whose threads may differ.
+        self._barrier = threading.Barrier(2, self._stack, timeout=60)
+        self._sent: list[Tensor] = []
+
+    def _stack(self) -> None:
+        self._both = torch.stack(self._sent)
+        self._sent.clear()
 
     def get_world_size(self) -> int:
         return 2
 
     def all_reduce(self, tensor: Tensor, op: object = ReduceOp.SUM) -> None:
-        self._sent[threading.get_ident()] = tensor.clone()
+        self._sent.append(tensor.clone())
         self._barrier.wait()
-        both = torch.stack(list(self._sent.values()))
-        self._barrier.wait()
-        tensor.copy_(both.sum(0) if op == ReduceOp.SUM else both.amax(0))
+        tensor.copy_(self._both.sum(0) if op == ReduceOp.SUM else self._both.amax(0))
 
 
 def test_a_signal_to_one_process_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
