@@ -83,6 +83,20 @@ def test_without_the_test_split_the_page_says_so(workspace: Path, tmp_path: Path
     assert (tmp_path / "page.html").read_text() == before
 
 
+@pytest.mark.parametrize(("params", "runs", "tables"), [(6, 2, 1), (7, 2, 2), (7, 7, 1)])
+def test_many_params_of_few_runs_are_the_rows_of_a_table(params: int, runs: int, tables: int, tmp_path: Path) -> None:
+    values = [{f"key.{place}": f"{place}-{run}" for place in range(params)} for run in range(runs)]
+    metrics = {"val/best_accuracy": 0.5, "model/parameters": 1.0, "model/macs": 1.0}
+    found = [RunRecord(f"r{run}", "", "", {}, each, metrics, list) for run, each in enumerate(values)]
+    write_page(compare(found), None, None, tmp_path / "page.html")
+    *_, last = re.findall(r"<table>(.*?)</table>", (tmp_path / "page.html").read_text(), re.DOTALL)
+    assert (tmp_path / "page.html").read_text().count("<table>") == tables
+    cells = [re.findall(r">([^<>]*)</td>", row) for row in last.split("<tr>")[2:]]
+    shown = [row[-params:] for row in cells] if tables == 1 else [list(column) for column in zip(*cells, strict=True)][1:]
+    assert sorted(shown) == [list(each.values()) for each in values]
+    assert last.count("swatch") == runs
+
+
 def test_disagreements_are_counted_by_who_is_right() -> None:
     differ = made_up("aabbc", "aabcc", "abacb")
     assert differ.where == [1, 2, 4]

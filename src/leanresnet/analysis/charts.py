@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox, BboxBase
 from leanresnet.analysis.runs import EVALUATED, RunRecord, validation_of
 from leanresnet.evaluation.figures import MOST_NUMBERED, class_axes
 from leanresnet.text import drawn
+from leanresnet.training.curves import limits
 
 Groups = Sequence[Sequence[RunRecord]]
 # A group has the same colour in all charts. matplotlib has ten, so line and marker change after each ten groups.
@@ -76,9 +77,9 @@ def trade_off(groups: Groups, cost: str) -> Figure:
 
 
 def costs_differ(groups: Groups, cost: str) -> bool:
-    """Return whether a chart over this cost is useful: every run has a value, and they are not all the same."""
-    values = {run.metrics.get(COSTS[cost]) for group in groups for run in group}
-    return None not in values and len(values) > 1
+    """Return whether a chart over this cost is useful: every run has a value, and they differ by more than 1 %."""
+    values = [run.metrics[COSTS[cost]] for group in groups for run in group if COSTS[cost] in run.metrics]
+    return len(values) == sum(map(len, groups)) and max(values) > 1.01 * min(values)
 
 
 def confusion_difference(counts: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -106,7 +107,11 @@ def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float
 
 
 def _curves(axes: Axes, groups: Groups) -> None:
-    """Draw validation accuracy by epoch; for several seeds, their mean and the range from lowest to highest."""
+    """Draw validation accuracy by epoch; for several seeds, their mean and the range from lowest to highest.
+
+    The axis is that of `limits`.
+    """
+    shown = []
     for number, group in enumerate(groups):
         histories = [run.validation() for run in group]
         length = min(len(history) for history in histories)
@@ -114,9 +119,10 @@ def _curves(axes: Axes, groups: Groups) -> None:
         epochs = range(1, length + 1)
         style, label = STYLES[number // 10 % len(STYLES)], drawn(f"{group[0].label} ({group[0].model})")
         axes.plot(epochs, values.mean(0), style, label=label, color=color(number))
+        shown += list(values)
         if len(group) > 1:
             axes.fill_between(epochs, values.min(0), values.max(0), color=color(number), alpha=0.2, linewidth=0)
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %")
+    axes.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=limits(shown))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     # Without handles, matplotlib leaves out curves whose names begin with an underscore.
     if len(groups) <= MOST_INSIDE:

@@ -44,12 +44,14 @@ class Comparison:
     Attributes:
         groups: runs that share a row because they differ only in their seed; the best group is the first.
         header, rows: the cells of the table, a row for each group.
+        params: how many of the last columns have params or digests in which the runs differ.
         notes: sentences that explain the cells.
     """
 
     groups: list[list[RunRecord]]
     header: list[str]
     rows: list[list[str]]
+    params: int
     notes: list[str]
 
     def markdown(self) -> str:
@@ -146,7 +148,8 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True, against: str | N
     columns += [(VALIDATION[validation], partial(_accuracy, key=validation)), *FIGURES.items()]
     if baseline is not None:
         columns.append((PAIRED, lambda group: "" if group is baseline else paired_difference(group, baseline)))
-    columns += [(key, partial(_values, key=key)) for key in differing(records)]
+    keys = differing(records)
+    columns += [(key, partial(_values, key=key)) for key in keys]
     # A missing teacher is not listed as another teacher, because the param distill.teacher shows it.
     sources = {name: tag for name, tag in MADE_FROM.items() if len({run.tags.get(tag) for run in records} - {None}) > 1}
     columns += [(name, partial(_digest, tag=tag)) for name, tag in sources.items()]
@@ -159,7 +162,8 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True, against: str | N
             "the seeds that both have, with its 95 % interval by Student's t distribution."
         )
     header = [name for name, _ in columns]
-    return Comparison(groups, header, [[cell(group) for _, cell in columns] for group in groups], notes)
+    rows = [[cell(group) for _, cell in columns] for group in groups]
+    return Comparison(groups, header, rows, len(keys) + len(sources), notes)
 
 
 def _without_repeats(records: Sequence[RunRecord]) -> list[RunRecord]:

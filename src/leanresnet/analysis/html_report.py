@@ -21,6 +21,8 @@ from leanresnet.text import plain
 # The colour of lines and text in the charts, which is replaced by the page's own, since that depends on dark mode.
 INK = "#010203"
 IMAGES = 24
+# More params than these have a table of their own, in which each param is a row.
+MOST_COLUMNS = 6
 
 
 def write_page(comparison: Comparison, differ: Disagreement | None, test: Split | None, path: Path) -> None:
@@ -49,7 +51,8 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
         trim_blocks=True,
     )
     text = environment.get_template("comparison.html").render(
-        comparison=comparison,
+        tables=_tables(comparison),
+        notes=comparison.notes,
         runs="1 run" if count == 1 else f"{count} runs",
         numbers=NUMBERS,
         study=STUDY,
@@ -60,6 +63,16 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
         images=_images(differ, test) if differ is not None and test is not None else [],
     )
     save_text(text, path)
+
+
+def _tables(comparison: Comparison) -> list[tuple[list[str], list[list[str]]]]:
+    """Return the header and the rows of the table; many params of fewer runs get a second one, with a row for each."""
+    header, rows, params = comparison.header, comparison.rows, comparison.params
+    if params <= max(MOST_COLUMNS, len(rows)):
+        return [(header, rows)]
+    figures = len(header) - params
+    by_param = [[header[place], *(row[place] for row in rows)] for place in range(figures, len(header))]
+    return [(header[:figures], [row[:figures] for row in rows]), (["param", *(row[0] for row in rows)], by_param)]
 
 
 def _finalized(value: object) -> object:

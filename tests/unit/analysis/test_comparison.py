@@ -390,6 +390,14 @@ def test_no_name_of_a_point_covers_another_name_or_point() -> None:
     assert not any(box.contains(*point) for box in boxes for point in points)
 
 
+def test_the_first_epochs_do_not_press_the_other_ones_together() -> None:
+    """A fifth of the epochs of each run; a value that is no number changes nothing."""
+    long = replace(recorded("long", 0.5), validation=lambda: [0.1, 0.3, *np.linspace(0.9, 0.95, 7), np.nan])
+    short = replace(recorded("short", 0.5), validation=lambda: [0.85])
+    (axes,) = curves([[long], [short]]).axes
+    assert axes.get_ylim() == pytest.approx((84.5, 95.5))
+
+
 def test_a_group_has_one_colour_in_all_charts() -> None:
     found = overview([[recorded(str(n), 0.5 + n / 100, 1e5 * n)] for n in range(1, 13)])
     curves, points = found.axes
@@ -516,7 +524,7 @@ def test_no_two_of_many_curves_look_alike() -> None:
 
 
 def test_sizes_are_drawn_where_they_differ() -> None:
-    alike = [recorded("a", 0.5), recorded("b", 0.6), recorded("c", 0.7)]
+    alike = [recorded("a", 0.5, 1000), recorded("b", 0.6, 1009), recorded("c", 0.7, 1010)]
     assert [axes.get_xlabel() for axes in overview([[run] for run in alike]).axes] == ["epoch"]
     apart = [
         recorded(name, accuracy, size) for name, accuracy, size in (("a", 0.5, 10), ("b", 0.6, 20), ("c", 0.7, 30))

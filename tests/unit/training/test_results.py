@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from leanresnet.training import results
-from leanresnet.training.curves import curves
+from leanresnet.training.curves import curves, limits
 
 
 def test_the_curves_have_the_name_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +40,25 @@ def test_the_curves_are_those_of_both_splits_by_epoch() -> None:
             "best epoch: 2": [[2, 2], [0, 1]],
         }
         assert axes.get_ylabel() == name
+
+
+@pytest.mark.parametrize(
+    ("by_curve", "expected"),
+    [
+        ([[9.0, 1.0, 2.0, 2.0, 3.0]], (0.9, 3.1)),
+        ([[9.0, 1.0, 2.0, 2.0, 3.0], [5.0, 3.0]], (0.8, 5.2)),
+        ([[0.5, float("nan"), float("inf")]], (0.475, 0.525)),
+        ([[0.0]], (-1, 1)),
+        ([[float("nan")], []], None),
+    ],
+)
+def test_an_axis_has_the_values_of_all_but_the_first_epochs(
+    by_curve: list[list[float]], expected: tuple[float, float] | None
+) -> None:
+    assert limits(by_curve) == (expected and pytest.approx(expected))
+
+
+@pytest.mark.parametrize(("epochs", "markers"), [(50, {"."}), (51, {""})])
+def test_the_epochs_of_a_long_training_have_no_markers(epochs: int, markers: set[str]) -> None:
+    for axes in curves("student", HISTORY[:1] * epochs, 2).axes:
+        assert {line.get_marker() for line in axes.lines[:2]} == markers
