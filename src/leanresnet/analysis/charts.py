@@ -42,11 +42,12 @@ COSTS = {
     "multiply-accumulates": "model/macs",
     "latency, ms": "speed/latency_ms",
 }
+SIZES = ("parameters", "multiply-accumulates")
 
 
 def overview(groups: Groups) -> Figure:
     """Draw the curves, and accuracy over parameters and over multiply-accumulates if these differ between runs."""
-    costs = [cost for cost in ("parameters", "multiply-accumulates") if costs_differ(groups, cost)]
+    costs = [cost for cost in SIZES if costs_differ(groups, cost)]
     figure = Figure(figsize=_size(groups, 7 + 5 * len(costs), 4.5), layout="constrained")
     axes = figure.subplots(1, 1 + len(costs), squeeze=False)[0]
     _curves(axes[0], groups)
@@ -77,9 +78,14 @@ def trade_off(groups: Groups, cost: str) -> Figure:
 
 
 def costs_differ(groups: Groups, cost: str) -> bool:
-    """Return whether a chart over this cost is useful: every run has a value, and they differ by more than 1 %."""
+    """Return whether a chart over this cost is useful: every run has a value, and they differ by more than 1 %.
+
+    The latency of networks of one size differs by what ran beside the measurement, so a size has to differ too.
+    """
     values = [run.metrics[COSTS[cost]] for group in groups for run in group if COSTS[cost] in run.metrics]
-    return len(values) == sum(map(len, groups)) and max(values) > 1.01 * min(values)
+    if len(values) < sum(map(len, groups)) or max(values) <= 1.01 * min(values):
+        return False
+    return cost in SIZES or any(costs_differ(groups, size) for size in SIZES)
 
 
 def confusion_difference(counts: np.ndarray, classes: Sequence[str]) -> Figure:

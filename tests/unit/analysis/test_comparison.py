@@ -10,7 +10,7 @@ from databases import place_database
 from matplotlib.colors import to_hex
 
 from leanresnet.analysis import runs as registry
-from leanresnet.analysis.charts import confusion_difference, curves, front, overview, trade_off
+from leanresnet.analysis.charts import COSTS, confusion_difference, costs_differ, curves, front, overview, trade_off
 from leanresnet.analysis.comparison import compare, differing, select
 from leanresnet.analysis.runs import RunRecord, find_experiments, find_run, find_run_of_weights
 from leanresnet.errors import DataError
@@ -521,6 +521,16 @@ def test_differences_of_one_image_have_no_ticks_for_half_an_image() -> None:
 def test_no_two_of_many_curves_look_alike() -> None:
     lines = overview([[recorded(str(number), 0.5)] for number in range(25)]).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 25
+
+
+@pytest.mark.parametrize(("parameters", "latency", "drawn"), [(1000, 2.5, []), (1020, 1.25, ["parameters"])])
+def test_latency_is_drawn_where_a_size_differs_too(parameters: int, latency: float, drawn: list[str]) -> None:
+    other = recorded("b", 0.6, parameters)
+    other.metrics["speed/latency_ms"] = latency
+    groups = [[recorded("a", 0.5)], [other]]
+    assert [cost for cost in COSTS if costs_differ(groups, cost)] == drawn
+    other.metrics.update({"model/parameters": 1020, "speed/latency_ms": 2.5})
+    assert [cost for cost in COSTS if costs_differ(groups, cost)] == ["parameters", "latency, ms"]
 
 
 def test_sizes_are_drawn_where_they_differ() -> None:
