@@ -4,8 +4,8 @@ import click
 
 
 def _launch(context: click.Context, option: click.Parameter, processes: int) -> None:
-    """Run the command in several processes, unless this is one of them."""
-    if processes > 1:
+    """Run the command in several processes, unless this is one of them, or a shell completes its options."""
+    if processes > 1 and not context.resilient_parsing:
         from leanresnet.jobs.launcher import launch
 
         launch(processes)

@@ -26,10 +26,10 @@ def sync(folder: Path | None) -> None:
         raise click.UsageError(f"{folder}: no journals, expected: a folder with .work/journals in it")
     arrived, left = send_journals(root)
     click.echo(f"{arrived} logged, {left} left")
+    restored = log_restored(root) if root.resolve() == workspace() else 0
+    if restored:
+        click.echo(f"{restored} restored by DVC, logged from their outputs")
     if left:
         raise StorageError(
             f"{left} of {arrived + left} could not be logged, expected: a server that answers, and undamaged journals"
         )
-    restored = log_restored(root) if root.resolve() == workspace() else 0
-    if restored:
-        click.echo(f"{restored} restored by DVC, logged from their outputs")

@@ -76,13 +76,13 @@ def compilation() -> Iterator[None]:
         StoppedError: if a signal arrived before the block.
     """
     global _compiling
-    stop = _requests[-1]() if _requests else None
-    if stop is not None:
-        raise _stopped(stop)
     for save in _saves:
         save()
     _compiling = True
     try:
+        stop = _requests[-1]() if _requests else None
+        if stop is not None:
+            raise _stopped(stop)
         yield
     finally:
         _compiling = False

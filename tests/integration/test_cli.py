@@ -333,6 +333,15 @@ def test_a_shell_completes_presets_keys_and_questions(words: str, offered: list[
     assert [item.value for item in completed] == offered
 
 
+def test_a_shell_that_completes_starts_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the variable in a shell's startup file."""
+    monkeypatch.setenv("LEANRESNET_NPROC", "2")
+    monkeypatch.setattr("leanresnet.jobs.launcher.launch", lambda processes: pytest.fail("launched"))
+    shell = ShellComplete(cli, {}, "leanresnet", "_LEANRESNET_COMPLETE")
+    completed = shell.get_completions(["train", "baseline"], "--np")
+    assert [item.value for item in completed] == ["--nproc"]
+
+
 def test_help_lists_the_presets() -> None:
     shown = CliRunner().invoke(cli, ["init", "--help"]).stdout
     assert set(PRESETS) <= set(re.split(r"[\s\[\]|]+", shown))

@@ -229,7 +229,7 @@ class TwoThreads:
     ReduceOp = ReduceOp
 
     def __init__(self) -> None:
-        # One thread takes both tensors while both wait, so that none is left for the next call, whose threads may differ.
+        # One thread takes both tensors while both wait, so that none is left for the next call.
         self._barrier = threading.Barrier(2, self._stack, timeout=60)
         self._sent: list[Tensor] = []
 

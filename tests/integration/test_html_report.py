@@ -92,7 +92,8 @@ def test_many_params_of_few_runs_are_the_rows_of_a_table(params: int, runs: int,
     *_, last = re.findall(r"<table>(.*?)</table>", (tmp_path / "page.html").read_text(), re.DOTALL)
     assert (tmp_path / "page.html").read_text().count("<table>") == tables
     cells = [re.findall(r">([^<>]*)</td>", row) for row in last.split("<tr>")[2:]]
-    shown = [row[-params:] for row in cells] if tables == 1 else [list(column) for column in zip(*cells, strict=True)][1:]
+    columns = [list(column) for column in zip(*cells, strict=True)]
+    shown = columns[1:] if tables == 2 else [row[-params:] for row in cells]
     assert sorted(shown) == [list(each.values()) for each in values]
     assert last.count("swatch") == runs
 

@@ -28,7 +28,8 @@ def choose_device(name: str) -> torch.device:
             torchrun started gets the device of its local rank.
 
     Raises:
-        ConfigError: if the name is unknown, or the CUDA device does not exist, as with more processes than devices.
+        ConfigError: if the name is unknown, the CUDA device does not exist, as with more processes than devices, or
+            it is one for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,6 +46,8 @@ def choose_device(name: str) -> torch.device:
         found = torch.cuda.device_count()
         expected = "no more processes than that (LEANRESNET_NPROC), or cpu" if shared and found else "auto or cpu"
         raise ConfigError(f"device = {name!r}: {found} CUDA devices found, expected here: {expected}")
+    if device.type == "cuda" and not shared and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and is_launched():
+        raise ConfigError(f"device = {name!r}: one for several processes, expected: cuda, by which each gets its own")
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)

@@ -17,7 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from leanresnet.errors import LostProcessError
+from leanresnet.errors import LostProcessError, cause
+
+ENDED_EARLY = "a process of this training ended early"
+RESUMES = "the same command resumes from the last snapshot"
 
 
 class DistributedContext:
@@ -159,9 +162,9 @@ def distributed_context() -> Iterator[DistributedContext]:
     except RuntimeError as error:
         if not _is_lost(error):
             raise
-        raise LostProcessError(
-            "a process of this training ended early; the same command resumes from the last snapshot"
-        ) from error
+        # NCCL says in the same way that it cannot use a GPU.
+        reason = f" ({cause(error)})" if isinstance(error, dist.DistBackendError) else ""
+        raise LostProcessError(f"{ENDED_EARLY}{reason}; {RESUMES}") from error
     finally:
         dist.destroy_process_group()
 

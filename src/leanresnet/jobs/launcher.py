@@ -12,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from leanresnet.compute.distributed import is_launched
+from leanresnet.compute.distributed import ENDED_EARLY, RESUMES, is_launched
 from leanresnet.errors import LostProcessError
 
 
@@ -54,7 +54,7 @@ def _leave(failures: Mapping[int, ProcessFailure]) -> NoReturn:
 
     A process that ended because another one failed has the code of LostProcessError, or a negative code, which means a
     signal. These are not causes. Of the other processes, that of the lowest rank counts; without any, this process
-    exits with the code of LostProcessError. The process of rank 0 has printed its error itself.
+    exits with the code of LostProcessError. The process of rank 0 prints its error itself, unless a signal ends it.
 
     Args:
         failures: the failed processes by rank.
@@ -64,4 +64,6 @@ def _leave(failures: Mapping[int, ProcessFailure]) -> NoReturn:
             if rank > 0 and failure.message.startswith("error: "):
                 print(failure.message, file=sys.stderr)
             sys.exit(failure.exitcode)
+    if 0 in failures and failures[0].exitcode < 0:
+        print(f"error: {ENDED_EARLY} (by {signal.Signals(-failures[0].exitcode).name}); {RESUMES}", file=sys.stderr)
     sys.exit(LostProcessError.exit_code)

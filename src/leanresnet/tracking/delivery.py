@@ -37,8 +37,9 @@ def sync(root: Path) -> tuple[int, int]:
     journals: Iterator[Journal] = left_behind() if among is None else brought(root)
     for journal in journals:
         try:
-            # An evaluation may add to the run of a journal that was not received.
-            if is_away or (left and journal.adds):
+            # An evaluation may add to the run of a journal that was not received. In the workspace, `MlflowWriter`
+            # knows whether it does.
+            if is_away or (left and journal.adds and among is not None):
                 left += 1
                 continue
             # If MLflow does not answer, the other journals are not tried, and only this one is named.

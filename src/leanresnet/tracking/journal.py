@@ -151,6 +151,9 @@ class OwnJournal(Journal):
             raise not_written(target, error) from error
 
     def discard(self) -> None:
+        # The events go first: without the files, MLflow would not receive them to the end if the process dies here.
+        with suppress(OSError):
+            self._lines.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         _lock(self.folder).unlink(missing_ok=True)
 

@@ -234,12 +234,21 @@ def test_without_replay_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [{"dynamic": False, "fullgraph": True, "mode": None}]
 
 
-def test_a_signal_that_came_before_a_compilation_ends_the_training() -> None:
+@pytest.mark.parametrize("when", ["before", "during the save"])
+def test_a_signal_that_came_before_a_compilation_ends_the_training_after_a_save(when: str) -> None:
+    saved: list[str] = []
+
+    def save() -> None:
+        if when != "before":
+            os.kill(os.getpid(), signal.SIGTERM)
+        saved.append("whole")
+
     stopped = pytest.raises(StoppedError, match=r"^stopped by SIGTERM during torch\.compile; the same command resumes$")
-    with stop_requests(), stopped as caught:
-        os.kill(os.getpid(), signal.SIGTERM)
+    with stop_requests(), signals.before_a_compilation(save), stopped as caught:
+        if when == "before":
+            os.kill(os.getpid(), signal.SIGTERM)
         CompiledFunction(lambda x: x)(torch.zeros(1))
-    assert caught.value.exit_code == 143
+    assert (caught.value.exit_code, saved, signals._compiling) == (143, ["whole"], False)
 
 
 def test_each_shape_is_compiled_once_after_a_save_and_only_then_a_signal_ends_the_process(

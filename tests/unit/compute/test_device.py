@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -137,6 +138,21 @@ def test_more_processes_than_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     expected = r"'cuda:1': 1 CUDA devices found, expected here: no more processes than that \(LEANRESNET_NPROC\), or c"
     with pytest.raises(ConfigError, match=expected):
         choose_device("auto")
+
+
+@pytest.mark.parametrize(("launched", "processes", "refused"), [(True, 2, True), (True, 1, False), (False, 2, False)])
+def test_processes_that_share_a_machine_do_not_share_a_gpu(
+    launched: bool, processes: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other launchers set the variables of torchrun too, also for a program that is one process."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    one = pytest.raises(ConfigError, match=r"^device = 'cuda:1': one for several processes, expected: cuda")
+    with one if refused else nullcontext():
+        assert choose_device("cuda:1") == torch.device("cuda:1")
 
 
 def test_exact_float32_is_not_tf32() -> None:

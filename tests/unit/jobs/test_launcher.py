@@ -8,6 +8,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig
 
+from leanresnet.compute.distributed import ENDED_EARLY, RESUMES
 from leanresnet.jobs import launcher
 
 
@@ -23,13 +24,15 @@ def failure(code: int, message: str = "") -> ProcessFailure:
         ({0: failure(2, "error: the first"), 1: failure(3, "error: the second")}, 2, ""),
         ({0: failure(8), 1: failure(3, "error: the second"), 2: failure(4, "error: x")}, 3, "error: the second\n"),
         ({0: failure(-9), 1: failure(3, "not a line of ours")}, 3, ""),
-        ({0: failure(-15), 1: failure(8)}, 8, ""),
+        ({0: failure(8), 1: failure(-9)}, 8, ""),
+        ({0: failure(-9), 1: failure(8)}, 8, f"error: {ENDED_EARLY} (by SIGKILL); {RESUMES}\n"),
+        ({0: failure(-11)}, 8, f"error: {ENDED_EARLY} (by SIGSEGV); {RESUMES}\n"),
     ],
 )
 def test_the_first_process_that_failed_by_itself_decides(
     failures: dict[int, ProcessFailure], code: int, printed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The process of rank 0 has printed its own error."""
+    """The process of rank 0 has printed its own error, if no signal ended it."""
     with pytest.raises(SystemExit) as left:
         launcher._leave(failures)
     assert (left.value.code, capsys.readouterr().err) == (code, printed)

@@ -54,6 +54,17 @@ def test_a_stopped_training_of_other_code_is_named_once_and_not_resumed(
     assert capsys.readouterr().err == ""
 
 
+def test_of_a_folder_that_was_half_removed_nothing_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_workdir({"params": {"epochs": 2}}) as parent, open_workdir(MADE_BY) as held:
+        held.extend(parent)
+        held.snapshots.save({"step": 1})
+        held.finish("")
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", lambda *_, **options: None)
+        held.discard()
+    assert (held.snapshots.load(), held.extended_from, held.is_finished()) == (None, None, True)
+
+
 @pytest.mark.parametrize("text", ["../../../victim", "", "x' or '1"])
 def test_the_id_of_a_run_that_is_none_is_refused(text: str) -> None:
     with open_workdir(MADE_BY) as held:

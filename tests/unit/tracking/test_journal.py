@@ -213,6 +213,13 @@ def test_a_folder_with_another_name_is_no_journal(journal: OwnJournal) -> None:
     assert str(caught.value).isprintable()
 
 
+def test_a_journal_that_was_half_removed_is_sent_no_more(journal: OwnJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow would not receive it to the end without its files. `rmtree` removes them in no order."""
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **options: None)
+    journal.discard()
+    assert Journal(journal.folder).events == []
+
+
 def test_a_journal_is_no_link(journal: OwnJournal, tmp_path: Path) -> None:
     journal.folder.rename(tmp_path / ID)
     journal.folder.symlink_to(tmp_path / ID)
