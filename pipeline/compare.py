@@ -62,7 +62,7 @@ def compare(
         return
     from leanresnet.analysis.comparison import compare as side_by_side
     from leanresnet.analysis.comparison import select
-    from leanresnet.analysis.dvc_lock import weights_of_experiments
+    from leanresnet.analysis.dvc_experiments import weights_of_experiments
     from leanresnet.errors import ConfigError
     from leanresnet.files import workspace
 

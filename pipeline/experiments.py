@@ -91,14 +91,16 @@ def run(context: click.Context, questions: tuple[str, ...], scale: str) -> None:
         context.invoke(init, folder=space, preset=preset)
     with contextlib.chdir(space):
         _init_repository(f"{preset}, {scale}")
+        _stop_workers()
         have_run = _dvc("exp", "list", "--name-only").split()
         chosen = choose(known, asked, have_run)
+        _check_values(preset, chosen, have_run)
         _run_queue(chosen, known, have_run, jobs)
         # DVC ends with 0 even if experiments of the queue have failed.
         have_run = _dvc("exp", "list", "--name-only").split()
         failed = [each.name for each in chosen if each.name not in have_run]
         from leanresnet.analysis.comparison import compare, select
-        from leanresnet.analysis.dvc_lock import weights_of_experiments
+        from leanresnet.analysis.dvc_experiments import weights_of_experiments
 
         shown = [known[name] for name in have_run if name in known]
         models = {each.name: each.model for each in shown}
@@ -158,6 +160,24 @@ def _init_repository(message: str) -> None:
             raise StorageError(f"{Path.cwd()}: git {' '.join(command)} failed")
 
 
+def _check_values(preset: str, chosen: Sequence["Experiment"], have_run: Sequence[str]) -> None:
+    """Check that params.yaml has the values of the preset, and those that have run the values of their experiments."""
+    from leanresnet.analysis.dvc_experiments import params_of_experiment
+    from leanresnet.config.load import load_params, validate
+    from leanresnet.config.schema import Params
+    from leanresnet.scaffold.presets import load_preset, merge
+    from leanresnet.scaffold.questions import check_values
+
+    base, path = load_preset(preset, released("presets")).params, Path("params.yaml").resolve()
+    check_values(str(path), load_params(path), base, f"the experiments start from presets/{preset}.yaml")
+    for each in chosen:
+        ran = params_of_experiment(Path(), each.name) if each.name in have_run else None
+        if ran is not None:
+            values = validate(merge(base.model_dump(mode="json"), each.values), each.name, Params)
+            remedy = f"`dvc exp remove {each.name}` in {path.parent} lets it run again"
+            check_values(f"the experiment {each.name}, which has run", ran, values, remedy)
+
+
 def _run_queue(
     chosen: Sequence["Experiment"], known: dict[str, "Experiment"], have_run: Sequence[str], jobs: int
 ) -> None:
@@ -169,7 +189,6 @@ def _run_queue(
         have_run: names of the experiments that have run.
         jobs: number of experiments that run at the same time.
     """
-    _stop_workers()
     _dvc("queue", "remove", "--queued", "--failed", "--success")
     teachers: tuple[str, ...] = ()
     for each in chosen:
@@ -222,6 +241,7 @@ def _stop_workers() -> None:
     (https://github.com/treeverse/dvc/issues/10398).
     """
     if _workers():
+        click.echo("waiting for experiments that still run; Ctrl-C leaves them running", err=True)
         _dvc("queue", "stop")
     while _workers():
         time.sleep(0.1)

@@ -35,10 +35,11 @@ def ui(port: int, only_addresses: bool) -> None:
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ.setdefault("PYTHONWARNINGS", NOT_OURS)
     listen = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]
-    store = ["--backend-store-uri", tracking_uri(), "--registry-store-uri", tracking_uri()]
-    store += ["--artifacts-destination", (workspace() / ARTIFACTS).as_uri()]
+    # The address may have a password, which other users would see among the arguments of a process.
+    os.environ |= {"MLFLOW_BACKEND_STORE_URI": tracking_uri(), "MLFLOW_REGISTRY_STORE_URI": tracking_uri()}
+    files = ["--artifacts-destination", (workspace() / ARTIFACTS).as_uri()]
     _announce(port, lines)
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *listen, *store])
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *listen, *files])
 
 
 def _announce(port: int, lines: list[str]) -> None:

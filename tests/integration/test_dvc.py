@@ -19,6 +19,7 @@ from helpers import put
 from imports import ROOT
 from parsing import load_once
 
+from leanresnet.scaffold.questions import SCALES, Scale
 from pipeline import experiments
 
 EVALUATIONS = {"evaluate@baseline", "evaluate@teacher", "evaluate@student"}
@@ -302,6 +303,7 @@ def question(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / ".experiments").mkdir()
     (tmp_path / ".experiments/cpu").symlink_to(checkout.folder)
     monkeypatch.setattr(experiments, "QUESTIONS", tmp_path)
+    monkeypatch.setitem(SCALES, "cpu", Scale("demo", 1))
     monkeypatch.setattr(experiments, "dvc", forked_dvc)
     monkeypatch.chdir(tmp_path)
     path = f"{checkout.folder}:{checkout.folder / 'src'}"

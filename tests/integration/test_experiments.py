@@ -1,5 +1,6 @@
 """The questions in experiments/: every run that they queue is valid and fits, before hours are spent on it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from conftest import outside_environment, preset_text
 from forked import run_program
 from helpers import changed
 from imports import ROOT
+from waiting import wait_for
 
 from leanresnet.analysis.search import enumerate_models, near_budget, spread
 from leanresnet.config.load import validate
 from leanresnet.config.schema import Params
-from leanresnet.errors import StorageError
+from leanresnet.errors import ConfigError, StorageError
 from leanresnet.models.complexity import check_budget
 from leanresnet.scaffold.presets import load_preset, merge
 from leanresnet.scaffold.questions import (
@@ -201,6 +203,26 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     return queue
 
 
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workspace of the scale cpu, in which a repository need not be made."""
+    space = tmp_path / ".experiments/cpu"
+    space.mkdir(parents=True)
+    (space / "dvc.yaml").touch()
+    (space / "params.yaml").write_text(preset_text("paper-cpu"))
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.setattr(command, "_init_repository", lambda message: None)
+    return space
+
+
+@pytest.fixture
+def no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of runs that are not there."""
+    shown = SimpleNamespace(markdown=lambda: "the table", notes=[], write=lambda out: None)
+    monkeypatch.setattr("leanresnet.analysis.comparison.select", lambda targets, experiments, here: [])
+    monkeypatch.setattr("leanresnet.analysis.comparison.compare", lambda runs, against: shown)
+
+
 def experiment(name: str, *learns_from: str) -> Experiment:
     return Experiment(name, "a", "student" if learns_from else "baseline", {}, learns_from)
 
@@ -231,8 +253,10 @@ def test_a_model_teaches_once_it_and_those_taught_before_have_run(queue: Queue) 
     ]
 
 
-def test_a_worker_that_ends_takes_no_experiment(queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is queued while one lives; those that have ended, and other processes, do not count."""
+def test_workers_of_before_are_waited_for(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What they run has then run. Those that have ended, and other processes, do not count."""
     folder = tmp_path / command.WORKERS
     folder.mkdir(parents=True)
     start = [sys.executable, "-c", "import time; time.sleep(600)", "queue-worker"]
@@ -243,19 +267,70 @@ def test_a_worker_that_ends_takes_no_experiment(queue: Queue, tmp_path: Path, mo
     assert command._workers() == []
     with subprocess.Popen(start) as worker:
         (folder / "worker-1.pid").write_text(str(worker.pid))
-        assert command._workers() == ["worker-1"]
+        # Its arguments are seen a moment after its start.
+        wait_for(lambda: command._workers() == ["worker-1"])
 
         def stop(*arguments: str, shown: bool = False) -> subprocess.CompletedProcess[str]:
-            if arguments == ("queue", "stop"):
-                queue.asked.append("stop")
-                threading.Timer(0.3, worker.terminate).start()
-            elif "--queue" in arguments:
-                assert command._workers() == []
+            assert arguments == ("queue", "stop")
+            threading.Timer(0.3, worker.terminate).start()
             return queue(*arguments, shown=shown)
 
         monkeypatch.setattr(command, "dvc", stop)
-        ask([], experiment("a-1"))
-    assert queue.asked == ["stop", "evaluate@baseline a-1", "run"]
+        command._stop_workers()
+        assert command._workers() == []
+    assert capsys.readouterr().err == "waiting for experiments that still run; Ctrl-C leaves them running\n"
+    command._stop_workers()
+    assert capsys.readouterr().err == ""
+
+
+def test_what_still_ran_is_not_queued_a_second_time(
+    queue: Queue, space: Path, no_table: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-C, which does not end DVC's workers."""
+    names = " ".join(each for each in experiments_of("cpu") if each == REFERENCE or each.startswith("depth-"))
+    monkeypatch.setattr(command, "_stop_workers", lambda: setattr(queue, "have_run", names))
+    done = CliRunner().invoke(command.run, ["depth", "--scale", "cpu"], catch_exceptions=False)
+    assert (done.exit_code, queue.asked) == (0, ["run"])
+
+
+OTHER_EPOCHS, OTHER_SEED = ({"train": {"baseline": each}} for each in ({"epochs": 3}, {"seed": 9}))
+
+
+@pytest.mark.parametrize(
+    ("of_workspace", "of_experiment", "message"),
+    [
+        (
+            OTHER_EPOCHS,
+            {},
+            "params.yaml: train.baseline.epochs = 3, expected: 15; the experiments start from presets/pa",
+        ),
+        ({}, OTHER_SEED, "the experiment reference, which has run: train.baseline.seed = 9, expected: 0; `dvc exp rem"),
+        ({"download": {"sha256": "0" * 64}}, {"download": {"sha256": "1" * 64}}, None),
+    ],
+)
+def test_other_values_than_those_of_the_question_are_refused(
+    of_workspace: dict[str, Any],
+    of_experiment: dict[str, Any],
+    message: str | None,
+    queue: Queue,
+    space: Path,
+    no_table: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after `dvc exp apply`, or of a run that an earlier version asked for. The data may come from elsewhere."""
+    queue.have_run = REFERENCE
+    base, reference = preset_of("cpu"), experiments_of("cpu")[REFERENCE]
+    (space / "params.yaml").write_text(json.dumps(merge(base, of_workspace)))
+    ran = validate(merge(merge(base, reference.values), of_experiment), "", Params)
+    monkeypatch.setattr("leanresnet.analysis.dvc_experiments.params_of_experiment", lambda root, name: ran)
+    done = CliRunner().invoke(command.run, ["depth", "--scale", "cpu"])
+    if message is None:
+        assert isinstance(done.exception, StorageError)
+        assert queue.asked[-1] == "run"
+    else:
+        assert isinstance(done.exception, ConfigError)
+        assert message in str(done.exception)
+        assert queue.asked == []
 
 
 def test_workers_that_end_before_the_queue_is_empty_are_replaced(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,17 +383,10 @@ def test_the_workspace_of_a_scale_has_its_preset(queue: Queue, tmp_path: Path, m
 
 @pytest.mark.parametrize(("have_run", "tables"), [("reference\n", 1), ("", 0)])
 def test_experiments_that_fail_are_named_at_the_end(
-    have_run: str, tables: int, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    have_run: str, tables: int, queue: Queue, space: Path, no_table: None
 ) -> None:
     """DVC's own exit code is 0. If all of them fail, there is no table."""
     queue.have_run = have_run
-    (tmp_path / ".experiments/cpu").mkdir(parents=True)
-    (tmp_path / ".experiments/cpu/dvc.yaml").touch()
-    monkeypatch.setattr(command, "_init_repository", lambda message: None)
-    monkeypatch.setattr("leanresnet.analysis.comparison.select", lambda targets, experiments, here: [])
-    shown = SimpleNamespace(markdown=lambda: "the table", notes=[], write=lambda out: None)
-    monkeypatch.setattr("leanresnet.analysis.comparison.compare", lambda runs, against: shown)
-    (tmp_path / "params.yaml").touch()
     done = CliRunner().invoke(command.run, ["depth", "--scale", "cpu"])
     assert done.output.count("the table") == tables
     assert isinstance(done.exception, StorageError)

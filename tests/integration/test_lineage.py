@@ -13,7 +13,7 @@ from forked import path_of_forks
 from test_tracking import runs_by_model
 
 from leanresnet.analysis.dvc_lock import Locked, Stage
-from leanresnet.analysis.lineage import lineage
+from leanresnet.analysis.lineage import _place, lineage
 from leanresnet.analysis.rebuild import commands
 from leanresnet.analysis.runs import RunRecord
 from leanresnet.errors import DataError
@@ -202,6 +202,16 @@ def test_trainings_that_were_extended_are_extended_again(tmp_path: Path, monkeyp
     taught = {"outs": [{"path": "models/student/model.safetensors", "md5": "9"}]}
     found = replace(locked(distill=taught), stage="distill")
     assert commands(student, run, found, tmp_path)[1:-1] == [*steps, "    dvc repro distill"]
+
+
+def test_a_training_of_several_processes_is_one_again(tmp_path: Path) -> None:
+    run = training()
+    run.tags.update({"processes": "2", "device": "a CPU", "torch": "2.11", "dataset": "digits", "git.dirty": "false"})
+    assert commands(run, None, None, tmp_path)[-1] == "    LEANRESNET_NPROC=2 dvc repro train@baseline"
+    assert _place(run) == "a CPU, torch 2.11, 2 processes"
+    run.tags["processes"] = "1"
+    assert commands(run, None, None, tmp_path)[-1] == "    dvc repro train@baseline"
+    assert _place(run) == "a CPU, torch 2.11"
 
 
 def test_a_training_that_was_extended_in_vain_has_its_own_epochs(tmp_path: Path) -> None:

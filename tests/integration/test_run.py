@@ -461,7 +461,10 @@ def test_a_journal_that_cannot_arrive_holds_nothing_up(capsys: pytest.CaptureFix
         with (journal.folder / "events.jsonl").open("a") as file:
             file.write('{"type": "from a later version"}\n')
     with reporting.open_journal("20260101-000000-00000003") as journal:
-        for event in (BEGIN.model_copy(update={"name": "evaluated", "weights": ("other", WEIGHTS)}), End(status="FINISHED")):
+        for event in (
+            BEGIN.model_copy(update={"name": "evaluated", "weights": ("other", WEIGHTS)}),
+            End(status="FINISHED"),
+        ):
             journal.append(event)
     with start_run("name", {"lr": 0.1}, {}) as run:
         report(run)

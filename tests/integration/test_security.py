@@ -118,6 +118,8 @@ def test_the_ui_serves_this_machine_alone_and_no_foreign_page(tmp_path: Path) ->
         environment = psutil.Process(process).environ()
         assert environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
         assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+        # An address may have a password, and other users see the arguments of a process.
+        assert str(tmp_path / "mlflow.db") not in " ".join(psutil.Process(process).cmdline())
         assert asked(port, "GET", f"{search}?max_results=1", Host=f"127.0.0.1:{port}") == 200
         assert asked(port, "GET", f"{search}?max_results=1", Host="evil.example") == 403
         json_type = {"Content-Type": "application/json"}

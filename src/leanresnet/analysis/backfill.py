@@ -21,7 +21,7 @@ def log_restored(root: Path) -> int:
     missing = 0
     for outputs, evaluated in _models(root):
         model = load_model(outputs.model)
-        known = runs.find_run_of_weights(model.sha256)
+        known = runs.find_run_of_weights(model.sha256, model.about["name"])
         if known is None or (evaluated and "test/accuracy" not in known.metrics):
             missing += 1
             with run_for_outputs(model, outputs) as run:

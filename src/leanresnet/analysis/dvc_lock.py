@@ -1,10 +1,7 @@
 """A reader of dvc.lock, in which DVC records the dependencies and outputs of each stage, also in earlier commits."""
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +10,9 @@ from pydantic import BaseModel, Field, ValidationError
 from leanresnet.config.documents import read_yaml, write_yaml
 from leanresnet.errors import DataError
 from leanresnet.files import not_read
-from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.tracking.git import git
 
 LOCK = "dvc.lock"
-# DVC keeps an experiment below the commit that it began at, and its queue in other references.
-EXPERIMENT_REF = re.compile(r"refs/exps/(?P<begin>[0-9a-f]{2})/(?P<rest>[0-9a-f]+)/(?P<name>.+)")
 CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |$)", re.MULTILINE)
 
 
@@ -187,44 +181,6 @@ def find_locked(weights_md5: str, root: Path) -> Locked | None:
 def outputs(stages: dict[str, Stage]) -> set[str]:
     """Return the md5 of all outputs of the stages."""
     return {md5 for stage in stages.values() for md5 in stage.digests("outs").values()}
-
-
-def is_named(experiment: str, name: str) -> bool:
-    """Return whether an experiment is one of those that a name stands for, `name` and `name-...`."""
-    return experiment == name or experiment.startswith(f"{name}-")
-
-
-def weights_of_experiments(root: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the md5 of the models' weights in the DVC experiments of a workspace that the names stand for.
-
-    They are the weights of the models that one of a name's experiments changed since the commit that it began at, or of
-    all models if none of them changed one. Of experiments with the same name it is the newest. One with a damaged
-    dvc.lock is skipped.
-
-    Returns:
-        Lists by the experiment's name.
-    """
-    weights = cache(partial(_weights, root))
-    found: dict[str, list[str]] = {}
-    refs = git(root, "for-each-ref", "--sort=committerdate", "--format=%(refname)", "refs/exps") or ""
-    for name in names:
-        experiments: dict[str, dict[str, str]] = {}
-        changed: set[str] = set()
-        for ref in filter(None, map(EXPERIMENT_REF.fullmatch, refs.split())):
-            if is_named(ref["name"], name):
-                with suppress(DataError):
-                    experiments[ref["name"]] = after = weights(ref[0])
-                    changed |= {path for path, _ in after.items() - weights(ref["begin"] + ref["rest"]).items()}
-        for experiment, after in experiments.items():
-            found[experiment] = [md5 for path, md5 in after.items() if path in (changed or after)]
-    return found
-
-
-def _weights(root: Path, revision: str) -> dict[str, str]:
-    """Return the md5 of the models' weights in the dvc.lock of a revision, by path."""
-    stages = read_stages(git(root, "show", f"{revision}:./{LOCK}") or "")
-    outs = (out for stage in stages.values() for out in stage.digests("outs").items())
-    return {path: md5 for path, md5 in outs if Path(path).name == WEIGHTS}
 
 
 def _stage_of(weights_md5: str, stages: dict[str, Stage]) -> tuple[str, dict[str, Stage]] | None:

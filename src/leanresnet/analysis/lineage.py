@@ -1,13 +1,14 @@
 """The lineage of a model: everything that it was made from. `rebuild` adds the commands that make it again."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from leanresnet.analysis import rebuild, runs
 from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked
 from leanresnet.analysis.runs import RunRecord
-from leanresnet.errors import DataError, redacted
+from leanresnet.errors import DataError, StorageError, redacted
 from leanresnet.files import file_hashes
-from leanresnet.models.checkpoint import WEIGHTS
+from leanresnet.models.checkpoint import WEIGHTS, load_origin
 from leanresnet.text import plain
 from leanresnet.tracking.connection import tracking_uri
 from leanresnet.tracking.events import DVC_WEIGHTS_TAG, PARENT_TAG, WEIGHTS_TAG
@@ -36,8 +37,11 @@ def find(target: str) -> RunRecord:
     if not path.exists():
         run, what = runs.find_run(target), "neither a file nor a run's id"
     else:
-        sha256 = file_hashes(path / WEIGHTS if path.is_dir() else path)[1]
-        run, what = runs.find_run_of_weights(sha256), f"no run ended with these weights, SHA-256 {sha256}"
+        sha256, name = file_hashes(path / WEIGHTS if path.is_dir() else path)[1], None
+        # The weights of a copy may have come without their description.
+        with suppress(DataError, StorageError):
+            name = load_origin(path).name
+        run, what = runs.find_run_of_weights(sha256, name), f"no run ended with these weights, SHA-256 {sha256}"
     if run is None:
         expected = f"a run in {runs.place()}, or the weights that it made"
         raise DataError(f"{target}: {what}, expected: {expected}; {runs.REMEDY}")
@@ -66,7 +70,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
         "weights": f"SHA-256 {sha256}, md5 {run.tags[DVC_WEIGHTS_TAG]}",
         "run": f"{run.run_id} {run.name}, {run.status}, in {redacted(tracking_uri())}",
         "code": _code(run),
-        "made on": f"{run.tags['device']}, torch {run.tags['torch']}",
+        "made on": _place(run),
         "data": f"{run.tags['dataset']}, md5 {run.tags['dvc.train_md5']} (training), "
         f"{run.tags['dvc.validation_md5']} (validation)",
     }
@@ -101,6 +105,12 @@ def _code(run: RunRecord) -> str:
     changed = {"true": ", with uncommitted changes", "false": ""}.get(run.tags["git.dirty"], "")
     experiment = f", DVC experiment {run.experiment}" if run.experiment else ""
     return f"commit {run.tags['git.commit']}{changed}{experiment}"
+
+
+def _place(run: RunRecord) -> str:
+    processes = run.tags.get("processes", "1")
+    shared = f", {processes} processes" if processes != "1" else ""
+    return f"{run.tags['device']}, torch {run.tags['torch']}{shared}"
 
 
 def _stages(found: Locked) -> list[str]:

@@ -53,7 +53,10 @@ def commands(run: RunRecord, teacher: RunRecord | None, found: Locked | None, ro
 
 def _repro(run: RunRecord, stage: str) -> str:
     extends = "LEANRESNET_EXTEND=1 " if "extended_from" in run.params else ""
-    return f"    {extends}dvc repro {quote(stage)}"
+    # The sums of several processes are rounded in another order.
+    processes = run.tags.get("processes", "1")
+    shared = f"LEANRESNET_NPROC={quote(processes)} " if processes != "1" else ""
+    return f"    {extends}{shared}dvc repro {quote(stage)}"
 
 
 def _extensions(run: RunRecord) -> list[str]:

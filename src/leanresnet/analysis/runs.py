@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from leanresnet.analysis.dvc_lock import is_named
+from leanresnet.analysis.dvc_experiments import is_named
 from leanresnet.config.load import current_key
 from leanresnet.errors import DataError, LeanResNetError, StorageError, cause, redacted
 from leanresnet.files import workspace
@@ -137,16 +137,20 @@ def find_run(run_id: str) -> RunRecord | None:
     return found[-1] if found else None
 
 
-def find_run_of_weights(sha256: str) -> RunRecord | None:
+def find_run_of_weights(sha256: str, model: str | None = None) -> RunRecord | None:
     """Return the newest evaluated run that wrote a model.safetensors with this SHA-256, or None.
 
     If none of them was evaluated, it is the newest one. DVC evaluates a model that was trained again only if its bytes
     have changed.
 
+    Args:
+        model: name of the model, because a baseline and a teacher with the same recipe have the same weights; None for
+            any.
+
     Raises:
         StorageError: if MLflow cannot be reached.
     """
-    return _evaluated_or_newest(f"tags.`{WEIGHTS_TAG}` = '{sha256}'")
+    return _evaluated_or_newest(f"tags.`{WEIGHTS_TAG}` = '{sha256}'", model)
 
 
 def download(run_id: str, artifact: str, folder: Path) -> Path | None:
@@ -240,9 +244,10 @@ def place() -> str:
     return f"the experiment {EXPERIMENT} of {redacted(tracking_uri())}"
 
 
-def _evaluated_or_newest(query: str) -> RunRecord | None:
-    """Return the newest evaluated run that matches a query, or else the newest one."""
-    return max(reversed(_search(query)), key=lambda run: EVALUATED in run.metrics, default=None)
+def _evaluated_or_newest(query: str, model: str | None = None) -> RunRecord | None:
+    """Return the newest evaluated run of a model, or of any, that matches a query, or else the newest one."""
+    found = [run for run in _search(query) if model in (None, run.model)]
+    return max(reversed(found), key=lambda run: EVALUATED in run.metrics, default=None)
 
 
 def _search(query: str) -> list[RunRecord]:

@@ -64,7 +64,8 @@ def decode(content: bytes, name: str) -> Tensor:
         (3, 32, 32) uint8, RGB.
 
     Raises:
-        DataError: if it is not a whole image, or has more than `MOST_PIXELS` pixels.
+        DataError: if it is not a whole image, has more than `MOST_PIXELS` pixels, or has three channels of 16 bits and
+            a transparent colour, which Pillow cannot find among its pixels.
     """
     try:
         # Pillow warns of damage in spite of which it can read the image.
@@ -72,6 +73,8 @@ def decode(content: bytes, name: str) -> Tensor:
             width, height = image.size
             if width * height <= MOST_PIXELS:
                 return _scaled(image)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     except Exception as error:  # on damaged files, Pillow raises nearly everything
         raise DataError(f"{name}: not a whole image, expected: JPEG or PNG") from error
     raise DataError(f"{name}: {width:,} x {height:,} pixels, expected: up to {MOST_PIXELS:,}")
@@ -101,6 +104,8 @@ def _in_8_bits(image: ImageFile) -> Image.Image:
     if sampled_as in ("L;2", "L;4") and "transparency" in image.info:
         # Pillow scales the samples to 8 bits, but not the value that means transparency.
         image.info["transparency"] *= {"L;2": 85, "L;4": 17}[sampled_as]
+    if sampled_as == "RGB;16B" and "transparency" in image.info:
+        raise DataError("a transparent colour of 16 bits, expected: an alpha channel for transparent pixels")
     wanted = ("LA", "RGBA") if image.has_transparency_data else ("L", "RGB")
     return image if image.mode in wanted else image.convert(wanted[1])
 

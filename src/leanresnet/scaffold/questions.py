@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, StringConstraints, model_validator
 
 from leanresnet.config.load import did_you_mean, read_mapping, validate
-from leanresnet.config.schema import Loose, Params, Section, Seed
+from leanresnet.config.schema import Loose, Params, Section, Seed, flatten
 from leanresnet.errors import ConfigError
 from leanresnet.scaffold.presets import load_preset, merge
 
@@ -174,6 +174,22 @@ def choose(experiments: dict[str, Experiment], questions: Sequence[str], known: 
                 raise ConfigError(f"{each.name}: learns from {name}, expected: with or after the question {before}")
         asked.add(each.name)
     return chosen
+
+
+def check_values(where: str, found: Params, expected: Params, remedy: str) -> None:
+    """Check that a run has the values that its experiment stands for; its data may come from elsewhere.
+
+    Args:
+        where: origin of `found` for the error message.
+        remedy: what to do otherwise.
+
+    Raises:
+        ConfigError: if a value outside of the section download is another.
+    """
+    values = flatten(found)
+    for key, value in flatten(expected).items():
+        if values[key] != value and not key.startswith("download."):
+            raise ConfigError(f"{where}: {key} = {values[key]}, expected: {value}; {remedy}")
 
 
 def check_names(names: Sequence[str], folder: Path) -> None:

@@ -72,6 +72,14 @@ def test_of_runs_with_the_same_weights_an_evaluated_one_is_found(workspace: Path
     assert find_run_of_weights(64 * "b") is None
 
 
+def test_of_models_with_the_same_weights_each_has_its_run(workspace: Path) -> None:
+    for model in ("baseline", "teacher"):
+        with reporting.start_run("name", {}, {"model": model}) as run:
+            run.set_tags({WEIGHTS_TAG: 64 * "a"})
+    found = [find_run_of_weights(64 * "a", model) for model in ("baseline", "teacher", "student", None)]
+    assert [each and each.model for each in found] == ["baseline", "teacher", None, "teacher"]
+
+
 def test_a_quote_in_a_name_is_no_mistake_of_the_server(workspace: Path) -> None:
     with pytest.raises(
         DataError, match=r"^experiment = it's: no finished run in the experiment leanresnet of .*, expected"

@@ -1,5 +1,6 @@
 """dvc.lock in every state in which people have it."""
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from imports import ROOT
 
 from leanresnet.analysis.backfill import log_restored
-from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked, read_lock, read_stages, weights_of_experiments
-from leanresnet.errors import DataError, StorageError
+from leanresnet.analysis.dvc_experiments import params_of_experiment, weights_of_experiments
+from leanresnet.analysis.dvc_lock import LOCK, Locked, find_locked, read_lock, read_stages
+from leanresnet.errors import ConfigError, DataError, StorageError
+from leanresnet.scaffold.presets import load_preset, merge
 
 WHOLE = {
     "schema": "2.0",
@@ -154,6 +158,29 @@ def test_an_experiment_is_about_the_models_that_it_or_another_of_its_name_change
         "alone": ["a1", "b1"],
     }
     assert weights_of_experiments(tmp_path, []) == {}
+
+
+def test_the_params_of_an_experiment_are_those_of_the_newest_of_its_name(tmp_path: Path) -> None:
+    git = repository(tmp_path)
+    base = load_preset("demo", ROOT / "presets").params.model_dump(mode="json")
+
+    def commit(name: str, text: str) -> None:
+        (tmp_path / "params.yaml").write_text(text)
+        git("add", "params.yaml")
+        git("commit", "--quiet", "--message", "params")
+        head = git("rev-parse", "HEAD")
+        git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", head)
+
+    for seed in (3, 4):
+        commit("seeds", json.dumps(merge(base, {"train": {"baseline": {"seed": seed}}})))
+    found = params_of_experiment(tmp_path, "seeds")
+    assert found is not None
+    assert found.train.baseline.seed == 4
+    assert params_of_experiment(tmp_path, "seed") is None
+    for text, reason in (("split: {}", "missing, expected"), ("split: [", "not valid YAML")):
+        commit("older", text)
+        with pytest.raises(ConfigError, match=rf"^params\.yaml of the experiment older: .*{reason}"):
+            params_of_experiment(tmp_path, "older")
 
 
 @pytest.mark.parametrize("folder", ["/elsewhere", "../elsewhere"])

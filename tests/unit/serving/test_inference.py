@@ -213,6 +213,15 @@ def test_an_exif_block_as_text_that_is_no_hexadecimal_number_turns_nothing() -> 
     assert torch.equal(decode(damaged, "image"), decode(encoded(image), "image"))
 
 
+def test_a_transparent_colour_of_16_bits_is_refused() -> None:
+    """Pillow keeps the upper half of each sample, so that it finds neither the colour nor, among others, none."""
+    samples = b"\0" + struct.pack(">3H", 0x1234, 0x5678, 0x9ABC) * 32
+    colour = chunk(b"tRNS", struct.pack(">3H", 0x1234, 0x5678, 0x9ABC))
+    assert decode(png((32, 32), 16, 2, samples * 32), "whole")[:, 0, 0].tolist() == [0x12, 0x56, 0x9A]
+    with pytest.raises(DataError, match=r"^a\.png: a transparent colour of 16 bits, expected: an alpha channel for"):
+        decode(png((32, 32), 16, 2, samples * 32, colour), "a.png")
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 2**16 - 1])
 def test_an_orientation_that_is_none_turns_nothing(orientation: int) -> None:
     image = Image.fromarray(random_images(1)[0].permute(1, 2, 0).numpy())
