@@ -280,16 +280,6 @@ def test_a_path_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(commands) > 20
 
 
-def test_a_checksum_of_a_copy_needs_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a download would seem to be checked against it."""
-    monkeypatch.delenv("LEANRESNET_CIFAR10", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(preset_text("default"))
-    done = CliRunner().invoke(cli, ["download", "--out", "data", "--sha256", "0" * 64])
-    assert (done.exit_code, list(tmp_path.iterdir())) == (2, [tmp_path / "params.yaml"])
-    assert "--sha256 is that of a local copy, expected: --archive with it" in done.output
-
-
 def test_compare_takes_results_or_runs() -> None:
     for more in (["run"], ["--experiment", "b"], ["--out", "c"], ["--html", "d"], ["--against", "e"]):
         done = forked("compare", "--results", "a", *more)

@@ -121,13 +121,13 @@ def test_params_describes_a_key_by_its_end() -> None:
 
 @pytest.mark.parametrize(
     ("variable", "arguments", "expected"),
-    [("ab", [], "ab"), ("ab", ["--sha256", "cd"], "cd"), ("", [], None)],
+    [("there", [], "there"), ("there", ["--archive", "here"], "here"), ("", [], None)],
 )
-def test_download_expects_the_checksum_that_it_is_given(
+def test_download_takes_the_copy_that_it_is_given(
     variable: str, arguments: list[str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched = Calls()
     monkeypatch.setattr(sources, "fetch_source", fetched)
-    monkeypatch.setenv("LEANRESNET_CIFAR10_SHA256", variable)
-    invoke("download", "--out", "data", "--archive", "copy.tar.gz", *arguments)
-    assert [given[1:] for given in fetched.given] == [(Path("data"), Path("copy.tar.gz"), expected)]
+    monkeypatch.setenv("LEANRESNET_CIFAR10", variable)
+    invoke("download", "--out", "data", *arguments)
+    assert [given[1:] for given in fetched.given] == [(Path("data"), expected and Path(expected))]

@@ -7,10 +7,9 @@ from functools import cache, partial
 from pathlib import Path
 
 from leanresnet.analysis.dvc_lock import LOCK, read_stages
-from leanresnet.config.documents import read_yaml
-from leanresnet.config.load import validate
+from leanresnet.config.load import parse_mapping, validate
 from leanresnet.config.schema import Params
-from leanresnet.errors import ConfigError, DataError
+from leanresnet.errors import DataError
 from leanresnet.models.checkpoint import WEIGHTS
 from leanresnet.tracking.git import git
 
@@ -58,11 +57,8 @@ def params_of_experiment(root: Path, name: str) -> Params | None:
     if not refs:
         return None
     where = f"params.yaml of the experiment {name}"
-    try:
-        values = read_yaml(git(root, "show", f"{refs[-1]}:./params.yaml") or "")
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    return validate(values, where, Params)
+    text = git(root, "show", f"{refs[-1]}:./params.yaml") or ""
+    return validate(parse_mapping(text, where), where, Params)
 
 
 def _refs(root: Path) -> Iterator[re.Match[str]]:

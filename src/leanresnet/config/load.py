@@ -53,17 +53,24 @@ def read_mapping(path: Path, kind: type[Section] = Params) -> dict[str, Any]:
         StorageError: if the file cannot be read.
     """
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise not_read(path, error) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}), expected: YAML") from error
+    return parse_mapping(text, str(path), kind)
+
+
+def parse_mapping(text: str, where: str, kind: type[Section] = Params) -> dict[str, Any]:
+    """Return the YAML mapping of a text that comes from `where`; see `read_mapping`."""
+    try:
+        raw = read_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
     if not isinstance(raw, dict):
         what = f"{'sections' if kind is Params else 'keys'} {', '.join(kind.model_fields)}"
         wrong = "empty" if raw is None else f"{_short(raw)} at the top level"
-        raise ConfigError(f"{path}: {wrong}, expected: a mapping with the {what}")
+        raise ConfigError(f"{where}: {wrong}, expected: a mapping with the {what}")
     return raw
 
 

@@ -90,13 +90,6 @@ def check(path: Path, size: int, md5: str, sha256: str) -> None:
         )
 
 
-def check_stated(path: Path, found: str, stated: str) -> None:
-    """Raise DataError unless the SHA-256 `found` is the one that the user stated for a local copy."""
-    if found != stated.lower():
-        where = "--sha256, or LEANRESNET_CIFAR10_SHA256 for CIFAR-10"
-        raise DataError(f"{path}: SHA-256 {found}, expected: {stated} as stated by {where}")
-
-
 def copy(source: Path, target: Path) -> None:
     """Copy a file; raise StorageError if the source cannot be read or the target cannot be written."""
 

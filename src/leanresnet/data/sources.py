@@ -21,15 +21,14 @@ SIZES = {"cifar10": (10, 50_000), "cifar100": (100, 50_000), "digits": (10, 1_43
 ARCHIVES = {"cifar10": "cifar-10-python.tar", "cifar100": "cifar-100-python.tar"}
 
 
-def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sha256: str | None) -> None:
+def fetch_source(settings: Download, folder: Path, local: Path | None) -> None:
     """Store the verified data set in `folder`.
 
     Args:
         settings: the section of params.yaml.
         folder: where to store it.
         local: an archive or a folder of batches to use instead of a download, or None; for the data set `folder`, the
-            folder of images.
-        stated_sha256: the expected checksum of the local copy; None for the checksums of `settings`.
+            folder of images. It has the SHA-256 of `settings`, or is a folder of the official batches.
 
     Raises:
         DataError: if the data set cannot be downloaded, its bytes are not the expected ones, or an image is damaged.
@@ -39,7 +38,7 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
         save_json({"dataset": "digits"}, folder / DESCRIPTION)
         return
     if settings.dataset == "folder":
-        _store_images(settings, folder, local, stated_sha256)
+        _store_images(settings, folder, local)
         return
     archive = folder / ARCHIVES[settings.dataset]
     if local is None:
@@ -51,9 +50,9 @@ def fetch_source(settings: Download, folder: Path, local: Path | None, stated_sh
                     download.fetch(settings.mirrors, settings, kept.with_suffix(".part")).replace(kept)
         download.copy(kept, archive)
     elif local.is_dir():
-        _take_folder(local, archive, settings.dataset, stated_sha256)
+        _take_folder(local, archive, settings)
     else:
-        _take_archive(local, archive, settings, stated_sha256)
+        _take_archive(local, archive, settings)
     md5, sha256 = file_hashes(archive)
     about = {"archive": archive.name, "size": archive.stat().st_size, "md5": md5, "sha256": sha256}
     save_json({"dataset": settings.dataset, **about}, folder / DESCRIPTION)
@@ -131,7 +130,7 @@ def known_size(settings: Download, source: Path, local: Path | None) -> tuple[in
     return None
 
 
-def _store_images(settings: Download, folder: Path, local: Path | None, stated: str | None) -> None:
+def _store_images(settings: Download, folder: Path, local: Path | None) -> None:
     from leanresnet.data import folder as images
     from leanresnet.data.splits import save_split
 
@@ -140,10 +139,7 @@ def _store_images(settings: Download, folder: Path, local: Path | None, stated: 
         raise DataError(f"download.dataset = folder without a folder, expected: {expected}")
     files = images.list_files(local)
     found = images.digest(files)
-    if stated is None:
-        _check_digest(local, found, settings.sha256)
-    else:
-        download.check_stated(local, found, stated)
+    _check_digest(local, found, settings.sha256)
     whole = images.read_images(files)
     save_split(whole, folder / IMAGES)
     counts = {"classes": len(whole.classes), "training_images": images.training_images(len(whole))}
@@ -156,31 +152,23 @@ def _check_digest(local: Path, found: str, expected: str) -> None:
         raise DataError(f"{local}: SHA-256 {found}, expected: {expected} of download.sha256; {remedy}")
 
 
-def _take_archive(local: Path, archive: Path, settings: Download, stated: str | None) -> None:
+def _take_archive(local: Path, archive: Path, settings: Download) -> None:
     if not local.is_file():
         from leanresnet.data.cifar import LAYOUTS
 
         title = LAYOUTS[settings.dataset].title
         raise DataError(f"{local}: no such file or directory, expected: {title}'s archive or its unpacked batches")
-    if stated is None:
-        download.check(local, settings.size, settings.md5, settings.sha256)
-    else:
-        download.check_stated(local, file_hashes(local)[1], stated)
+    _check_digest(local, file_hashes(local)[1], settings.sha256)
     download.copy(local, archive)
 
 
-def _take_folder(local: Path, archive: Path, dataset: str, stated: str | None) -> None:
+def _take_folder(local: Path, archive: Path, settings: Download) -> None:
     from leanresnet.data import cifar
 
-    layout = cifar.LAYOUTS[dataset]
+    layout = cifar.LAYOUTS[settings.dataset]
     inner = local / layout.folder
     folder = inner if inner.is_dir() else local
     packed = cifar.pack_folder(folder, layout)
-    if stated is None:
-        for name, md5 in layout.md5.items():
-            found = file_hashes(folder / name)[0]
-            if found != md5:
-                raise DataError(f"{folder / name}: md5 {found}, expected: {md5}, or a checksum stated by --sha256")
-    else:
-        download.check_stated(local, hashlib.sha256(packed).hexdigest(), stated)
+    if any(file_hashes(folder / name)[0] != md5 for name, md5 in layout.md5.items()):
+        _check_digest(local, hashlib.sha256(packed).hexdigest(), settings.sha256)
     save_bytes(packed, archive)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,15 @@ def test_an_experiment_is_about_the_models_that_it_or_another_of_its_name_change
     assert weights_of_experiments(tmp_path, []) == {}
 
 
-def test_the_params_of_an_experiment_are_those_of_the_newest_of_its_name(tmp_path: Path) -> None:
-    git = repository(tmp_path)
+def test_the_params_of_an_experiment_are_those_of_the_newest_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git, dates = repository(tmp_path), count(1_700_000_000)
     base = load_preset("demo", ROOT / "presets").params.model_dump(mode="json")
 
     def commit(name: str, text: str) -> None:
         (tmp_path / "params.yaml").write_text(text)
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"{next(dates)} +0000")
         git("add", "params.yaml")
         git("commit", "--quiet", "--message", "params")
         head = git("rev-parse", "HEAD")

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import http.server
 import re
+import shutil
 import ssl
 import threading
 from collections.abc import Iterator
@@ -24,11 +25,12 @@ from imports import ROOT
 from torchvision.datasets import CIFAR100
 
 from leanresnet.config.schema import Download
+from leanresnet.data import cifar
 from leanresnet.data.cifar import pack_folder
 from leanresnet.data.download import copy, fetch
 from leanresnet.data.sources import fetch_source, read_source
 from leanresnet.errors import DataError, StorageError
-from leanresnet.files import load_json, save_json, workspace
+from leanresnet.files import file_hashes, load_json, save_json, workspace
 from leanresnet.scaffold.presets import load_preset
 
 PAYLOAD = hashlib.shake_256(b"archive").digest(200_000)
@@ -46,6 +48,10 @@ def expecting(payload: bytes, *mirrors: str) -> Download:
 
 
 EXPECTED = expecting(PAYLOAD)
+
+
+def stated(sha256: str) -> Download:
+    return EXPECTED.model_copy(update={"sha256": sha256})
 
 
 @dataclass
@@ -297,18 +303,18 @@ def sha256(path: Path) -> str:
 def test_the_archive_comes_from_the_network_once(mirrors: Mirrors, archive: Path, out: Path) -> None:
     mirrors.payload = archive.read_bytes()
     settings = expecting(mirrors.payload, mirrors.url("absent"), mirrors.url("whole"))
-    fetch_source(settings, out, None, None)
+    fetch_source(settings, out, None)
     assert [behaviour for behaviour, _ in mirrors.asked] == ["absent", "whole"]
     first = {path.name: path.read_bytes() for path in out.iterdir()}
     for path in out.iterdir():
         path.unlink()
-    fetch_source(settings, out, None, None)
+    fetch_source(settings, out, None)
     assert len(mirrors.asked) == 2
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     assert sorted(first) == ["cifar-10-python.tar", "source.json"]
     (kept,) = (path for path in (workspace() / ".work" / "downloads").iterdir() if not path.suffix)
     kept.write_bytes(b"damaged")
-    fetch_source(settings, out, None, None)
+    fetch_source(settings, out, None)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     assert len(read_source(out)[0]) == 200
 
@@ -321,7 +327,7 @@ def test_processes_that_share_a_workspace_download_once(mirrors: Mirrors, archiv
 
     def fetch_into(name: int) -> Path:
         at_once.wait()
-        fetch_source(settings, out / str(name), None, None)
+        fetch_source(settings, out / str(name), None)
         return out / str(name) / "cifar-10-python.tar"
 
     with ThreadPoolExecutor(8) as pool:
@@ -331,7 +337,7 @@ def test_processes_that_share_a_workspace_download_once(mirrors: Mirrors, archiv
 
 
 def test_the_description_says_what_was_fetched(archive: Path, out: Path) -> None:
-    fetch_source(EXPECTED, out, archive, sha256(archive))
+    fetch_source(stated(sha256(archive)), out, archive)
     assert load_json(out / "source.json") == {
         "dataset": "cifar10",
         "archive": "cifar-10-python.tar",
@@ -342,41 +348,43 @@ def test_the_description_says_what_was_fetched(archive: Path, out: Path) -> None
 
 
 def test_a_local_archive_is_taken_when_it_is_the_official_one(archive: Path, out: Path) -> None:
-    fetch_source(expecting(archive.read_bytes()), out, archive, None)
-    assert (out / "cifar-10-python.tar").read_bytes() == archive.read_bytes()
-
-
-def test_a_local_archive_is_taken_with_its_stated_checksum_in_any_case(archive: Path, out: Path) -> None:
-    fetch_source(EXPECTED, out, archive, sha256(archive).upper())
+    fetch_source(expecting(archive.read_bytes()), out, archive)
     assert (out / "cifar-10-python.tar").read_bytes() == archive.read_bytes()
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_local_folder_is_taken_with_its_stated_checksum(tmp_path: Path, out: Path, nested: bool) -> None:
+def test_a_local_folder_is_taken_with_its_checksum(tmp_path: Path, out: Path, nested: bool) -> None:
     local = tmp_path / "batches"
     folder = archives.write_folder(local / archives.FOLDER if nested else local)
-    fetch_source(EXPECTED, out, local, hashlib.sha256(pack_folder(folder)).hexdigest())
+    fetch_source(stated(hashlib.sha256(pack_folder(folder)).hexdigest()), out, local)
     assert (out / "cifar-10-python.tar").read_bytes() == pack_folder(folder)
     assert read_source(out)[0].classes == archives.CLASSES
 
 
-def test_a_local_folder_without_a_checksum_must_be_the_official_one(tmp_path: Path, out: Path) -> None:
+def test_a_folder_of_the_official_batches_needs_no_other_checksum(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = archives.write_folder(tmp_path / "batches")
-    with pytest.raises(DataError, match=r"batches/data_batch_1: md5 \w+, expected: c99cafc152244af753f735de768cd75f"):
-        fetch_source(EXPECTED, out, local, None)
-    assert not out.exists()
+    official = {name: file_hashes(local / name)[0] for name in cifar.LAYOUTS["cifar10"].md5}
+    monkeypatch.setitem(cifar.LAYOUTS, "cifar10", cifar.LAYOUTS["cifar10"]._replace(md5=official))
+    fetch_source(EXPECTED, out, local)
+    assert (out / "cifar-10-python.tar").read_bytes() == pack_folder(local)
+    shutil.copy(local / "data_batch_1", local / "data_batch_2")
+    with pytest.raises(DataError, match=r"of download\.sha256; if these are the images that you mean, set it to"):
+        fetch_source(EXPECTED, out, local)
 
 
-@pytest.mark.parametrize("stated", [None, "0" * 64])
 @pytest.mark.parametrize("kind", ["archive", "folder"])
-def test_a_refused_copy_leaves_what_was_there(tmp_path: Path, out: Path, kind: str, stated: str | None) -> None:
+def test_a_refused_copy_leaves_what_was_there(tmp_path: Path, out: Path, kind: str) -> None:
     local = tmp_path / "local"
     write = archives.write_archive if kind == "archive" else archives.write_folder
     write(local)
     archives.write_archive(out / "cifar-10-python.tar")
     before = (out / "cifar-10-python.tar").read_bytes()
-    with pytest.raises(DataError):
-        fetch_source(EXPECTED, out, local, stated)
+    found = sha256(local) if kind == "archive" else hashlib.sha256(pack_folder(local)).hexdigest()
+    message = f"local: SHA-256 {found}, expected: {EXPECTED.sha256} of download.sha256; if .*, set it to {found}$"
+    with pytest.raises(DataError, match=message):
+        fetch_source(EXPECTED, out, local)
     assert [path.name for path in out.iterdir()] == ["cifar-10-python.tar"]
     assert (out / "cifar-10-python.tar").read_bytes() == before
 
@@ -390,11 +398,11 @@ def test_a_copy_that_breaks_off_names_the_file_that_was_read(tmp_path: Path) -> 
 
 def test_a_copy_that_is_not_there_is_refused(tmp_path: Path, out: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such file or directory, expected: "):
-        fetch_source(EXPECTED, out, tmp_path / "nowhere", None)
+        fetch_source(EXPECTED, out, tmp_path / "nowhere")
 
 
 def test_the_digits_need_no_archive(out: Path) -> None:
-    fetch_source(EXPECTED.model_copy(update={"dataset": "digits"}), out, None, None)
+    fetch_source(EXPECTED.model_copy(update={"dataset": "digits"}), out, None)
     assert [path.name for path in out.iterdir()] == ["source.json"]
     assert read_source(out)[0].dataset == "digits"
 
@@ -402,7 +410,7 @@ def test_the_digits_need_no_archive(out: Path) -> None:
 def test_cifar100_is_stored_and_read_like_cifar10(tmp_path: Path, out: Path) -> None:
     local = archives.write_cifar100(tmp_path / "cifar-100-python.tar.gz")
     settings = expecting(local.read_bytes()).model_copy(update={"dataset": "cifar100"})
-    fetch_source(settings, out, local, None)
+    fetch_source(settings, out, local)
     assert load_json(out / "source.json")["dataset"] == "cifar100"
     assert read_source(out)[1].labels.tolist() == archives.fine("test")
 
