@@ -88,14 +88,16 @@ def take_all(names: Sequence[str], run: Run, out: Path, seconds: float) -> bool:
     shutil.rmtree(out / LOGS, ignore_errors=True)
     end = time.monotonic() + seconds
     done: list[dict[str, Any]] = []
-    # The steps have sessions of their own, so without a handler they would outlive this process.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # The steps have sessions of their own, so without a handler they would outlive this process. An exception in the
+    # handler might leave a lock of `Popen.poll` taken, for which their end would then wait for ever.
+    stopped: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     try:
         with tempfile.TemporaryDirectory() as folder:
             for together in _together(names, run):
                 # A process that was killed may have left half a file in the compiler's cache.
                 broken = sum(line["outcome"] not in ("passed", "failed") for line in done)
-                with closing(_take_together(together, run, out, end, f"{folder}/{broken}")) as lines:
+                with closing(_take_together(together, run, out, end, f"{folder}/{broken}", stopped)) as lines:
                     for line in lines:
                         done.append(line)
                         report.append(out / FIGURES, line)
@@ -120,9 +122,12 @@ def _together(names: Sequence[str], run: Run) -> list[list[str]]:
 
 
 def _take_together(
-    names: Sequence[str], run: Run, out: Path, end: float, caches: str
+    names: Sequence[str], run: Run, out: Path, end: float, caches: str, stopped: Sequence[int]
 ) -> Generator[dict[str, Any], None, None]:
-    """Take steps at the same time, and yield a line on each as it ends. Closing the generator ends the others."""
+    """Take steps at the same time, and yield a line on each as it ends. Closing the generator ends the others.
+
+    A signal in `stopped` ends all of them, and the process.
+    """
     begun = time.monotonic()
     limits = {name: min(STEPS[name].limit * (DRY_LIMIT if run.dry else 1), end - begun) for name in names}
     running: dict[str, subprocess.Popen[bytes]] = {}
@@ -135,6 +140,8 @@ def _take_together(
                 yield _line(name, 0.0, "left out")
         while running:
             time.sleep(0.02)
+            if stopped:
+                sys.exit(128 + stopped[0])
             spent = time.monotonic() - begun
             for name, process in list(running.items()):
                 code = process.poll()

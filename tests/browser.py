@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,13 @@ class Tab:
     def drop(self, file: Path, selector: str) -> None:
         """`file`, from the desktop onto the middle of an element."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
-        x, y = self.value(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box})")
+        middle = f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box})"
+        # The element may move while the page is still being drawn.
+        places = [self.value(middle)]
+        while len(places) < 2 or places[-1] != places[-2]:
+            time.sleep(0.2)
+            places.append(self.value(middle))
+        x, y = places[-1]
         data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
@@ -76,7 +83,8 @@ def open_tab(profile: Path) -> Iterator[Tab]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         ready = profile / "DevToolsActivePort"
-        port = wait_for(lambda: ready.exists() and ready.read_text().split())[0]
+        wait_for(lambda: (ready.exists() and ready.read_text().split()) or process.poll() is not None)
+        port = ready.read_text().split()[0]
         devtools = http.client.HTTPConnection("127.0.0.1", int(port), timeout=PATIENCE)
         devtools.request("PUT", "/json/new?about:blank")
         address = json.load(devtools.getresponse())["webSocketDebuggerUrl"]

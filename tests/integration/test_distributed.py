@@ -116,7 +116,8 @@ def test_a_lost_process_or_a_signal_ends_all_and_the_next_goes_on(whole: Path, t
         waits = launcher.stderr.readline()
         assert waits == f"warning: {lock}: another process trains the same model; waiting for it\n"
     assert (beside_progress(launcher.communicate()[1]), launcher.returncode) == ("", 0)
-    assert STATES <= newest(folder) <= STATES + 1  # what SIGTERM saved may be where it began
+    # A training that resumes after an epoch's last step saves this state again, and what SIGTERM saved may be its own.
+    assert STATES <= newest(folder) <= STATES + 2
     assert results(folder) == results(whole)
 
 

@@ -118,8 +118,8 @@ def test_the_demo_keeps_its_promise(checkout: Checkout) -> None:
     accuracy = {
         m: json.loads((checkout.folder / f"results/{m}/test.json").read_text())["test/accuracy"] for m in MODELS
     }
-    assert accuracy["baseline"] >= 0.97
-    assert accuracy["student"] >= 0.97
+    assert accuracy["baseline"] >= 0.95
+    assert accuracy["student"] >= 0.95
 
 
 def test_each_key_makes_its_own_stage_stale_and_no_other(checkout: Checkout, status: Any) -> None:

@@ -114,9 +114,11 @@ def failing() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize("server", [refusing, hanging, failing])
@@ -196,6 +198,7 @@ def mlflow_server(port: int) -> Iterator[subprocess.Popen[bytes]]:
     )
     try:
         wait_for(lambda: listens(port) or process.poll() is not None)
+        assert process.poll() is None
         yield process
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -24,8 +24,9 @@ from leanresnet.tracking.events import (
 )
 from leanresnet.tracking.journal import OwnJournal, new_id, open_journal
 
-# How long a run waits for MLflow at its end, and at its end by a signal.
-LAST_SECONDS, STOP_SECONDS = 30.0, 2.0
+# How long a run waits for MLflow at its end, and at its end by a signal. If one of several processes is lost, torchrun
+# kills the others after 30 s, and the first one has to say so before.
+LAST_SECONDS, STOP_SECONDS = 20.0, 2.0
 
 
 class Run:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from leanresnet.jobs import workdir
 from leanresnet.jobs.workdir import FINISHED_KEPT, open_workdir
 
 MADE_BY = {"params": {"epochs": 3}}
+SECONDS = count()
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +98,14 @@ def finish(epochs: int, **state: Any) -> Path:
     with open_workdir({"params": {"epochs": epochs}}) as held:
         held.snapshots.save(state)
         held.finish("0a1b")
-        return held.snapshots.folder
+    return aged(held.snapshots.folder)
+
+
+def aged(folder: Path) -> Path:
+    """Changed a second after the one before. Two changes may have the same time if the system's clock is coarse."""
+    now = next(SECONDS)
+    os.utime(folder, (now, now))
+    return folder
 
 
 def test_without_dvc_a_finished_training_is_not_gone_on_with() -> None:
@@ -171,6 +180,7 @@ def test_trainings_that_fail_leave_the_newest_folders_only(monkeypatch: pytest.M
     for epochs in range(1, 5):
         with pytest.raises(StoppedError):
             stop(epochs)
+        aged(folders[-1])
     assert [folder.exists() for folder in folders] == [False, False, True, True]
 
 
