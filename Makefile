@@ -41,14 +41,14 @@ $(STAMP): $(VENV)/.locked pyproject.toml
 demo: $(STAMP)  ## all five stages on bundled digits, in .demo/ (one to three minutes)
 	@test -e $(DEMO)/dvc.yaml || leanresnet init $(DEMO) --preset demo
 	cd $(DEMO) && dvc repro
-	@echo && leanresnet compare --results $(DEMO)/results
+	@echo && leanresnet results $(DEMO)/results
 	@echo && echo "the runs in MLflow, after \`make ui DIR=$(DEMO)\`:" && cd $(DEMO) && leanresnet ui --addresses
 
 repro: $(STAMP)  ## dvc repro in this checkout, on CIFAR-10; then the champion is registered
 	dvc repro
 	leanresnet sync
 	leanresnet champion
-	@echo && leanresnet compare --results results
+	@echo && leanresnet results
 	@echo && echo "the runs in MLflow, after \`make ui\`:" && leanresnet ui --addresses
 
 test: $(STAMP)  ## the whole test suite

@@ -25,6 +25,7 @@ from pipeline.listed import check_listed
 from pipeline.params import params
 from pipeline.playground import playground
 from pipeline.predict import predict
+from pipeline.results import results
 from pipeline.search import search
 from pipeline.split import split
 from pipeline.streams import NoReaderError, prepare_streams
@@ -43,7 +44,7 @@ def cli() -> None:
 
 
 STAGES = (download, split, train, distill, evaluate)
-STUDY = (check, params, init, ensemble, compare, experiments, lineage, champion, search)
+STUDY = (check, params, init, ensemble, results, compare, experiments, lineage, champion, search)
 USE = (predict, playground, export, sync, ui)
 for command in STAGES + STUDY + USE:
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""Command compare: a table of MLflow's runs, or of the models of a workspace."""
+"""Command compare: a table of MLflow's runs."""
 
 import shutil
 import sys
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 @click.option("--out", type=FilePath(dir_okay=False), help="Write the table to OUT.md and a picture to OUT.png.")
 @click.option("--html", type=FilePath(dir_okay=False), help="Write an HTML page, and log it to the best run.")
 @test_option
-@click.option("--results", type=FilePath(), help="Compare the models of this folder instead of runs.")
 def compare(
     targets: tuple[str, ...],
     experiments: tuple[str, ...],
@@ -43,7 +42,6 @@ def compare(
     out: Path | None,
     html: Path | None,
     test: Path,
-    results: Path | None,
 ) -> None:
     """Print a table of runs with their params and results.
 
@@ -51,15 +49,6 @@ def compare(
     table is Markdown. RUN|MODEL is the id of an MLflow run, or the path of a model. Without it, all finished runs are
     compared. Runs that differ only in their seed share a row with mean and standard deviation.
     """
-    if results is not None:
-        if targets or experiments or against or out or html:
-            raise click.UsageError(
-                "--results reads no runs, expected: no RUN, MODEL, --experiment, --against, --out or --html with it"
-            )
-        from leanresnet.analysis.summary import comparison
-
-        click.echo(comparison(results))
-        return
     from leanresnet.analysis.comparison import compare as side_by_side
     from leanresnet.analysis.comparison import select
     from leanresnet.analysis.dvc_experiments import weights_of_experiments

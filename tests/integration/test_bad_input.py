@@ -611,14 +611,14 @@ CASES = [
     ),
     Case(
         "damaged report",
-        "compare --results results",
+        "results",
         STORAGE,
         ("results/baseline/test.json: not valid JSON",),
         file("results/baseline/test.json", b"{"),
     ),
     Case(
         "report of something else",
-        "compare --results results",
+        "results",
         DATA,
         ("results/baseline/test.json: not an evaluation's report (model/parameters: Field required), expected: ",),
         file("results/baseline/test.json", b"{}"),

@@ -219,8 +219,8 @@ def test_an_error_is_printed_by_one_process_of_those_that_torchrun_started(
     assert json.loads(failure.read_text())["message"] == error.rstrip("\n")
 
 
-def test_compare_shows_the_models_side_by_side(checkout: Checkout) -> None:
-    shown = checkout.shell("leanresnet", "compare", "--results", "results").stdout.splitlines()
+def test_results_shows_the_models_side_by_side(checkout: Checkout) -> None:
+    shown = checkout.shell("leanresnet", "results").stdout.splitlines()
     assert [line.split()[0] for line in shown] == ["model", "baseline", "teacher", "student"]
     test = json.loads((checkout.folder / "results/student/test.json").read_text())
     assert f"{test['test/accuracy']:.2%}" in shown[3]
@@ -280,11 +280,7 @@ def test_a_path_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(commands) > 20
 
 
-def test_compare_takes_results_or_runs() -> None:
-    for more in (["run"], ["--experiment", "b"], ["--out", "c"], ["--html", "d"], ["--against", "e"]):
-        done = forked("compare", "--results", "a", *more)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "--results reads no runs" in done.stderr
+def test_seeds_are_compared_in_rows_that_share_them() -> None:
     done = forked("compare", "--against", "a", "--group-by", "none")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--against compares seeds, expected: no --group-by none with it" in done.stderr
@@ -344,8 +340,8 @@ def test_without_a_command_the_program_shows_its_help() -> None:
     assert "error:" not in done.stderr
 
 
-def test_compare_without_results_is_one_line(tmp_path: Path) -> None:
-    done = forked("compare", "--results", str(tmp_path))
+def test_no_results_are_one_line(tmp_path: Path) -> None:
+    done = forked("results", str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (5, 1)
     assert "no evaluated model" in done.stderr
 

@@ -13,7 +13,6 @@ from typing import Any
 from filelock import FileLock
 
 from leanresnet.analysis.dvc_experiments import is_named
-from leanresnet.config.load import current_key
 from leanresnet.errors import DataError, LeanResNetError, StorageError, cause, redacted
 from leanresnet.files import workspace
 from leanresnet.tracking import limits
@@ -269,10 +268,9 @@ def _search(query: str) -> list[RunRecord]:
 
 
 def _recorded(client: Any, run: Any) -> RunRecord:
-    tags, metrics = dict(run.data.tags), dict(run.data.metrics)
-    params = {current_key(key): value for key, value in run.data.params.items()}
-    validation = partial(_validation, client, run.info.run_id)
-    info = run.info
+    info, data = run.info, run.data
+    tags, params, metrics = dict(data.tags), dict(data.params), dict(data.metrics)
+    validation = partial(_validation, client, info.run_id)
     return RunRecord(info.run_id, info.run_name, info.status, tags, params, metrics, validation, info.start_time)
 
 

@@ -8,7 +8,7 @@ from leanresnet.errors import StorageError
 from leanresnet.evaluation.report import TEST, load_report
 
 
-def comparison(results: Path) -> str:
+def summary(results: Path) -> str:
     """Return a table of the models whose evaluation is in `results`, as text with a row per model.
 
     The teacher gap is the test accuracy of the teacher minus that of the model, in percentage points.

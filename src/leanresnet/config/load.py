@@ -16,18 +16,6 @@ from leanresnet.files import load_json, not_read
 
 S = TypeVar("S", bound=Section)
 
-# Keys and values with other names in older params files and runs: the old name and the present one.
-RENAMED = {
-    "attention": "attention_transfer",
-    "budget": "max_parameters",
-    "clip_norm": "max_grad_norm",
-    "crop_mode": "padding_mode",
-    "policy": "auto_augment",
-    "previous": "external",
-    "progressive": "progressive_resizing",
-    "sharpness": "sam",
-}
-
 # What pydantic expects, by its error, in the words of YAML instead of Python's.
 YAML_WORDS = {"bool_type": "true or false", "model_type": "a section with keys below it", "tuple_type": "a list"}
 
@@ -110,11 +98,6 @@ def load_section(path: Path, kind: type[S], what: str) -> S:
         raise DataError(f"{path}: not {what} ({mistake}), expected: a file that this version wrote") from error
 
 
-def current_key(key: str) -> str:
-    """Return the present name of a dotted key that an older run may have recorded, see `RENAMED`."""
-    return ".".join(RENAMED.get(part, part) for part in key.split("."))
-
-
 def _explain(error: ValidationError, kind: type[Section]) -> str:
     """Return the first mistake as `key = value: what is expected`."""
     # An unknown key is often a misspelled one, so it is named before the key that is missing because of it.
@@ -154,9 +137,8 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def did_you_mean(name: str, options: Sequence[str]) -> str:
-    """Return a hint at the option that `name` was renamed to, or that is similar to it; or an empty text."""
-    present = current_key(name)
-    near = [present] if present in options else difflib.get_close_matches(name, options, n=1)
+    """Return a hint at the option that is similar to `name`, or an empty text."""
+    near = difflib.get_close_matches(name, options, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

