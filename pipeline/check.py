@@ -138,7 +138,7 @@ def _echo_estimate(config: "Params", training_images: int | None, classes: int, 
         total += whole
         compiled = f", including {_duration(start)} of compilation" if recipe.compile else ""
         click.echo(f"{name:9} {epoch:>8,.1f} s an epoch, {_duration(whole):>8} for {recipe.epochs} epochs{compiled}")
-    click.echo(f"training  {_duration(total)} on {describe(chosen)}, within a factor of about 1.5")
+    click.echo(f"together  {_duration(total)} on {describe(chosen)}, within a factor of about 1.5")
 
 
 def _duration(seconds: float) -> str:

@@ -165,7 +165,7 @@ def test_an_estimate_is_of_all_epochs_and_of_the_teacher_beside_the_student(
         ("teacher", "2.0", "18 s for 4 epochs"),
         ("student", "5.0", "60 s for 10 epochs"),
     ]
-    assert "training  96 s on " in done.output
+    assert "together  96 s on " in done.output
 
 
 @pytest.mark.parametrize(

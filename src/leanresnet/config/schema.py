@@ -74,7 +74,7 @@ class SplitSettings(Section):
     training: PositiveInt | None = Field(
         description="Number of the other training images that are kept, each class in proportion; null keeps all."
     )
-    seed: Seed = Field(description="Seed by which the images of both are chosen.")
+    seed: Seed = Field(description="Seed that chooses the validation images and the training images that are kept.")
 
     def training_images(self, images: int, classes: int) -> int:
         """Return the number of training images that are left of `images`.
@@ -190,8 +190,8 @@ class Optimizer(Section):
         description="Optimizer; muon moves the filters before a batch norm, and AdamW all else."
     )
     lr: PositiveFloat = Field(
-        description="Peak learning rate; with muon, the length of a step over the norm of the filters, and a tenth of "
-        "it is the learning rate of AdamW."
+        description="Peak learning rate. With muon, it is the length of a step relative to the norm of the filters, and "
+        "AdamW's learning rate is a tenth of it."
     )
     weight_decay: NonNegativeFloat = Field(
         description="L2 penalty; adamw decouples it from the gradient, and muon applies it to what AdamW moves."
@@ -219,7 +219,8 @@ class Schedule(Section):
         Field(description="Learning rate schedule.")
     )
     warmup_epochs: NonNegativeFloat = Field(
-        description="Length of the linear warm-up in epochs, also a fraction; with onecycle, of its rising half."
+        description="Length of the linear warm-up in epochs, which may be a fraction; with onecycle, that of the rising "
+        "part."
     )
     final_ratio: Share = Field(
         description="Last learning rate over the peak; step, multistep and constant ignore it, and onecycle needs more "
@@ -305,10 +306,11 @@ class Selection(Section):
     """Data selection by a proxy: a small network sees each batch first, and the network learns from a part of it."""
 
     keep: Unit = Field(
-        description="Share of a batch that is learned from, where a proxy's loss is greatest; 1 leaves the proxy out."
+        description="Share of each batch that the model learns from: the images with the greatest loss of a proxy "
+        "network. 1 turns the selection off."
     )
     width: Unit = Field(
-        description="Channels of the proxy (arXiv:1906.11829) over those of the model, in multiples of 8."
+        description="Channels of the proxy (arXiv:1906.11829) divided by those of the model, in multiples of 8."
     )
     blocks: NonNegativeInt = Field(
         description="Most blocks in a layer of the proxy, which is otherwise like the model; 0 needs downsample = pool."

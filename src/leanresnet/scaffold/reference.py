@@ -79,7 +79,7 @@ UNSAID = {"32 hexadecimal digits", "64 hexadecimal digits", "https address"}
 HEADER = f"""\
 #
 # Every value of the pipeline, one section a stage. Change one, and `dvc repro` runs the stages that it affects.
-# `leanresnet check` validates the file, and `leanresnet params KEY` explains a key.
+# `leanresnet check` validates the file, and `leanresnet params KEY` explains a key. A key without a value is null.
 # yaml-language-server: $schema={SCHEMA_FILE}
 """
 

@@ -1,5 +1,6 @@
 """The logging of a stage's outputs to the MLflow run of the model that they belong to."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,9 +50,14 @@ def run_for_outputs(model: Checkpoint, outputs: Outputs) -> Iterator[Run]:
 
 
 def run_metadata(provenance: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """Return the name, the params and the tags of the run of a model with this provenance."""
-    params = provenance["params"]
-    name = f"{provenance['name']}-{params['optimizer.name']}-e{params['epochs']}"
+    """Return the name, the params and the tags of the run of a model with this provenance.
+
+    In an experiment of DVC, the run has the name of the experiment and of the model, because the runs of a question
+    often have the same optimizer and number of epochs.
+    """
+    params, experiment = provenance["params"], os.environ.get("DVC_EXP_NAME")
+    recipe = f"{provenance['name']}-{params['optimizer.name']}-e{params['epochs']}"
+    name = f"{experiment}-{provenance['name']}" if experiment else recipe
     tags = {
         "model": str(provenance["name"]),
         "dvc.stage": str(provenance["stage"]),
