@@ -120,6 +120,6 @@ def test_a_section_is_explained_key_by_key_and_none_means_all() -> None:
 def test_an_unknown_key_is_one_line_with_the_nearest_one() -> None:
     for wrong, near in (("max_parameter", "max_parameters"), ("train.baseline.sma", "train.baseline.sam")):
         with pytest.raises(ConfigError, match=rf"{wrong}: unknown key \(did you mean {near}\?\), expected: "):
-            reference.explain(old)
+            reference.explain(wrong)
     with pytest.raises(ConfigError, match=r"optimiser: unknown key \(did you mean optimizer\?\), expected: "):
         reference.explain("optimiser")
