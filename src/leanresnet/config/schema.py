@@ -190,8 +190,8 @@ class Optimizer(Section):
         description="Optimizer; muon moves the filters before a batch norm, and AdamW all else."
     )
     lr: PositiveFloat = Field(
-        description="Peak learning rate. With muon, it is the length of a step relative to the norm of the filters, and "
-        "AdamW's learning rate is a tenth of it."
+        description="Peak learning rate. With muon, it is the length of a step relative to the norm of the filters, "
+        "and AdamW's learning rate is a tenth of it."
     )
     weight_decay: NonNegativeFloat = Field(
         description="L2 penalty; adamw decouples it from the gradient, and muon applies it to what AdamW moves."
@@ -219,8 +219,8 @@ class Schedule(Section):
         Field(description="Learning rate schedule.")
     )
     warmup_epochs: NonNegativeFloat = Field(
-        description="Length of the linear warm-up in epochs, which may be a fraction; with onecycle, that of the rising "
-        "part."
+        description="Length of the linear warm-up in epochs, which may be a fraction; with onecycle, that of the "
+        "rising part."
     )
     final_ratio: Share = Field(
         description="Last learning rate over the peak; step, multistep and constant ignore it, and onecycle needs more "
