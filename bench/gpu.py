@@ -89,9 +89,10 @@ def take_all(names: Sequence[str], run: Run, out: Path, seconds: float) -> bool:
     end = time.monotonic() + seconds
     done: list[dict[str, Any]] = []
     # The steps have sessions of their own, so without a handler they would outlive this process. An exception in the
-    # handler might leave a lock of `Popen.poll` taken, for which their end would then wait for ever.
+    # handler could interrupt `Popen.poll` while it holds its lock, and `wait` would never return.
     stopped: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    ends = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(each, lambda number, _: stopped.append(number)) for each in ends]
     try:
         with tempfile.TemporaryDirectory() as folder:
             for together in _together(names, run):
@@ -103,7 +104,8 @@ def take_all(names: Sequence[str], run: Run, out: Path, seconds: float) -> bool:
                         report.append(out / FIGURES, line)
                         print(f"{line['name'].partition('/')[2]}: {line['outcome']}, {line['value']} s", flush=True)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in zip(ends, before, strict=True):
+            signal.signal(each, handler)
         table = make_table(report.read(out / FIGURES))
         (out / TABLE).write_text(table)
         print(f"\n{table}")

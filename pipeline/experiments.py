@@ -161,21 +161,33 @@ def _init_repository(message: str) -> None:
 
 
 def _check_values(preset: str, chosen: Sequence["Experiment"], have_run: Sequence[str]) -> None:
-    """Check that params.yaml has the values of the preset, and those that have run the values of their experiments."""
+    """Check that params.yaml equals the preset, and that each experiment ran with its present values and teachers."""
     from leanresnet.analysis.dvc_experiments import params_of_experiment
     from leanresnet.config.load import load_params, validate
     from leanresnet.config.schema import Params
+    from leanresnet.errors import ConfigError
     from leanresnet.scaffold.presets import load_preset, merge
     from leanresnet.scaffold.questions import check_values
 
     base, path = load_preset(preset, released("presets")).params, Path("params.yaml").resolve()
-    check_values(str(path), load_params(path), base, f"the experiments start from presets/{preset}.yaml")
+    check_values(f"{path}, which has to equal presets/{preset}.yaml", load_params(path), base)
+    other: dict[str, str] = {}
     for each in chosen:
-        ran = params_of_experiment(Path(), each.name) if each.name in have_run else None
-        if ran is not None:
-            values = validate(merge(base.model_dump(mode="json"), each.values), each.name, Params)
-            remedy = f"`dvc exp remove {each.name}` in {path.parent} lets it run again"
-            check_values(f"the experiment {each.name}, which has run", ran, values, remedy)
+        if each.name not in have_run:
+            continue
+        values = validate(merge(base.model_dump(mode="json"), each.values), each.name, Params)
+        missing = [name for name in each.learns_from if name not in have_run or name in other]
+        try:
+            ran = params_of_experiment(Path(), each.name)
+            if ran is not None:
+                check_values(f"the experiment {each.name}, which has run", ran, values)
+            if missing:
+                raise ConfigError(f"the experiment {each.name}, which has run: {missing[0]} taught it and runs again")
+        except ConfigError as error:
+            other[each.name] = str(error)
+    if other:
+        remedy = f"`dvc exp remove {' '.join(other)}` in {path.parent} lets them run again"
+        raise ConfigError(f"{next(iter(other.values()))}; {remedy}")
 
 
 def _run_queue(
@@ -241,7 +253,7 @@ def _stop_workers() -> None:
     (https://github.com/treeverse/dvc/issues/10398).
     """
     if _workers():
-        click.echo("waiting for experiments that still run; Ctrl-C leaves them running", err=True)
+        click.echo("waiting for the workers of DVC's queue to end; Ctrl-C leaves what they run running", err=True)
         _dvc("queue", "stop")
     while _workers():
         time.sleep(0.1)

@@ -26,7 +26,9 @@ def sync(folder: Path | None) -> None:
         raise click.UsageError(f"{folder}: no journals, expected: a folder with .work/journals in it")
     arrived, left = send_journals(root)
     click.echo(f"{arrived} logged, {left} left")
-    restored = log_restored(root) if root.resolve() == workspace() else 0
+    # If no journal arrives, MLflow is likely to be away.
+    is_away = left > 0 and not arrived
+    restored = log_restored(root) if root.resolve() == workspace() and not is_away else 0
     if restored:
         click.echo(f"{restored} restored by DVC, logged from their outputs")
     if left:

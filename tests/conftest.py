@@ -134,7 +134,7 @@ def make_checkout(folder: Path) -> str:
     ):
         shell(*command)
     first_repro = shell("dvc", "repro").stdout
-    # Where MLflow takes longer than a training waits for it.
+    # On a slow machine, MLflow may not have received all runs.
     shell("leanresnet", "sync")
     shell("git", "add", "--all")
     shell("git", "commit", "--quiet", "--message", "dvc.lock")

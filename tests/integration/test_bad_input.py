@@ -323,7 +323,7 @@ CASES = [
         "unofficial folder",
         f"{DOWNLOAD} --archive batches",
         DATA,
-        ("batches: SHA-256 ", f"expected: {OFFICIAL} of download.sha256; if these are the images that you mean, set"),
+        ("batches/data_batch_1: not the official file, expected: md5 c99cafc15224", "set download.sha256 to "),
         params(CIFAR),
     ),
     Case(

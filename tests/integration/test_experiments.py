@@ -256,7 +256,7 @@ def test_a_model_teaches_once_it_and_those_taught_before_have_run(queue: Queue) 
 def test_workers_of_before_are_waited_for(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What they run has then run. Those that have ended, and other processes, do not count."""
+    """Their experiments have ended by then. Workers that have ended, and other processes, do not count."""
     folder = tmp_path / command.WORKERS
     folder.mkdir(parents=True)
     start = [sys.executable, "-c", "import time; time.sleep(600)", "queue-worker"]
@@ -278,7 +278,10 @@ def test_workers_of_before_are_waited_for(
         monkeypatch.setattr(command, "dvc", stop)
         command._stop_workers()
         assert command._workers() == []
-    assert capsys.readouterr().err == "waiting for experiments that still run; Ctrl-C leaves them running\n"
+    assert (
+        capsys.readouterr().err
+        == "waiting for the workers of DVC's queue to end; Ctrl-C leaves what they run running\n"
+    )
     command._stop_workers()
     assert capsys.readouterr().err == ""
 
@@ -299,11 +302,7 @@ OTHER_EPOCHS, OTHER_SEED = ({"train": {"baseline": each}} for each in ({"epochs"
 @pytest.mark.parametrize(
     ("of_workspace", "of_experiment", "message"),
     [
-        (
-            OTHER_EPOCHS,
-            {},
-            "params.yaml: train.baseline.epochs = 3, expected: 15; the experiments start from presets/pa",
-        ),
+        (OTHER_EPOCHS, {}, "which has to equal presets/paper-cpu.yaml: train.baseline.epochs = 3, expected: 15"),
         ({}, OTHER_SEED, "the experiment reference, which has run: train.baseline.seed = 9, expected: 0; `dvc exp rem"),
         ({"download": {"sha256": "0" * 64}}, {"download": {"sha256": "1" * 64}}, None),
     ],
@@ -360,6 +359,25 @@ def test_workers_that_end_before_the_queue_is_empty_are_replaced(queue: Queue, m
     assert [each for each in asked if each[0] == "queue"] == [("queue", "status")] * 2 + [
         ("queue", "start", "--jobs", "2")
     ]
+
+
+def test_all_that_has_to_run_again_is_named_at_once(queue: Queue, space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a student of one of them, whose own values are the same."""
+    known, first = experiments_of("cpu"), "distillation-hinton-0"
+    taught = [each.name for each in known.values() if first in each.learns_from]
+    assert len(taught) == 3
+    queue.have_run = " ".join(known)
+
+    def params_of_experiment(root: Path, name: str) -> Params:
+        if name == first:
+            raise ConfigError("params.yaml of the experiment: split: missing, expected: a value")
+        return params_of(known[name], "cpu")
+
+    monkeypatch.setattr("leanresnet.analysis.dvc_experiments.params_of_experiment", params_of_experiment)
+    done = CliRunner().invoke(command.run, ["distillation", "teachers", "--scale", "cpu"])
+    assert isinstance(done.exception, ConfigError)
+    remedy = f"`dvc exp remove {first} {' '.join(taught)}` in {space} lets them run again"
+    assert str(done.exception) == f"params.yaml of the experiment: split: missing, expected: a value; {remedy}"
 
 
 def test_several_models_teach_as_their_ensemble(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:

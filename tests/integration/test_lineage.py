@@ -209,6 +209,14 @@ def test_a_training_of_several_processes_is_one_again(tmp_path: Path) -> None:
     run.tags.update({"processes": "2", "device": "a CPU", "torch": "2.11", "dataset": "digits", "git.dirty": "false"})
     assert commands(run, None, None, tmp_path)[-1] == "    LEANRESNET_NPROC=2 dvc repro train@baseline"
     assert _place(run) == "a CPU, torch 2.11, 2 processes"
+    # A teacher of another number has to be there before.
+    teacher, student = training("teacher", "train@teacher", md5="2"), training("student", "distill", md5="9")
+    taught = {"outs": [{"path": "models/student/model.safetensors", "md5": "9"}]}
+    found = replace(locked(distill=taught), stage="distill")
+    assert commands(student, teacher, found, tmp_path)[1:-1] == ["    dvc repro distill"]
+    teacher.tags["processes"] = "3"
+    before = "    LEANRESNET_NPROC=3 dvc repro train@teacher"
+    assert commands(student, teacher, found, tmp_path)[1:-1] == [before, "    dvc repro distill"]
     run.tags["processes"] = "1"
     assert commands(run, None, None, tmp_path)[-1] == "    dvc repro train@baseline"
     assert _place(run) == "a CPU, torch 2.11"

@@ -513,11 +513,21 @@ def test_a_journal_in_use_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(ZeroDivisionError(), "FAILED"), (KeyboardInterrupt(), "KILLED"), (StoppedError("by SIGTERM", 15), "KILLED")],
+    ("error", "is_launched", "status", "seconds"),
+    [
+        (ZeroDivisionError(), False, "FAILED", reporting.LAST_SECONDS),
+        (ZeroDivisionError(), True, "FAILED", reporting.LOST_SECONDS),
+        (KeyboardInterrupt(), False, "KILLED", reporting.STOP_SECONDS),
+        (StoppedError("by SIGTERM", 15), True, "KILLED", reporting.STOP_SECONDS),
+    ],
 )
-def test_an_exception_marks_the_run(error: BaseException, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was asked to stop waits less for MLflow."""
+def test_an_exception_marks_the_run(
+    error: BaseException, is_launched: bool, status: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was asked to stop waits less for MLflow, and so does one that torchrun will end."""
+    monkeypatch.setattr(reporting, "LAST_SECONDS", 30.0)
+    if is_launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     waited: list[float] = []
     close = Sender.close
 
@@ -529,7 +539,7 @@ def test_an_exception_marks_the_run(error: BaseException, status: str, monkeypat
     with pytest.raises(type(error)), start_run("name", {}, {}):
         raise error
     assert [run.info.status for run in recorded()] == [status]
-    assert waited == [reporting.STOP_SECONDS if status == "KILLED" else reporting.LAST_SECONDS]
+    assert waited == [seconds]
 
 
 def test_evaluation_adds_to_the_run_that_made_the_weights() -> None:

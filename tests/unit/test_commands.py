@@ -12,7 +12,7 @@ import pipeline.compare as compare_command
 import pipeline.ui as ui_command
 from leanresnet.analysis import backfill, comparison, search
 from leanresnet.data import sources
-from leanresnet.errors import ConfigError
+from leanresnet.errors import ConfigError, StorageError
 from leanresnet.models import checkpoint
 from leanresnet.serving import export
 from leanresnet.tracking import connection, delivery
@@ -85,6 +85,19 @@ def test_sync_sends_the_journals_of_the_folder_that_it_is_given(
     assert (sent.given, restored.given) == ([(Path("brought"),)], [])
     assert invoke("sync").output == "2 logged, 0 left\n1 restored by DVC, logged from their outputs\n"
     assert (sent.given[1:], restored.given) == ([(workspace,)], [(workspace,)])
+
+
+@pytest.mark.parametrize(("arrived", "asked"), [(1, 1), (0, 0)])
+def test_a_journal_that_is_left_does_not_keep_restored_models_from_mlflow(
+    arrived: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where MLflow answers."""
+    restored = Calls(0)
+    monkeypatch.setattr(delivery, "sync", Calls((arrived, 2)))
+    monkeypatch.setattr(backfill, "log_restored", restored)
+    with pytest.raises(StorageError, match=rf"^2 of {arrived + 2} could not be logged, expected: a server that answer"):
+        invoke("sync")
+    assert len(restored.given) == asked
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from leanresnet.analysis.dvc_lock import read_lock
 from leanresnet.evaluation.report import report_files
 from leanresnet.files import file_hashes
 from leanresnet.models.checkpoint import WEIGHTS, load_model
+from leanresnet.tracking.journal import training_of
 from leanresnet.tracking.log_outputs import log_report, run_for_outputs
 from leanresnet.training.results import Outputs
 
@@ -21,6 +22,9 @@ def log_restored(root: Path) -> int:
     missing = 0
     for outputs, evaluated in _models(root):
         model = load_model(outputs.model)
+        # Its training may have been reported, and not received yet.
+        if training_of((model.about["name"], model.sha256)) is not None:
+            continue
         known = runs.find_run_of_weights(model.sha256, model.about["name"])
         if known is None or (evaluated and "test/accuracy" not in known.metrics):
             missing += 1

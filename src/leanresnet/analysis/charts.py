@@ -115,7 +115,7 @@ def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float
 def _curves(axes: Axes, groups: Groups) -> None:
     """Draw validation accuracy by epoch; for several seeds, their mean and the range from lowest to highest.
 
-    The axis is that of `limits`.
+    `limits` sets the range of the axis.
     """
     shown = []
     for number, group in enumerate(groups):

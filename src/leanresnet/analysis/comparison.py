@@ -167,12 +167,16 @@ def compare(records: Sequence[RunRecord], by_seed: bool = True, against: str | N
 
 
 def _without_repeats(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Leave out runs that were not evaluated, if a run with the same weights was.
+    """Leave out runs that were not evaluated, if a run of the same model with the same weights was.
 
     DVC evaluates a model that was trained again only if its bytes have changed.
     """
-    evaluated = {run.tags.get(WEIGHTS_TAG) for run in records if runs.EVALUATED in run.metrics} - {None}
-    return [run for run in records if runs.EVALUATED in run.metrics or run.tags.get(WEIGHTS_TAG) not in evaluated]
+
+    def made(run: RunRecord) -> tuple[str, str]:
+        return run.model, run.tags.get(WEIGHTS_TAG, run.run_id)
+
+    evaluated = {made(run) for run in records if runs.EVALUATED in run.metrics}
+    return [run for run in records if runs.EVALUATED in run.metrics or made(run) not in evaluated]
 
 
 def differing(records: Sequence[RunRecord]) -> list[str]:

@@ -154,23 +154,24 @@ class Locked:
         return found
 
 
-def find_locked(weights_md5: str, root: Path) -> Locked | None:
+def find_locked(weights_md5: str, root: Path, stage: str = "") -> Locked | None:
     """Return the stage that wrote these weights, or None.
 
-    The workspace's dvc.lock is searched first, then those of the commits of all branches and of DVC's experiments, from
-    the newest on. A damaged dvc.lock of a commit is skipped.
+    Of several stages in one dvc.lock, it is `stage` if it is one of them. The workspace's dvc.lock is searched first,
+    then those of the commits of all branches and of DVC's experiments, from the newest on. A damaged dvc.lock of a
+    commit is skipped.
 
     Raises:
         DataError: if the workspace's dvc.lock is not one that DVC writes.
         StorageError: if it cannot be read.
     """
-    found = _stage_of(weights_md5, read_lock(root))
+    found = _stage_of(weights_md5, read_lock(root), stage)
     if found:
         return Locked(_newest_commit(root), *found)
     for commit in (git(root, "log", "--all", f"-S{weights_md5}", "--format=%H", "--", LOCK) or "").split():
         try:
             # `git log -S` also lists commits that removed the weights, in whose dvc.lock they are not found.
-            found = _stage_of(weights_md5, read_stages(git(root, "show", f"{commit}:./{LOCK}") or ""))
+            found = _stage_of(weights_md5, read_stages(git(root, "show", f"{commit}:./{LOCK}") or ""), stage)
         except DataError:
             continue
         if found:
@@ -183,11 +184,9 @@ def outputs(stages: dict[str, Stage]) -> set[str]:
     return {md5 for stage in stages.values() for md5 in stage.digests("outs").values()}
 
 
-def _stage_of(weights_md5: str, stages: dict[str, Stage]) -> tuple[str, dict[str, Stage]] | None:
-    for name, stage in stages.items():
-        if weights_md5 in stage.digests("outs").values():
-            return name, stages
-    return None
+def _stage_of(weights_md5: str, stages: dict[str, Stage], preferred: str) -> tuple[str, dict[str, Stage]] | None:
+    found = [name for name, stage in stages.items() if weights_md5 in stage.digests("outs").values()]
+    return (preferred if preferred in found else found[0], stages) if found else None
 
 
 def _newest_commit(root: Path) -> str | None:

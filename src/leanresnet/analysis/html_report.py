@@ -66,13 +66,14 @@ def write_page(comparison: Comparison, differ: Disagreement | None, test: Split 
 
 
 def _tables(comparison: Comparison) -> list[tuple[list[str], list[list[str]]]]:
-    """Return the header and the rows of the table; many params of fewer runs get a second one, with a row for each."""
+    """Return the header and the rows of each table; more params than runs get a table of their own, with a row each."""
     header, rows, params = comparison.header, comparison.rows, comparison.params
     if params <= max(MOST_COLUMNS, len(rows)):
         return [(header, rows)]
     figures = len(header) - params
+    names = [f"{run} ({model})" for run, model, *_ in rows]
     by_param = [[header[place], *(row[place] for row in rows)] for place in range(figures, len(header))]
-    return [(header[:figures], [row[:figures] for row in rows]), (["param", *(row[0] for row in rows)], by_param)]
+    return [(header[:figures], [row[:figures] for row in rows]), (["param", *names], by_param)]
 
 
 def _finalized(value: object) -> object:

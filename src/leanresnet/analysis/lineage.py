@@ -40,7 +40,7 @@ def find(target: str) -> RunRecord:
         sha256, name = file_hashes(path / WEIGHTS if path.is_dir() else path)[1], None
         # The weights of a copy may have come without their description.
         with suppress(DataError, StorageError):
-            name = load_origin(path).name
+            name = load_origin(path if path.is_dir() else path.parent).name
         run, what = runs.find_run_of_weights(sha256, name), f"no run ended with these weights, SHA-256 {sha256}"
     if run is None:
         expected = f"a run in {runs.place()}, or the weights that it made"
@@ -64,7 +64,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
         lacks = f"it is {run.status} and lacks {', '.join(missing)}"
         raise DataError(f"run {run.run_id}: {lacks}, expected: a training of leanresnet that wrote a model")
     sha256 = run.tags[WEIGHTS_TAG]
-    found = find_locked(run.tags[DVC_WEIGHTS_TAG], root)
+    found = find_locked(run.tags[DVC_WEIGHTS_TAG], root, run.tags["dvc.stage"])
     parts = {
         "model": _model(run),
         "weights": f"SHA-256 {sha256}, md5 {run.tags[DVC_WEIGHTS_TAG]}",
@@ -76,7 +76,7 @@ def describe(run: RunRecord, root: Path, params: bool = True) -> str:
     }
     teacher = None
     if run.params.get("distill.teacher", "none") != "none":
-        teacher = runs.find_run_of_weights(run.tags.get("teacher.sha256", ""))
+        teacher = runs.find_run_of_weights(run.tags.get("teacher.sha256", ""), run.params["distill.teacher"])
         its_run = f"run {teacher.run_id}" if teacher else "its run is not in this MLflow"
         parts["teacher"] = f"{run.params['distill.teacher']}, {its_run}"
     if "extended_from" in run.params:

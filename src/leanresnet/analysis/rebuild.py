@@ -35,7 +35,8 @@ def commands(run: RunRecord, teacher: RunRecord | None, found: Locked | None, ro
         start += ", with the code above and these params in params.yaml,"
     given = found.given()
     taught: list[str] = []
-    if teacher and "extended_from" in teacher.params and teacher.tags.get(DVC_WEIGHTS_TAG) not in given.values():
+    is_other = teacher and ("extended_from" in teacher.params or _processes(teacher) != _processes(run))
+    if teacher and is_other and teacher.tags.get(DVC_WEIGHTS_TAG) not in given.values():
         taught = [*_extensions(teacher), _repro(teacher, teacher.tags["dvc.stage"])]
     weights = next(path for path, md5 in found.outs(found.stage).items() if md5 == run.tags[DVC_WEIGHTS_TAG])
     return [
@@ -53,28 +54,32 @@ def commands(run: RunRecord, teacher: RunRecord | None, found: Locked | None, ro
 
 def _repro(run: RunRecord, stage: str) -> str:
     extends = "LEANRESNET_EXTEND=1 " if "extended_from" in run.params else ""
-    # The sums of several processes are rounded in another order.
-    processes = run.tags.get("processes", "1")
-    shared = f"LEANRESNET_NPROC={quote(processes)} " if processes != "1" else ""
-    return f"    {extends}{shared}dvc repro {quote(stage)}"
+    return f"    {extends}{_processes(run)}dvc repro {quote(stage)}"
+
+
+def _processes(run: RunRecord) -> str:
+    """Return the variable for the number of processes; the sums of several are rounded in another order."""
+    number = run.tags.get("processes", "1")
+    return f"LEANRESNET_NPROC={quote(number)} " if number != "1" else ""
 
 
 def _extensions(run: RunRecord) -> list[str]:
     """Return comments with the trainings that a run extends, in the order in which they have to be repeated."""
-    epochs = [run.params.get("epochs", "")]
+    steps: list[tuple[str, str]] = []
     shorter: RunRecord | None = run
     while shorter is not None and "extended_from" in shorter.params:
-        epochs.insert(0, shorter.params["extended_from"])
-        shorter = runs.find_run(shorter.tags.get(PARENT_TAG, ""))
-    if len(epochs) == 1:
+        epochs, shorter = shorter.params["extended_from"], runs.find_run(shorter.tags.get(PARENT_TAG, ""))
+        steps.insert(0, (epochs, _processes(shorter or run)))
+    if not steps:
         return []
     # DVC would restore the outputs of a shorter training, but not the state from which it is extended.
     repeat = f"dvc repro --no-run-cache {quote(run.tags['dvc.stage'])}"
+    (first, processes), *more = steps
     return [
         f"    # The training of {run.model} was extended. Before the next command, set its epochs in params.yaml",
-        f"    # to {epochs[0]} and run `{repeat}`,",
-        *(f"    # to {number} and run `LEANRESNET_EXTEND=1 {repeat}`," for number in epochs[1:-1]),
-        f"    # and to {epochs[-1]}.",
+        f"    # to {first} and run `{processes}{repeat}`,",
+        *(f"    # to {number} and run `LEANRESNET_EXTEND=1 {processes}{repeat}`," for number, processes in more),
+        f"    # and to {run.params.get('epochs', '')}.",
     ]
 
 

@@ -37,7 +37,7 @@ class RunRecord:
     """A run in MLflow.
 
     Attributes:
-        params: the run's params; those of an older run have their present names.
+        params: the run's params.
         metrics: the last value of each metric.
         validation: a function that requests the validation accuracy of each epoch from MLflow. It is a function
             because only a few of many runs are drawn.

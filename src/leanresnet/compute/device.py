@@ -29,7 +29,7 @@ def choose_device(name: str) -> torch.device:
 
     Raises:
         ConfigError: if the name is unknown, the CUDA device does not exist, as with more processes than devices, or
-            it is one for several processes.
+            several processes would share it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,7 +47,7 @@ def choose_device(name: str) -> torch.device:
         expected = "no more processes than that (LEANRESNET_NPROC), or cpu" if shared and found else "auto or cpu"
         raise ConfigError(f"device = {name!r}: {found} CUDA devices found, expected here: {expected}")
     if device.type == "cuda" and not shared and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and is_launched():
-        raise ConfigError(f"device = {name!r}: one for several processes, expected: cuda, by which each gets its own")
+        raise ConfigError(f"device = {name!r}: several processes cannot share a GPU, expected: cuda, for one each")
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)

@@ -310,7 +310,7 @@ class Selection(Section):
         "network. 1 turns the selection off."
     )
     width: Unit = Field(
-        description="Channels of the proxy (arXiv:1906.11829) divided by those of the model, in multiples of 8."
+        description="Channels of the proxy (arXiv:1906.11829) as a share of the model's, rounded to multiples of 8."
     )
     blocks: NonNegativeInt = Field(
         description="Most blocks in a layer of the proxy, which is otherwise like the model; 0 needs downsample = pool."

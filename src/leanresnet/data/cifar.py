@@ -35,6 +35,7 @@ class Layout(NamedTuple):
         names, labels: keys of the class names in `meta`, and of the labels in a batch.
         classes: number of classes.
         md5: digest of each member by its name.
+        sha256: digest of the archive.
     """
 
     title: str
@@ -46,21 +47,25 @@ class Layout(NamedTuple):
     labels: bytes
     classes: int
     md5: dict[str, str]
+    sha256: str
 
 
-def _layout(title: str, official: type[CIFAR10], labels: bytes, classes: int) -> Layout:
+def _layout(title: str, official: type[CIFAR10], labels: bytes, classes: int, sha256: str) -> Layout:
     meta = official.meta
     train, test = (tuple(name for name, _ in each) for each in (official.train_list, official.test_list))
     md5 = dict((*official.train_list, *official.test_list, (meta["filename"], meta["md5"])))
-    return Layout(
-        title, official.base_folder, train, test, meta["filename"], meta["key"].encode(), labels, classes, md5
-    )
+    names = meta["key"].encode()
+    return Layout(title, official.base_folder, train, test, meta["filename"], names, labels, classes, md5, sha256)
 
 
 # CIFAR-100 has fine labels and those of 20 groups of classes; the fine ones are the classes.
 LAYOUTS = {
-    "cifar10": _layout("CIFAR-10", CIFAR10, b"labels", 10),
-    "cifar100": _layout("CIFAR-100", CIFAR100, b"fine_labels", 100),
+    "cifar10": _layout(
+        "CIFAR-10", CIFAR10, b"labels", 10, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+    ),
+    "cifar100": _layout(
+        "CIFAR-100", CIFAR100, b"fine_labels", 100, "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
+    ),
 }
 
 

@@ -57,7 +57,7 @@ def decode(content: bytes, name: str) -> Tensor:
     Transparent pixels become white.
 
     Args:
-        content: content of a JPEG or PNG file of any mode; of an animation, the first picture is taken.
+        content: content of a JPEG or PNG file; of an animation, the first picture is taken.
         name: name of the image for error messages.
 
     Returns:

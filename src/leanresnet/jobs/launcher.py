@@ -65,5 +65,8 @@ def _leave(failures: Mapping[int, ProcessFailure]) -> NoReturn:
                 print(failure.message, file=sys.stderr)
             sys.exit(failure.exitcode)
     if 0 in failures and failures[0].exitcode < 0:
-        print(f"error: {ENDED_EARLY} (by {signal.Signals(-failures[0].exitcode).name}); {RESUMES}", file=sys.stderr)
+        # torchrun ends the others by SIGTERM.
+        numbers = [-failure.exitcode for failure in failures.values() if failure.exitcode < 0]
+        first = next((number for number in numbers if number != signal.SIGTERM), numbers[0])
+        print(f"error: {ENDED_EARLY} (by {signal.Signals(first).name}); {RESUMES}", file=sys.stderr)
     sys.exit(LostProcessError.exit_code)

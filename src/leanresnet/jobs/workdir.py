@@ -96,8 +96,8 @@ class TrainingWorkdir:
         return md5 == "" or (md5 is not None and md5 in (_read(Path("dvc.lock")) or ""))
 
     def discard(self) -> None:
-        # If the process dies here, what is left has to be a training that finished, of which nothing is resumed.
-        for path in (*self.snapshots.paths(), self._extended):
+        # Before `finished`: without it, a folder with a snapshot or the id of a run is that of a stopped training.
+        for path in (*self.snapshots.paths(), self._extended, self._run):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)

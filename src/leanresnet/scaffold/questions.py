@@ -176,12 +176,11 @@ def choose(experiments: dict[str, Experiment], questions: Sequence[str], known: 
     return chosen
 
 
-def check_values(where: str, found: Params, expected: Params, remedy: str) -> None:
+def check_values(where: str, found: Params, expected: Params) -> None:
     """Check that a run has the values that its experiment stands for; its data may come from elsewhere.
 
     Args:
         where: origin of `found` for the error message.
-        remedy: what to do otherwise.
 
     Raises:
         ConfigError: if a value outside of the section download is another.
@@ -189,7 +188,7 @@ def check_values(where: str, found: Params, expected: Params, remedy: str) -> No
     values = flatten(found)
     for key, value in flatten(expected).items():
         if values[key] != value and not key.startswith("download."):
-            raise ConfigError(f"{where}: {key} = {values[key]}, expected: {value}; {remedy}")
+            raise ConfigError(f"{where}: {key} = {values[key]}, expected: {value}")
 
 
 def check_names(names: Sequence[str], folder: Path) -> None:

@@ -38,7 +38,7 @@ def sync(root: Path) -> tuple[int, int]:
     for journal in journals:
         try:
             # An evaluation may add to the run of a journal that was not received. In the workspace, `MlflowWriter`
-            # knows whether it does.
+            # itself refuses it then.
             if is_away or (left and journal.adds and among is not None):
                 left += 1
                 continue

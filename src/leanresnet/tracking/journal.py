@@ -151,7 +151,7 @@ class OwnJournal(Journal):
             raise not_written(target, error) from error
 
     def discard(self) -> None:
-        # The events go first: without the files, MLflow would not receive them to the end if the process dies here.
+        # The events go first: if the process dies during the removal, events without their files cannot be sent.
         with suppress(OSError):
             self._lines.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)

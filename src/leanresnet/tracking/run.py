@@ -1,5 +1,6 @@
 """The interface by which a training reports to MLflow: a run writes events to a journal, and a thread sends them."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,10 @@ from leanresnet.tracking.events import (
 )
 from leanresnet.tracking.journal import OwnJournal, new_id, open_journal
 
-# How long a run waits for MLflow at its end, and at its end by a signal. If one of several processes is lost, torchrun
-# kills the others after 30 s, and the first one has to say so before.
-LAST_SECONDS, STOP_SECONDS = 20.0, 2.0
+# How long a run waits for MLflow at its end, and at its end by a signal.
+LAST_SECONDS, STOP_SECONDS = 30.0, 2.0
+# The same if one of several processes fails: torchrun kills the others after 30 s, and the first has to say why before.
+LOST_SECONDS = 20.0
 
 
 class Run:
@@ -143,7 +145,14 @@ def start_run(
             raise
         finally:
             run.end(status)
-            run.close(STOP_SECONDS if status == "KILLED" else LAST_SECONDS)
+            run.close(_last_seconds(status))
+
+
+def _last_seconds(status: Status) -> float:
+    if status == "KILLED":
+        return STOP_SECONDS
+    is_one_of_several = "TORCHELASTIC_RUN_ID" in os.environ
+    return LOST_SECONDS if status == "FAILED" and is_one_of_several else LAST_SECONDS
 
 
 @contextmanager

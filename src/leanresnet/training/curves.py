@@ -16,7 +16,7 @@ MOST_MARKED = 50
 def curves(name: str, history: list[Metrics], best_epoch: int) -> Figure:
     """Plot loss and accuracy by epoch, on training and validation images, below the model's name.
 
-    The axes are those of `limits`.
+    `limits` sets the range of each axis.
     """
     figure = Figure(figsize=(9, 3.7), layout="constrained")
     figure.suptitle(drawn(name))

@@ -476,7 +476,9 @@ def test_a_model_that_was_trained_again_keeps_its_evaluation() -> None:
         ["b", "baseline", "40.00%", "39.00%"],
     ]
     assert table.header[2] == "validation"
-    again.tags[WEIGHTS_TAG] = "1" * 64
+    again.tags["model"] = "teacher"
+    assert len(compare([first, again]).rows) == 2
+    again.tags.update({"model": "baseline", WEIGHTS_TAG: "1" * 64})
     assert [row[:4] for row in compare([first, again]).rows] == [["a", "baseline", "50.00%", "49.00%"]]
 
 

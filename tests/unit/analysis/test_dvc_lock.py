@@ -112,6 +112,13 @@ def test_a_commit_with_a_damaged_lock_is_passed_over(tmp_path: Path) -> None:
     assert found.commit is not None
 
 
+def test_of_stages_with_the_same_weights_the_one_that_is_meant_is_found(tmp_path: Path) -> None:
+    outs = {name: [{"path": f"models/{name}/model.safetensors", "md5": "3"}] for name in ("a", "b")}
+    write(tmp_path, {"schema": "2.0", "stages": {f"train@{name}": {"outs": each} for name, each in outs.items()}})
+    found = [find_locked("3", tmp_path, stage) for stage in ("train@a", "train@b", "distill", "")]
+    assert [each and each.stage for each in found] == ["train@a", "train@b", "train@a", "train@a"]
+
+
 def test_models_of_experiments_and_of_other_branches_are_found(tmp_path: Path) -> None:
     git = repository(tmp_path)
     commits = []

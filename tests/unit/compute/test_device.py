@@ -150,7 +150,9 @@ def test_processes_that_share_a_machine_do_not_share_a_gpu(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     if launched:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    one = pytest.raises(ConfigError, match=r"^device = 'cuda:1': one for several processes, expected: cuda")
+    one = pytest.raises(
+        ConfigError, match=r"^device = 'cuda:1': several processes cannot share a GPU, expected: cuda, for"
+    )
     with one if refused else nullcontext():
         assert choose_device("cuda:1") == torch.device("cuda:1")
 

@@ -366,12 +366,22 @@ def test_a_folder_of_the_official_batches_needs_no_other_checksum(
 ) -> None:
     local = archives.write_folder(tmp_path / "batches")
     official = {name: file_hashes(local / name)[0] for name in cifar.LAYOUTS["cifar10"].md5}
-    monkeypatch.setitem(cifar.LAYOUTS, "cifar10", cifar.LAYOUTS["cifar10"]._replace(md5=official))
+    layout = cifar.LAYOUTS["cifar10"]._replace(md5=official, sha256=EXPECTED.sha256)
+    monkeypatch.setitem(cifar.LAYOUTS, "cifar10", layout)
     fetch_source(EXPECTED, out, local)
     assert (out / "cifar-10-python.tar").read_bytes() == pack_folder(local)
+    # With the checksum of another copy, the official files are not those that are meant.
+    with pytest.raises(DataError, match=r"batches: SHA-256 \w+, expected: 1+ of download\.sha256"):
+        fetch_source(stated("1" * 64), out, local)
     shutil.copy(local / "data_batch_1", local / "data_batch_2")
-    with pytest.raises(DataError, match=r"of download\.sha256; if these are the images that you mean, set it to"):
+    other = hashlib.sha256(pack_folder(local)).hexdigest()
+    with pytest.raises(DataError, match=f"data_batch_2: not the official file, expected: md5 .*, set .* to {other}$"):
         fetch_source(EXPECTED, out, local)
+
+
+@pytest.mark.parametrize(("dataset", "preset"), [("cifar10", "default"), ("cifar100", "cifar100")])
+def test_the_presets_expect_the_official_archive(dataset: str, preset: str) -> None:
+    assert load_preset(preset, ROOT / "presets").params.download.sha256 == cifar.LAYOUTS[dataset].sha256
 
 
 @pytest.mark.parametrize("kind", ["archive", "folder"])

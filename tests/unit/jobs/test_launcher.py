@@ -26,6 +26,8 @@ def failure(code: int, message: str = "") -> ProcessFailure:
         ({0: failure(-9), 1: failure(3, "not a line of ours")}, 3, ""),
         ({0: failure(8), 1: failure(-9)}, 8, ""),
         ({0: failure(-9), 1: failure(8)}, 8, f"error: {ENDED_EARLY} (by SIGKILL); {RESUMES}\n"),
+        ({0: failure(-15), 1: failure(-9)}, 8, f"error: {ENDED_EARLY} (by SIGKILL); {RESUMES}\n"),
+        ({0: failure(-15), 1: failure(8)}, 8, f"error: {ENDED_EARLY} (by SIGTERM); {RESUMES}\n"),
         ({0: failure(-11)}, 8, f"error: {ENDED_EARLY} (by SIGSEGV); {RESUMES}\n"),
     ],
 )

@@ -13,6 +13,7 @@ from filelock import FileLock
 from leanresnet.errors import StoppedError, StorageError
 from leanresnet.jobs import workdir
 from leanresnet.jobs.workdir import FINISHED_KEPT, open_workdir
+from leanresnet.tracking.journal import new_id
 
 MADE_BY = {"params": {"epochs": 3}}
 SECONDS = count()
@@ -59,12 +60,13 @@ def test_a_stopped_training_of_other_code_is_named_once_and_not_resumed(
 def test_of_a_folder_that_was_half_removed_nothing_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_workdir({"params": {"epochs": 2}}) as parent, open_workdir(MADE_BY) as held:
         held.extend(parent)
+        held.keep_run_id(new_id())
         held.snapshots.save({"step": 1})
         held.finish("")
     with monkeypatch.context() as patched:
         patched.setattr("shutil.rmtree", lambda *_, **options: None)
         held.discard()
-    assert (held.snapshots.load(), held.extended_from, held.is_finished()) == (None, None, True)
+    assert (held.snapshots.load(), held.extended_from, held.run_id, held.is_finished()) == (None, None, None, True)
 
 
 @pytest.mark.parametrize("text", ["../../../victim", "", "x' or '1"])

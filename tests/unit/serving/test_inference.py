@@ -214,7 +214,7 @@ def test_an_exif_block_as_text_that_is_no_hexadecimal_number_turns_nothing() -> 
 
 
 def test_a_transparent_colour_of_16_bits_is_refused() -> None:
-    """Pillow keeps the upper half of each sample, so that it finds neither the colour nor, among others, none."""
+    """Pillow keeps the upper byte of each sample, so pixels of this colour cannot be told from others."""
     samples = b"\0" + struct.pack(">3H", 0x1234, 0x5678, 0x9ABC) * 32
     colour = chunk(b"tRNS", struct.pack(">3H", 0x1234, 0x5678, 0x9ABC))
     assert decode(png((32, 32), 16, 2, samples * 32), "whole")[:, 0, 0].tolist() == [0x12, 0x56, 0x9A]
