@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from leanresnet.config.schema import Download
 from leanresnet.data import download
-from leanresnet.errors import DataError, StorageError
+from leanresnet.errors import DataError, StorageError, warn
 from leanresnet.files import file_hashes, load_json, not_written, save_bytes, save_json, workspace
 
 if TYPE_CHECKING:
@@ -68,9 +68,14 @@ def _is_whole(kept: Path, settings: Download) -> bool:
 
 def _alone(kept: Path) -> AbstractContextManager[object]:
     """Return a context in which no other process fetches the same file; experiments of DVC's queue share the folder."""
+    lock = FileLock(kept.with_suffix(".lock"))
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(kept.with_suffix(".lock")).acquire()
+        try:
+            return lock.acquire(timeout=0)
+        except Timeout:
+            warn(f"{lock.lock_file}: another process downloads the same file; waiting for it")
+            return lock.acquire()
     except OSError as error:
         raise not_written(error.filename or kept, error) from error
 

@@ -21,8 +21,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from filelock import FileLock
 from imports import ROOT
 from torchvision.datasets import CIFAR100
+from waiting import wait_for
 
 from leanresnet.config.schema import Download
 from leanresnet.data import cifar
@@ -334,6 +336,22 @@ def test_processes_that_share_a_workspace_download_once(mirrors: Mirrors, archiv
         fetched = list(pool.map(fetch_into, range(8)))
     assert len({path.read_bytes() for path in fetched}) == 1
     assert mirrors.asked == [("whole", None)]
+
+
+def test_a_process_that_waits_for_a_download_says_so(
+    mirrors: Mirrors, archive: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirrors.payload = archive.read_bytes()
+    settings = expecting(mirrors.payload, mirrors.url("whole"))
+    lock = workspace() / ".work/downloads" / f"{settings.sha256}.lock"
+    lock.parent.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(lock):
+            fetched = pool.submit(fetch_source, settings, out, None)
+            said = wait_for(lambda: capsys.readouterr().err)
+        fetched.result()
+    assert said == f"warning: {lock}: another process downloads the same file; waiting for it\n"
+    assert (out / "cifar-10-python.tar").read_bytes() == archive.read_bytes()
 
 
 def test_the_description_says_what_was_fetched(archive: Path, out: Path) -> None:
