@@ -4,14 +4,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from bench.options import preset as recipe_of
 from bench.report import alternate, median, record
 from bench.trainers import ROOT, Engine
+from leanresnet.compute.device import suitable_threads
+from leanresnet.config.schema import Recipe
+from leanresnet.models.complexity import count_macs
 
+CPU = torch.device("cpu")
 PRESETS = ("demo", "cpu", "default")
 BUSY, REPEATS = 2, 3
 BUSY_SCRIPT = "while True: pass"
@@ -24,7 +28,8 @@ def contention(preset: str, seconds: float) -> None:
     found = alternate(
         {"alone": lambda: _measured(preset, seconds, 0), "beside": lambda: _measured(preset, seconds, BUSY)}, REPEATS
     )
-    context = {"threads": torch.get_num_threads(), "repetitions": REPEATS, "seconds": seconds}
+    with _threads(recipe_of(preset)):
+        context = {"threads": torch.get_num_threads(), "repetitions": REPEATS, "seconds": seconds}
     for name, values in found.items():
         record(f"contention/{preset}_{name}", median(values), "images/s", **context)
     ratios = [alone / beside for alone, beside in zip(found["alone"], found["beside"], strict=True)]
@@ -33,13 +38,20 @@ def contention(preset: str, seconds: float) -> None:
 
 def images_a_second(preset: str, seconds: float) -> float:
     """The speed of the baseline's training on this CPU, eager, in about `seconds` after a warm-up."""
-    trainer = Engine(recipe_of(preset), STEPS, torch.device("cpu"), "eager")
-    trainer.warm_up()
-    begun, images = time.perf_counter(), 0
-    while (spent := time.perf_counter() - begun) < seconds or not images:
-        trainer.run()
-        images += trainer.images
+    recipe = recipe_of(preset)
+    with _threads(recipe):
+        trainer = Engine(recipe, STEPS, CPU, "eager")
+        trainer.warm_up()
+        begun, images = time.perf_counter(), 0
+        while (spent := time.perf_counter() - begun) < seconds or not images:
+            trainer.run()
+            images += trainer.images
     return images / spent
+
+
+def _threads(recipe: Recipe) -> AbstractContextManager[None]:
+    """Have the number of threads of a training of this recipe inside the block."""
+    return suitable_threads(count_macs(recipe.model) * recipe.batch_size, CPU)
 
 
 def _measured(preset: str, seconds: float, busy: int) -> float:

@@ -5,10 +5,11 @@ import time
 
 import torch
 
-from leanresnet.compute.device import autocast, backend_settings
+from leanresnet.compute.device import autocast, backend_settings, suitable_threads
 from leanresnet.config.schema import Recipe
 from leanresnet.data.splits import Split
 from leanresnet.evaluation.predictions import measure_speed
+from leanresnet.models.complexity import count_macs
 from leanresnet.models.resnet import build_model
 from leanresnet.training.build import build_training
 from leanresnet.training.loop import train_one_epoch
@@ -31,7 +32,8 @@ def training_seconds(recipe: Recipe, images: int, classes: int, device: torch.de
     count = 4 * recipe.batch_size
     pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     split = Split(pixels, torch.arange(count) % classes, tuple(map(str, range(classes))), "random")
-    with backend_settings(device, recipe.deterministic):
+    macs = count_macs(recipe.model, classes) * recipe.batch_size
+    with suitable_threads(macs, device), backend_settings(device, recipe.deterministic):
         setup = build_training(recipe, CrossEntropy(0.0), split, device)
         batch = next(iter(setup.batches.epoch(recipe.epochs)))
         seconds = []

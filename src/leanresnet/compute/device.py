@@ -16,6 +16,9 @@ import torch.utils.deterministic
 from leanresnet.compute.distributed import is_launched
 from leanresnet.errors import ConfigError
 
+# Multiply-accumulates of a batch. The networks of the preset demo are below, and those of all others above.
+SMALL_STEP = 1_000_000_000
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device of a name, and make a CUDA device the current one of this thread.
@@ -100,6 +103,25 @@ def set_environment(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # The optimizers import it in any case; the import sets TORCHINDUCTOR_CACHE_DIR.
     importlib.import_module("torch._dynamo")
+
+
+@contextmanager
+def suitable_threads(macs: int, device: torch.device) -> Iterator[None]:
+    """Let a training on a CPU have one thread if its steps are small, and restore the number of threads on exit.
+
+    Several threads wait for each other after each operation. In small steps they gain little, and beside other programs
+    they wait for most of the time (docs/performance.md). OMP_NUM_THREADS in the environment has priority.
+
+    Args:
+        macs: multiply-accumulates of the forward pass of a batch.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu" and macs < SMALL_STEP and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

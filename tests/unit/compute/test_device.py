@@ -9,10 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from imports import ROOT
 
 from leanresnet.compute import device
-from leanresnet.compute.device import autocast, backend_settings, choose_device, exact_float32, has_fast_bf16
+from leanresnet.compute.device import (
+    SMALL_STEP,
+    autocast,
+    backend_settings,
+    choose_device,
+    exact_float32,
+    has_fast_bf16,
+    suitable_threads,
+)
 from leanresnet.errors import ConfigError
+from leanresnet.models.complexity import count_macs
+from leanresnet.scaffold.presets import load_preset, names
 
 CPU = torch.device("cpu")
 STATE: dict[str, Callable[[], Any]] = {
@@ -155,6 +166,34 @@ def test_processes_that_share_a_machine_do_not_share_a_gpu(
     )
     with one if refused else nullcontext():
         assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+SMALL, LARGE = SMALL_STEP - 1, SMALL_STEP
+
+
+@pytest.mark.parametrize(
+    ("macs", "kind", "given", "threads"),
+    [(SMALL, "cpu", None, 1), (LARGE, "cpu", None, 3), (SMALL, "cpu", "3", 3), (SMALL, "cuda", None, 3)],
+)
+def test_a_small_step_has_one_thread_unless_the_environment_says_how_many(
+    macs: int, kind: str, given: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    number = [3]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number[-1])
+    monkeypatch.setattr(torch, "set_num_threads", number.append)
+    with suitable_threads(macs, torch.device(kind)):
+        assert number[-1] == threads
+    assert number[-1] == 3
+
+
+@pytest.mark.parametrize("preset", names(ROOT / "presets"))
+def test_the_small_steps_are_those_of_the_demo(preset: str) -> None:
+    recipes = load_preset(preset, ROOT / "presets").params.recipes().values()
+    small = {count_macs(each.model) * each.batch_size < SMALL_STEP for each in recipes}
+    assert small == {preset == "demo"}
 
 
 def test_exact_float32_is_not_tf32() -> None:
