@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,14 +23,22 @@ from forked import run_code
 from helpers import synthetic_split, tiny_recipe
 from test_resume import COMMAND, beside_progress, newest, prepare, results, the_run, train
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.distributed import ReduceOp
 from waiting import PATIENCE, wait_for
 
-from leanresnet.compute.distributed import DistributedContext, convert_sync_batch_norm
+from leanresnet.compute.distributed import (
+    ENDED_EARLY,
+    RESUMES,
+    DistributedContext,
+    convert_sync_batch_norm,
+    distributed_context,
+)
 from leanresnet.data.splits import save_split
-from leanresnet.errors import ConfigError
+from leanresnet.errors import ConfigError, LostProcessError
 from leanresnet.jobs import train_job
 from leanresnet.jobs.train_job import run_training
+from leanresnet.models.complexity import count_macs
 from leanresnet.training.losses import CrossEntropy
 from leanresnet.training.results import Outputs, read_history
 from leanresnet.training.tasks import TrainingTask
@@ -245,6 +255,45 @@ class TwoThreads:
         self._sent.append(tensor.clone())
         self._barrier.wait()
         tensor.copy_(self._both.sum(0) if op == ReduceOp.SUM else self._both.amax(0))
+
+
+def test_what_nccl_says_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises one error for a process that ended and for a GPU that it cannot use."""
+    connected = SimpleNamespace(
+        init_process_group=lambda backend: None,
+        destroy_process_group=lambda: None,
+        get_rank=lambda: 0,
+        get_world_size=lambda: 2,
+        DistError=dist.DistError,
+        DistBackendError=dist.DistBackendError,
+    )
+    monkeypatch.setattr("leanresnet.compute.distributed.dist", connected)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    errors = {dist.DistBackendError("NCCL: Duplicate GPU"): " (NCCL: Duplicate GPU)", RuntimeError("gloo closed"): ""}
+    for error, reason in errors.items():
+        said = f"{ENDED_EARLY}{reason}; {RESUMES}"
+        with pytest.raises(LostProcessError, match=f"^{re.escape(said)}$"), distributed_context():
+            raise error
+
+
+def test_a_training_of_small_steps_asks_for_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    @contextmanager
+    def suitable_threads(macs: int, device: torch.device) -> Iterator[None]:
+        asked.append(macs)
+        raise ZeroDivisionError
+        yield
+
+    monkeypatch.setattr(train_job, "suitable_threads", suitable_threads)
+    recipe, task = tiny_recipe(), TrainingTask("train@baseline", "train.baseline", CrossEntropy(0.0))
+    splits = (tmp_path / "train", tmp_path / "validation")
+    for seed, path in enumerate(splits):
+        save_split(synthetic_split(seed=seed), path)
+    outputs = Outputs(tmp_path / "model", tmp_path / "results")
+    with pytest.raises(ZeroDivisionError):
+        run_training("baseline", recipe, task, splits, outputs, torch.device("cpu"), 60.0)
+    assert asked == [count_macs(recipe.model) * recipe.batch_size]
 
 
 def test_a_signal_to_one_process_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from conftest import Checkout, outside_environment
 from forked import path_of_forks
 from test_tracking import runs_by_model
 
-from leanresnet.analysis.dvc_lock import Locked, Stage
+from leanresnet.analysis import runs
+from leanresnet.analysis.dvc_lock import Locked, Stage, find_locked
 from leanresnet.analysis.lineage import _place, lineage
 from leanresnet.analysis.rebuild import commands
 from leanresnet.analysis.runs import RunRecord
@@ -120,6 +121,31 @@ def locked(stage: str = "train@baseline", epochs: int = 6, **stages: object) -> 
         "params": {"params.yaml": {"train.baseline": {"epochs": epochs}}},
     }
     return Locked(None, stage, {name: Stage.model_validate(each) for name, each in {stage: own, **stages}.items()})
+
+
+def test_of_models_with_the_same_weights_it_is_about_the_one_that_is_meant(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the description beside the weights, and of a teacher by its name in the student's params."""
+    student, copied = checkout.folder / "models/student", tmp_path / "found.safetensors"
+    shutil.copy(student / "model.safetensors", copied)
+    asked: list[object] = []
+    find_run, find_stage = runs.find_run_of_weights, find_locked
+
+    def find_run_of_weights(sha256: str, model: str | None = None) -> RunRecord | None:
+        asked.append(model)
+        return find_run(sha256, model)
+
+    def find_locked_stage(md5: str, root: Path, stage: str = "") -> Locked | None:
+        asked.append(stage)
+        return find_stage(md5, root, stage)
+
+    monkeypatch.setattr(runs, "find_run_of_weights", find_run_of_weights)
+    monkeypatch.setattr("leanresnet.analysis.lineage.find_locked", find_locked_stage)
+    for target, name in ((student, "student"), (student / "model.safetensors", "student"), (copied, None)):
+        trace(checkout.folder, target)
+        assert asked == [name, "distill", "teacher"]
+        asked.clear()
 
 
 def test_code_behind_a_link_is_fetched_first(tmp_path: Path) -> None:
