@@ -163,31 +163,17 @@ def _init_repository(message: str) -> None:
 def _check_values(preset: str, chosen: Sequence["Experiment"], have_run: Sequence[str]) -> None:
     """Check that params.yaml equals the preset, and that each experiment ran with its present values and teachers."""
     from leanresnet.analysis.dvc_experiments import params_of_experiment
-    from leanresnet.config.load import load_params, validate
-    from leanresnet.config.schema import Params
+    from leanresnet.config.load import load_params
     from leanresnet.errors import ConfigError
-    from leanresnet.scaffold.presets import load_preset, merge
-    from leanresnet.scaffold.questions import check_values
+    from leanresnet.scaffold.presets import load_preset
+    from leanresnet.scaffold.questions import check_values, outdated
 
     base, path = load_preset(preset, released("presets")).params, Path("params.yaml").resolve()
     check_values(f"{path}, which has to equal presets/{preset}.yaml", load_params(path), base)
-    other: dict[str, str] = {}
-    for each in chosen:
-        if each.name not in have_run:
-            continue
-        values = validate(merge(base.model_dump(mode="json"), each.values), each.name, Params)
-        missing = [name for name in each.learns_from if name not in have_run or name in other]
-        try:
-            ran = params_of_experiment(Path(), each.name)
-            if ran is not None:
-                check_values(f"the experiment {each.name}, which has run", ran, values)
-            if missing:
-                raise ConfigError(f"the experiment {each.name}, which has run: {missing[0]} taught it and runs again")
-        except ConfigError as error:
-            other[each.name] = str(error)
-    if other:
-        remedy = f"`dvc exp remove {' '.join(other)}` in {path.parent} lets them run again"
-        raise ConfigError(f"{next(iter(other.values()))}; {remedy}")
+    reasons = outdated(chosen, have_run, base, lambda name: params_of_experiment(Path(), name))
+    if reasons:
+        remedy = f"`dvc exp remove {' '.join(reasons)}` in {path.parent} lets them run again"
+        raise ConfigError(f"{next(iter(reasons.values()))}; {remedy}")
 
 
 def _run_queue(

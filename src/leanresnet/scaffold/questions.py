@@ -5,7 +5,7 @@ the experiment ``reference``, a run of the preset without changes.
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -189,6 +189,36 @@ def check_values(where: str, found: Params, expected: Params) -> None:
     for key, value in flatten(expected).items():
         if values[key] != value and not key.startswith("download."):
             raise ConfigError(f"{where}: {key} = {values[key]}, expected: {value}")
+
+
+def outdated(
+    experiments: Sequence[Experiment], known: Collection[str], base: Params, ran: Callable[[str], Params | None]
+) -> dict[str, str]:
+    """Return the experiments that have run with other values than their present ones, or whose teacher runs again.
+
+    Args:
+        experiments: in the order of the queue.
+        known: names of the experiments that have run.
+        base: the params of the scale's preset.
+        ran: returns the params with which an experiment ran, or None if they are not known.
+
+    Returns:
+        The reason of each by its name.
+    """
+    found: dict[str, str] = {}
+    for each in (each for each in experiments if each.name in known):
+        where = f"the experiment {each.name}, which has run"
+        again = [name for name in each.learns_from if name not in known or name in found]
+        if again:
+            found[each.name] = f"{where}: {again[0]} taught it and runs again"
+            continue
+        try:
+            params = ran(each.name)
+            if params is not None:
+                check_values(where, params, validate(merge(base.model_dump(mode="json"), each.values), where, Params))
+        except ConfigError as error:
+            found[each.name] = str(error)
+    return found
 
 
 def check_names(names: Sequence[str], folder: Path) -> None:
