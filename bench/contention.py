@@ -4,16 +4,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 
 from bench.options import preset as recipe_of
 from bench.report import alternate, median, record
 from bench.trainers import ROOT, Engine
-from leanresnet.compute.device import suitable_threads
-from leanresnet.config.schema import Recipe
-from leanresnet.models.complexity import count_macs
+from leanresnet.config.schema import CLASSES
+from leanresnet.training.build import training_threads
 
 CPU = torch.device("cpu")
 PRESETS = ("demo", "cpu", "default")
@@ -28,7 +27,7 @@ def contention(preset: str, seconds: float) -> None:
     found = alternate(
         {"alone": lambda: _measured(preset, seconds, 0), "beside": lambda: _measured(preset, seconds, BUSY)}, REPEATS
     )
-    with _threads(recipe_of(preset)):
+    with training_threads(recipe_of(preset), CLASSES, CPU):
         context = {"threads": torch.get_num_threads(), "repetitions": REPEATS, "seconds": seconds}
     for name, values in found.items():
         record(f"contention/{preset}_{name}", median(values), "images/s", **context)
@@ -39,7 +38,7 @@ def contention(preset: str, seconds: float) -> None:
 def images_a_second(preset: str, seconds: float) -> float:
     """The speed of the baseline's training on this CPU, eager, in about `seconds` after a warm-up."""
     recipe = recipe_of(preset)
-    with _threads(recipe):
+    with training_threads(recipe, CLASSES, CPU):
         trainer = Engine(recipe, STEPS, CPU, "eager")
         trainer.warm_up()
         begun, images = time.perf_counter(), 0
@@ -47,11 +46,6 @@ def images_a_second(preset: str, seconds: float) -> float:
             trainer.run()
             images += trainer.images
     return images / spent
-
-
-def _threads(recipe: Recipe) -> AbstractContextManager[None]:
-    """Have the number of threads of a training of this recipe inside the block."""
-    return suitable_threads(count_macs(recipe.model) * recipe.batch_size, CPU)
 
 
 def _measured(preset: str, seconds: float, busy: int) -> float:

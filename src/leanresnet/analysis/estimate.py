@@ -5,13 +5,12 @@ import time
 
 import torch
 
-from leanresnet.compute.device import autocast, backend_settings, suitable_threads
+from leanresnet.compute.device import autocast, backend_settings
 from leanresnet.config.schema import Recipe
 from leanresnet.data.splits import Split
 from leanresnet.evaluation.predictions import measure_speed
-from leanresnet.models.complexity import count_macs
 from leanresnet.models.resnet import build_model
-from leanresnet.training.build import build_training
+from leanresnet.training.build import build_training, training_threads
 from leanresnet.training.loop import train_one_epoch
 from leanresnet.training.losses import CrossEntropy
 
@@ -32,8 +31,7 @@ def training_seconds(recipe: Recipe, images: int, classes: int, device: torch.de
     count = 4 * recipe.batch_size
     pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     split = Split(pixels, torch.arange(count) % classes, tuple(map(str, range(classes))), "random")
-    macs = count_macs(recipe.model, classes) * recipe.batch_size
-    with suitable_threads(macs, device), backend_settings(device, recipe.deterministic):
+    with training_threads(recipe, classes, device), backend_settings(device, recipe.deterministic):
         setup = build_training(recipe, CrossEntropy(0.0), split, device)
         batch = next(iter(setup.batches.epoch(recipe.epochs)))
         seconds = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from leanresnet.compute.device import describe, set_environment, suitable_threads
+from leanresnet.compute.device import describe, set_environment
 from leanresnet.compute.distributed import distributed_context
 from leanresnet.config.schema import Recipe
 from leanresnet.data.splits import load_splits
@@ -21,12 +21,13 @@ from leanresnet.jobs.progress import Progress
 from leanresnet.jobs.snapshots import SnapshotCallback, load_state
 from leanresnet.jobs.workdir import FINISHED_KEPT, TrainingWorkdir, open_workdir
 from leanresnet.models import checkpoint
-from leanresnet.models.complexity import check_budget, count_macs
+from leanresnet.models.complexity import check_budget
 from leanresnet.signals import at_a_sudden_end, before_a_compilation, stop_requests
 from leanresnet.tracking.journal import new_id
 from leanresnet.tracking.log_outputs import log_training, run_metadata
 from leanresnet.tracking.run import start_run
 from leanresnet.tracking.usage import usage
+from leanresnet.training.build import training_threads
 from leanresnet.training.fit import Training
 from leanresnet.training.results import Outputs, save_results
 from leanresnet.training.state import TrainState
@@ -73,9 +74,9 @@ def run_training(
     train, validation = load_splits(*data)
     check_budget(task.key, recipe.model, recipe.max_parameters, len(train.classes))
     provenance = describe_provenance(name, recipe, task, train, data)
-    step = count_macs(recipe.model, len(train.classes)) * recipe.batch_size
+    threads = training_threads(recipe, len(train.classes), device)
     # Until the processes are connected, there is nothing to save, and a signal ends them at once.
-    with suitable_threads(step, device), distributed_context() as processes, stop_requests() as requested:
+    with threads, distributed_context() as processes, stop_requests() as requested:
         _check_batch(recipe, task.key, len(train), data[0], processes.size)
         set_environment(device)
         training = Training(recipe, task, train, validation, device, processes)

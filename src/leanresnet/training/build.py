@@ -1,16 +1,18 @@
 """The construction of a training from a recipe: the network, its batches, the loss, the optimizer and the schedule."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
 from leanresnet.compute.compilation import CompiledFunction
-from leanresnet.compute.device import autocast
+from leanresnet.compute.device import autocast, suitable_threads
 from leanresnet.compute.distributed import SINGLE_PROCESS, DistributedContext, convert_sync_batch_norm
 from leanresnet.config.schema import Model, Recipe
 from leanresnet.data.splits import Split
 from leanresnet.errors import warn
 from leanresnet.models.blocks import draw_for
+from leanresnet.models.complexity import count_macs
 from leanresnet.models.resnet import ResNet, build_model
 from leanresnet.training.loader import TrainBatches
 from leanresnet.training.loop import Criterion, StepConfig, objective_of
@@ -31,6 +33,11 @@ class TrainingSetup:
     net: ResNet
     batches: TrainBatches
     step_config: StepConfig
+
+
+def training_threads(recipe: Recipe, classes: int, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which torch has the number of threads of a training, see `suitable_threads`."""
+    return suitable_threads(count_macs(recipe.model, classes) * recipe.batch_size, device)
 
 
 def build_training(
